@@ -1,0 +1,317 @@
+"""Every setting of every job: frozen dataclasses, how they are loaded, and what they must satisfy. No torch, no Ray."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# The string under a field is its documentation: `unirl config keys` and docs/configuration show it.
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    family: Literal["janus_pro"] = "janus_pro"
+    """Which file of unirl/models loads the checkpoint."""
+    path: str = "lab:janus"
+    """Folder of a Hugging Face checkpoint, or "lab:janus" for the tiny one that ships with the package."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in sampler and learner."""
+    frozen: tuple[str, ...] = ("vision", "vq")
+    """Parts that are not trained: "vision" (vision tower), "aligner", "vq" (image tokenizer)."""
+    system_prompt: str | None = None
+    """System prompt of understanding prompts; null takes what the checkpoint's processor says, "" means none."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    pairs: str = "lab:pairs"
+    """Folder of a pair set made by `unirl pair make`, or "lab:pairs" (made on first use, kept in `cache_dir`)."""
+    cache_dir: str = ".unirl"
+    """Where data that a command makes for itself is kept."""
+    max_pairs: int | None = None
+    """Use only the first n pairs; null uses all."""
+    max_rejected_fraction: float = 0.01
+    """A bad record is skipped, counted and named in rejected.jsonl; more than this share of them stops the job."""
+    shuffle: bool = True
+    """New order in every epoch, from the run's seed."""
+
+
+@dataclass(frozen=True)
+class TextSampling:
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    max_tokens: int = 24
+    """Longest answer in tokens; a longer one is cut and marked finish_reason "length"."""
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    temperature: float = 1.0
+    """0 takes the most likely code."""
+    guidance_scale: float = 1.5
+    """Classifier-free guidance s: logits = uncond + s (cond - uncond); 1 is off and costs one stream."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    text: TextSampling = field(default_factory=TextSampling)
+    """How answers are sampled."""
+    image: ImageSampling = field(default_factory=ImageSampling)
+    """How images are sampled."""
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    num_workers: int = 1
+    """Ray actors of this kind; 0 for none."""
+    num_cpus: float = 1.0
+    """CPU cores of one worker."""
+    num_gpus: float = 0.0
+    """GPUs of one worker; a fraction shares the GPU."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    backend: Literal["vllm", "torch"] = "vllm"
+    """"torch" is the plain sampler: the oracle of the tests, and what --local may choose."""
+    pairs_per_step: int = 16
+    """Pairs per step; each gives one understanding and one generation prompt."""
+    num_understanding: int = 8
+    """Answers per question, K_u in the paper."""
+    num_generation: int = 8
+    """Images per prompt, K_g in the paper."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampling of training rollouts; evaluation uses it too, and adds greedy columns."""
+    prompts_per_unit: int = 16
+    """Prompts handed to a worker at a time. Smaller spreads better over workers, larger batches better."""
+    deterministic: bool = True
+    """Run each unit of work alone in the engine, so that tokens do not depend on what else is in flight or on the
+    number of workers. Costs the continuous batching across units."""
+    text: WorkersConfig = field(default_factory=WorkersConfig)
+    """Workers that only answer: one-stream engine."""
+    image: WorkersConfig = field(default_factory=WorkersConfig)
+    """Workers that only draw: two-stream engine when guidance is on."""
+    both: WorkersConfig = field(default_factory=lambda: WorkersConfig(num_workers=0))
+    """Workers that do either; text-only batches skip the second stream."""
+    max_model_len: int = 128
+    """Longest prompt plus completion in tokens."""
+    max_num_seqs: int = 128
+    """Most sequences that one engine decodes at once."""
+    kv_cache_memory_gib: float = 0.125
+    """Memory for the key-value cache of one engine, in GiB."""
+    enforce_eager: bool = True
+    """Skip torch.compile and CUDA graphs; starts faster, samples slower."""
+    timeout_s: float = 600.0
+    """A unit that takes longer is taken for hung: its worker is replaced and the unit requeued."""
+    max_attempts: int = 3
+    """A unit that failed this often stops the run with the last error."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    weight: float = 1.0
+    """Factor in the weighted sum of this task's rewards."""
+    num_workers: int = 1
+    """Ray actors that serve it."""
+    num_cpus: float = 0.5
+    """CPU cores of one worker."""
+    num_gpus: float = 0.0
+    """GPUs of one worker."""
+    timeout_s: float = 60.0
+    """One group that takes longer counts as failed: its trajectories are masked, not scored 0."""
+    max_attempts: int = 2
+    """Tries for a group before it counts as failed."""
+    cache_entries: int = 100_000
+    """Scores remembered by content (prompt, completion, reward settings); 0 turns the cache off."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of this reward, checked by its constructor, e.g. {checkpoint: HPS_v2.1_compressed.pt}."""
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    understanding: dict[str, RewardConfig] = field(default_factory=lambda: {"accuracy": RewardConfig()})
+    """Rewards of answers by name."""
+    generation: dict[str, RewardConfig] = field(default_factory=lambda: {"lab_verifier": RewardConfig()})
+    """Rewards of images by name."""
+    max_unjudged_fraction: float = 0.2
+    """Stop when more than this share of a step's trajectories could not be judged."""
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    objective: Literal["pair_grpo", "pairwise", "vanilla_mixed"] = "pair_grpo"
+    """PairUni eq. 4, eq. 2 (no weight) or eq. 1 (tasks shuffled into one batch)."""
+    pair_weight: Literal["sqrt", "linear", "none"] = "sqrt"
+    """Weight of a retrieved pair from its similarity (eq. 3, Table 7); aligned pairs weigh 1."""
+    advantage_std: Literal["sample", "population", "none"] = "sample"
+    """Divide by the group's standard deviation: ddof 1, ddof 0, or not at all (Dr.GRPO)."""
+    token_aggregation: Literal["sequence_mean", "sequence_sum", "token_mean", "constant_length"] = "sequence_mean"
+    """How token losses become one number: mean per trajectory then per task; the paper's literal sum; mean over a
+    task's tokens (T2I-R1, DAPO); sum over tokens divided by the longest length allowed (Dr.GRPO)."""
+    clip_low: float = 0.2
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped above at 1 + clip_high."""
+    kl_beta: float = 0.0
+    """Factor of the KL penalty; 0 turns it off (the paper's default)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the KL divergence per token."""
+    kl_reference: Literal["old", "initial"] = "old"
+    """Policy the KL is taken to: the one that sampled (as printed), or the one training started from."""
+    image_logprob: Literal["guided", "conditional"] = "guided"
+    """Log-probability of an image token under guidance: of the mixed logits it was drawn from (exact, two streams),
+    or of the conditional stream alone (T2I-R1; cheaper, biased). Old and new use the same mode."""
+    updates_per_step: int = 1
+    """Optimizer updates per rollout batch, each over all of it."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    num_ranks: int = 1
+    """Data-parallel ranks, one Ray actor each."""
+    num_cpus: float = 1.0
+    """CPU cores of one rank."""
+    num_gpus: float = 0.0
+    """GPUs of one rank: 0 or 1."""
+    zero_stage: int = 2
+    """DeepSpeed ZeRO stage 0 to 3."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    warmup_steps: int = 5
+    """Updates over which the rate rises linearly; the first update already uses lr / warmup_steps."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the rate after the warm-up; linear and cosine end at 0 after train.num_steps."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm; 0 turns clipping off."""
+    max_tokens_per_micro_batch: int = 8192
+    """Token budget (prompt and completion, both streams) of one forward and backward pass."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, less memory."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where ZeRO keeps optimizer states; GPUs only."""
+    offload_params: Literal["none", "cpu", "nvme"] = "none"
+    """Where ZeRO-3 keeps parameters; GPUs only."""
+    nvme_path: str | None = None
+    """Folder on a local NVMe disk, needed when something is offloaded to "nvme"."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    num_steps: int = 60
+    """Steps of the run; one step samples, scores and updates once."""
+    seed: int = 0
+    """Seed of the data order and of every sampled token."""
+    run_dir: str | None = None
+    """Run directory; null makes runs/<date>-<name>."""
+    name: str = "lab"
+    """Short name of the run."""
+    save_every: int = 20
+    """Steps between checkpoints; the last step and an interrupt always save. 0 keeps only those."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; 0 keeps all."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    every: int = 0
+    """Steps between evaluations; 0 evaluates before the first and after the last step only."""
+    enabled: bool = True
+    """False skips evaluation altogether."""
+    data: str = "lab:heldout"
+    """Folder with understanding.parquet and generation.parquet of held-out samples, or "lab:heldout"."""
+    num_prompts: int = 480
+    """Held-out prompts per task."""
+    seed: int = 99
+    """Sampling seed, the same before and after, so that differences are the policy's."""
+    greedy: bool = True
+    """Also evaluate at temperature 0."""
+    num_examples: int = 10
+    """Held-out pairs shown side by side in the report."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    address: str | None = None
+    """Ray address; null joins the cluster of RAY_ADDRESS, or starts a local one for the run."""
+    placement: Literal["separate", "colocated"] = "separate"
+    """Rollout workers beside the learner's GPUs, or on the same ones with fractions of num_gpus."""
+    num_cpus: int | None = None
+    """CPUs announced to a local Ray; null counts what the actor plan needs."""
+    object_store_gib: float = 0.5
+    """Shared memory of a local Ray, in GiB."""
+    start_timeout_s: float = 300.0
+    """Give up when an actor is not up after this time."""
+
+
+@dataclass(frozen=True)
+class MonitoringConfig:
+    pairs_every: int = 10
+    """Steps between steps whose pairs are shown (pairs.jsonl, images/)."""
+    pairs_per_step: int = 4
+    """Pairs shown in such a step."""
+    images_max_mb: int = 2000
+    """Limit of the images folder; the oldest are thinned first."""
+    journal: bool = True
+    """Write every trajectory to journal/step_*.parquet."""
+    tensorboard: bool = False
+    """Mirror the metrics to TensorBoard files."""
+    stall_after_s: float = 300.0
+    """Say what is being waited for when nothing happened for this long."""
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Everything `unirl train` needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The policy."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The pair set."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Sampling."""
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    """Scoring."""
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    """From rewards to the loss."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Optimisation."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The run."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Held-out measurements."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where actors run."""
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    """What is recorded."""
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Everything `unirl pair make` needs."""
+
+    understanding: str = "lab:understanding"
+    """Folder or parquet file of understanding samples, or "lab:understanding"."""
+    generation: str = "lab:generation"
+    """Folder or parquet file of generation samples, or "lab:generation"."""
+    out: str | None = None
+    """Folder of the pair set; must not exist yet."""
+    encoder: Literal["lab", "resnet50"] = "lab"
+    """Image features: the lab's histograms, or torchvision's ResNet-50 without its classification head."""
+    encoder_checkpoint: str | None = None
+    """ResNet-50 weights file (state dict, .pt/.pth or .safetensors); needed by "resnet50"."""
+    teacher: Literal["lab", "none"] = "lab"
+    """Who completes single-task samples to quadruples (section 2.1.1); "none" takes retrieved pairs only."""
+    num_aligned: int = 500
+    """Clusters K: aligned pairs wanted."""
+    threshold: float = 0.6
+    """Least cosine similarity of a retrieved pair."""
+    top_n: int = 16
+    """Candidates per generation image."""
+    order: Literal["similarity", "input"] = "similarity"
+    """Greedy order: best pair first, or Algorithm 1 literally."""
+    seed: int = 0
+    """Seed of the clustering."""
+    lab_samples: int = 1600
+    """Samples per task drawn from the lab when the sources are "lab:..."."""

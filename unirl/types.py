@@ -1,0 +1,263 @@
+"""Records that cross rooms: samples, pairs, rollouts, scores, learner batches, weight manifests.
+
+numpy only, so that Ray ships them without a copy. `__post_init__` checks lengths: a record that exists is valid.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Task = Literal["understanding", "generation"]
+PairKind = Literal["aligned", "retrieved"]
+Modality = Literal["text", "image"]
+AnswerType = Literal["choice", "number", "math", "text"]
+FinishReason = Literal["stop", "length"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_image(image: NDArray[np.uint8], owner: str) -> None:
+    _check(
+        isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3,
+        f"{owner}: expected an RGB image, uint8 [height, width, 3] with pixels in 0..255; got "
+        f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}; decode it to RGB first",
+    )
+    _check(image.size > 0, f"{owner}: expected an image with pixels; got shape {image.shape}; drop or repair it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderstandingSample:
+    """One question about one image: (I, Q, A) in PairUni section 2.1."""
+
+    id: str
+    image: NDArray[np.uint8]
+    """RGB [height, width, 3], any size; the family resizes it."""
+    question: str
+    choices: tuple[str, ...] = ()
+    """Options in the order A, B, C, ...; empty for an open question."""
+    answer: str
+    """Gold answer: the letter of the right choice, or the text, number or expression."""
+    answer_type: AnswerType = "choice"
+    category: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.id), "UnderstandingSample: expected an id; got an empty string; number the samples")
+        _check_image(self.image, f"understanding sample {self.id}")
+        _check(bool(self.question.strip()), f"understanding sample {self.id}: expected a question; got only blanks")
+        _check(bool(self.answer.strip()), f"understanding sample {self.id}: expected a gold answer; got only blanks")
+        if self.answer_type == "choice":
+            letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(self.choices)]
+            _check(
+                len(self.choices) >= 2 and self.answer in tuple(letters),
+                f"understanding sample {self.id}: expected two or more choices and the letter of the right one; got "
+                f"{len(self.choices)} choices and answer {self.answer!r}; use answer_type='text' for open questions",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSample:
+    """One prompt to draw: (I, C) in PairUni section 2.1; the image is the reference, used for pairing and display."""
+
+    id: str
+    prompt: str
+    image: NDArray[np.uint8] | None = None
+    class_name: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.id), "GenerationSample: expected an id; got an empty string; number the samples")
+        _check(bool(self.prompt.strip()), f"generation sample {self.id}: expected a prompt; got only blanks")
+        if self.image is not None:
+            _check_image(self.image, f"generation sample {self.id}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRecord:
+    """An understanding-generation pair (UG pair) and how alike its two images are."""
+
+    pair_id: str
+    kind: PairKind
+    similarity: float
+    """Cosine of the two images' unit features, in [-1, 1]; 1 for an aligned pair."""
+    understanding: UnderstandingSample
+    generation: GenerationSample
+
+    def __post_init__(self) -> None:
+        _check(
+            -1.0 - 1e-5 <= self.similarity <= 1.0 + 1e-5,
+            f"pair {self.pair_id}: expected a cosine similarity in [-1, 1]; got {self.similarity}; normalise features",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRequest:
+    """Sample `len(seeds)` completions of one prompt. Equal requests give equal tokens, whoever serves them."""
+
+    request_id: str
+    """Unique inside a step; "<pair_id>/<task>" in training."""
+    pair_id: str
+    task: Task
+    sample: UnderstandingSample | GenerationSample
+    seeds: tuple[int, ...]
+    """One per completion, in [0, 2**31); keyed by run seed, step, pair, task and sample, never by worker or order."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.seeds), f"request {self.request_id}: expected at least one seed; got none")
+        wanted = UnderstandingSample if self.task == "understanding" else GenerationSample
+        _check(
+            isinstance(self.sample, wanted),
+            f"request {self.request_id}: expected a {wanted.__name__} for {self.task}; got {type(self.sample).__name__}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One sampled completion."""
+
+    prompt_ids: NDArray[np.int32]
+    """[P] ids the family made of the prompt, image placeholders expanded."""
+    completion_ids: NDArray[np.int32]
+    """[T] text ids, or image codes counted from 0."""
+    loss_mask: NDArray[np.bool_]
+    """[T] true where the token counts in the loss."""
+    logprobs: NDArray[np.float32]
+    """[T] nats, under the distribution the token was drawn from: temperature, allowed ids and guidance included.
+    At temperature 0 under the same distribution at temperature 1."""
+    modality: Modality
+    text: str | None = None
+    """Decoded completion, special tokens kept; None for an image."""
+    image: NDArray[np.uint8] | None = None
+    """Decoded picture [height, width, 3]; None for text."""
+    finish_reason: FinishReason
+    """Why it ended; "length" means that the text was cut off before its end token."""
+    policy_version: int
+    seed: int
+    unmask_step: NDArray[np.int16] | None = None
+    """[T] step that revealed each token; masked-diffusion families only."""
+
+    def __post_init__(self) -> None:
+        length = len(self.completion_ids)
+        for name in ("loss_mask", "logprobs", "unmask_step"):
+            value = getattr(self, name)
+            _check(
+                value is None or value.shape == (length,),
+                f"trajectory: expected {name} of shape ({length},) like completion_ids; got {getattr(value, 'shape', 0)}",
+            )
+        _check(
+            (self.text is None) != (self.image is None) and (self.modality == "text") == (self.image is None),
+            f"trajectory: expected exactly one of text and image, matching modality {self.modality!r}",
+        )
+        _check(
+            bool(np.isfinite(self.logprobs).all()),
+            "trajectory: expected finite log-probabilities; got NaN or infinity; the sampler's logits are broken",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """All completions of one request, in the order of its seeds."""
+
+    request: RolloutRequest
+    trajectories: tuple[Trajectory, ...]
+
+    def __post_init__(self) -> None:
+        _check(
+            tuple(t.seed for t in self.trajectories) == self.request.seeds,
+            f"group {self.request.request_id}: expected one trajectory per seed in the request's order; got seeds "
+            f"{tuple(t.seed for t in self.trajectories)} for {self.request.seeds}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardScores:
+    """What one reward says about G completions. An unjudged completion is masked, never scored 0."""
+
+    values: NDArray[np.float32]
+    """[G] finite; meaningless where `judged` is false."""
+    judged: NDArray[np.bool_]
+    """[G] false where the reward failed or could not judge."""
+    details: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Named parts of the score for logs and evaluation, [G] each, e.g. {"exact": ...}."""
+    problem: str = ""
+    """Why something was not judged; empty when all was."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("judged", self.judged), *self.details.items()):
+            _check(value.shape == self.values.shape, f"reward: expected {name} of shape {self.values.shape}")
+        finite = np.isfinite(self.values[self.judged]).all()
+        _check(bool(finite), "reward: expected finite values where judged; got NaN or infinity; mark them unjudged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """A group with its scalar rewards (weighted sums) and each component by reward name."""
+
+    group: RolloutGroup
+    rewards: NDArray[np.float32]
+    """[G] weighted sum over the components; 0 where not judged."""
+    judged: NDArray[np.bool_]
+    """[G] true where every component judged."""
+    components: dict[str, RewardScores]
+
+    def __post_init__(self) -> None:
+        size = len(self.group.trajectories)
+        _check(
+            self.rewards.shape == (size,) and self.judged.shape == (size,),
+            f"scored group {self.group.request.request_id}: expected {size} rewards; got {self.rewards.shape}",
+        )
+        _check(bool(np.isfinite(self.rewards).all()), f"scored group {self.group.request.request_id}: reward not finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerRow:
+    """One trajectory as the learner needs it."""
+
+    task: Task
+    prompt_ids: NDArray[np.int32]
+    image: NDArray[np.uint8] | None
+    """The question's image; None for generation. Rows of one group share the array."""
+    completion_ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    old_logprobs: NDArray[np.float32]
+    advantage: float
+    """Group-relative advantage with the pair weight applied."""
+    unmask_step: NDArray[np.int16] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerBatch:
+    """All rows of one step. Rows without a signal (advantage 0) may be absent; the counts still include them."""
+
+    rows: tuple[LearnerRow, ...]
+    num_trajectories: dict[str, int]
+    """Judged trajectories per task, over all ranks."""
+    num_loss_tokens: dict[str, int]
+    """Loss tokens of the judged trajectories per task, over all ranks."""
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, shape and dtype of one weight, as in the checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsManifest:
+    """What a publication of weights holds. A sampler refuses one that does not match its own by name and shape."""
+
+    policy_version: int
+    tensors: tuple[TensorSpec, ...]
+    checksum: str
+    """sha256 over names and bytes in order."""
