@@ -1,0 +1,98 @@
+"""What a family must offer: the Protocol that sampler and learner see, and the one place that lists the families."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from unirl.config import ModelConfig
+from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """The distribution under which tokens are scored; the same values that the sampler used."""
+
+    text_temperature: float = 1.0
+    image_temperature: float = 1.0
+    guidance_scale: float = 1.0
+    image_logprob: Literal["guided", "conditional"] = "guided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """Scores of some completion tokens of a micro-batch.
+
+    logprobs: float32 [B, T] nats, with gradient; completions padded on the right to the longest.
+    scored: bool [B, T] tokens that this pass scored. Over all passes each token is scored exactly once.
+    entropy: float32 [B, T] nats, detached, of the distribution each scored token was drawn from.
+    metrics: detached sums over scored tokens by name, e.g. {"guidance_gap": sum |guided - conditional|}.
+    """
+
+    logprobs: Tensor
+    scored: Tensor
+    entropy: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Policy(Protocol):
+    """A unified model: one set of weights that answers and draws.
+
+    Nothing here assumes an order of generation: an autoregressive family scores in one pass, a masked-diffusion family
+    in one pass per canvas, each pass with its own backward, so that one canvas of activations is held at a time.
+    """
+
+    module: nn.Module
+    """Parameters under the checkpoint's own names; frozen parts have requires_grad False."""
+
+    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
+        """Prompt ids [P] of a question, image placeholders expanded."""
+        ...
+
+    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
+        """Prompt ids [P] of a picture to draw."""
+        ...
+
+    def decode_text(self, ids: NDArray[np.int32]) -> str:
+        """Text of completion ids, special tokens kept."""
+        ...
+
+    def decode_images(self, codes: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Pictures [B, height, width, 3] of image codes [B, N]."""
+        ...
+
+    def score(self, rows: Sequence[LearnerRow], scoring: Scoring) -> Iterator[TokenScores]:
+        """Score the completions of rows of one task; each yielded pass may be backpropagated before the next."""
+        ...
+
+    def tokens_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
+        """Tokens that scoring this row puts through the trunk in one pass, all streams counted."""
+        ...
+
+    def passes_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
+        """Passes that `score` will make for a batch with this row; 1 for autoregressive families."""
+        ...
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write a checkpoint folder in the family's public layout with these weights, loadable by `load_policy`."""
+        ...
+
+
+def load_policy(config: ModelConfig, path: Path) -> Policy:
+    """The policy of `config.family` with the weights of the checkpoint folder `path`.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file that the family needs.
+        ValueError: the checkpoint is of another family, truncated, or lacks a token string.
+    """
+    match config.family:
+        case "janus_pro":
+            from unirl.models.janus_pro import JanusPro
+
+            return JanusPro.load(config, path)
+        case _:
+            raise ValueError(f"model.family: expected one of 'janus_pro'; got {config.family!r}; correct the key")

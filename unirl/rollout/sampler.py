@@ -1,0 +1,32 @@
+"""What a sampler must offer, whatever engine is behind it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirl.config import SamplingConfig
+from unirl.types import RolloutGroup, RolloutRequest, WeightsManifest
+
+NamedArrays = Iterable[tuple[str, NDArray[np.generic]]]
+"""Weights in the manifest's order. bfloat16 travels as uint16 of the same shape."""
+
+
+class Sampler(Protocol):
+    """Samples completions in one process. Equal requests and weights give equal tokens in any company and order."""
+
+    policy_version: int
+    """Version of the weights in use; -1 for those of the checkpoint the sampler was built from until told otherwise."""
+
+    def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
+        """One group per request, in their order."""
+        ...
+
+    def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
+        """Replace the weights in place and drop every cached prefix.
+
+        Raises:
+            ValueError: the manifest does not match this sampler's weights by name and shape; nothing is changed.
+        """
+        ...
