@@ -80,8 +80,9 @@ class RolloutConfig:
     """Images per prompt, K_g in the paper."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampling of training rollouts; evaluation uses it too, and adds greedy columns."""
-    prompts_per_unit: int = 16
-    """Prompts handed to a worker at a time. Smaller spreads better over workers, larger batches better."""
+    sequences_per_unit: int = 128
+    """Completions of a unit of work, what a worker is handed at a time: smaller spreads better over workers, larger
+    batches better."""
     deterministic: bool = True
     """Run each unit of work alone in the engine, so that tokens do not depend on what else is in flight or on the
     number of workers. Costs the continuous batching across units."""
