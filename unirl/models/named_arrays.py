@@ -1,0 +1,34 @@
+"""Weights as named numpy arrays, the form in which they travel: bfloat16 as uint16 of the same shape."""
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_array(tensor: Tensor) -> NDArray[np.generic]:
+    """The tensor's values in host memory; bfloat16, which numpy lacks, as uint16."""
+    tensor = tensor.detach().cpu().contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def to_tensor(array: NDArray[np.generic]) -> Tensor:
+    """The array as a tensor that shares its memory; uint16 is bfloat16. Do not write to it."""
+    with warnings.catch_warnings():
+        # Arrays from an object store are read-only, and torch has no read-only tensors.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def checksum(named: Iterable[tuple[str, NDArray[np.generic]]]) -> str:
+    """sha256 in hexadecimal over each name (UTF-8) and its bytes, in order."""
+    digest = hashlib.sha256()
+    for name, array in named:
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
