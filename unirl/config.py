@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from unirl.types import Task
+
 # The string under a field is its documentation: `unirl config keys` and docs/configuration show it.
 
 
@@ -135,7 +137,7 @@ class RewardConfig:
     """One reward: its weight, its workers, its patience."""
 
     weight: float = 1.0
-    """Factor in the weighted sum of this task's rewards."""
+    """Factor in the weighted sum of this task's rewards; 0 leaves the reward out."""
     num_workers: int = 1
     """Ray actors that serve it."""
     num_cpus: float = 0.5
@@ -162,6 +164,11 @@ class RewardsConfig:
     """Rewards of images by name."""
     max_unjudged_fraction: float = 0.2
     """Stop when more than this share of a step's trajectories could not be judged."""
+
+    def active(self, task: Task) -> dict[str, RewardConfig]:
+        """The rewards of this task that count."""
+        rewards = self.understanding if task == "understanding" else self.generation
+        return {name: reward for name, reward in rewards.items() if reward.weight != 0}
 
 
 @dataclass(frozen=True)

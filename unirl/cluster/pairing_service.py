@@ -1,0 +1,59 @@
+"""The pair source as one actor: it holds the pair set, hands out each step's batch once, and keeps the ledger."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from unirl.data.pair_source import PairSource, StepResult
+from unirl.types import PairRecord
+
+
+@ray.remote(max_restarts=0, num_cpus=0)
+class PairingActor:
+    """Owns the pair source."""
+
+    def __init__(self, folder: Path, pairs_per_step: int, seed: int, shuffle: bool, max_pairs: int | None) -> None:
+        self._source = PairSource.open(
+            folder, pairs_per_step=pairs_per_step, seed=seed, shuffle=shuffle, max_pairs=max_pairs
+        )
+
+    def lease(self, step: int) -> tuple[PairRecord, ...]:
+        return self._source.lease(step)
+
+    def record(self, step: int, results: Sequence[StepResult]) -> None:
+        self._source.record(step, results)
+
+    def state(self) -> dict[str, Any]:
+        return self._source.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._source.restore(state)
+
+
+class PairingService:
+    """The driver's side of the actor."""
+
+    def __init__(self, folder: Path, *, pairs_per_step: int, seed: int, shuffle: bool, max_pairs: int | None) -> None:
+        self._actor = PairingActor.remote(folder, pairs_per_step, seed, shuffle, max_pairs)
+
+    def lease(self, step: int) -> tuple[PairRecord, ...]:
+        """The pairs of this step."""
+        return ray.get(self._actor.lease.remote(step))
+
+    def record(self, step: int, results: Sequence[StepResult]) -> None:
+        """Note what each pair earned."""
+        ray.get(self._actor.record.remote(step, list(results)))
+
+    def state(self) -> dict[str, Any]:
+        """Ledger and leases, for a checkpoint."""
+        return ray.get(self._actor.state.remote())
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        ray.get(self._actor.restore.remote(state))
+
+    def close(self) -> None:
+        """End the actor."""
+        ray.kill(self._actor)

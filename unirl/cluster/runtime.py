@@ -1,0 +1,76 @@
+"""Joining or starting Ray, and the resources an actor plan finds there."""
+
+import logging
+import os
+
+import ray
+
+from unirl.cluster.plan import PlannedActor, render_plan, total_resources
+from unirl.config import ClusterConfig
+
+log = logging.getLogger(__name__)
+
+ACTOR_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+class PlacementError(RuntimeError):
+    """The cluster cannot hold the actor plan."""
+
+
+def start_ray(config: ClusterConfig, plan: list[PlannedActor]) -> None:
+    """Join the cluster at `config.address` or RAY_ADDRESS, else start one on this machine that ends with the run.
+
+    Raises:
+        PlacementError: the cluster has fewer CPUs or GPUs than the plan needs at once.
+        ConnectionError: no cluster answers at the address.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    environment = dict(ACTOR_ENVIRONMENT)
+    if not any(actor.num_gpus for actor in plan):
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    needed = total_resources(plan)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address:
+        ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=True)
+    else:
+        _start_local(config, needed, environment)
+    check_resources(needed, ray.cluster_resources(), plan)
+
+
+def _start_local(config: ClusterConfig, needed: dict[str, float], environment: dict[str, str]) -> None:
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # keeps a one-node Ray on loopback
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing of it is reachable from outside
+    num_cpus = config.num_cpus if config.num_cpus is not None else max(os.cpu_count() or 1, int(-(-needed["CPU"] // 1)))
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        object_store_memory=int(config.object_store_gib * (1 << 30)),
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": environment},
+    )
+
+
+def check_resources(needed: dict[str, float], present: dict[str, float], plan: list[PlannedActor]) -> None:
+    """Refuse a plan that the cluster cannot hold, instead of waiting for ever.
+
+    Raises:
+        PlacementError: names what was asked for and what is there.
+    """
+    short = [f"{name} {need:g} needed, {present.get(name, 0.0):g} present" for name, need in needed.items()
+             if need > present.get(name, 0.0) + 1e-6]  # fmt: skip
+    if short:
+        raise PlacementError(
+            f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus or "
+            f"num_gpus, or join a larger cluster (cluster.address). The plan:\n{render_plan(plan)}"
+        )
+
+

@@ -1,0 +1,106 @@
+"""The parts of a step in this process, without Ray: what `--local` runs, under a debugger if wanted."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirl.config import RewardsConfig, RlConfig, SamplingConfig
+from unirl.learner.learner import Learner
+from unirl.rewards.isolation import IsolatedReward
+from unirl.rewards.reward import combine
+from unirl.rollout.build import build_sampler
+from unirl.rollout.units import units_of_work
+from unirl.types import TASKS, LearnerBatch, RolloutGroup, RolloutRequest, ScoredGroup, WeightsManifest
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPublication:
+    """Weights as the learner gathered them."""
+
+    manifest: WeightsManifest
+    tensors: list[tuple[str, NDArray[np.generic]]]
+
+
+class LocalRollouts:
+    """One sampler for both tasks, fed the same units of work as the pool feeds its workers."""
+
+    def __init__(self, config: RlConfig, checkpoint: Path) -> None:
+        self._size = config.rollout.sequences_per_unit
+        self._sampler = build_sampler(config.model, checkpoint, config.rollout, "both")
+
+    def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterator[RolloutGroup]:
+        """Groups in the order of the requests of each task."""
+        for unit in units_of_work(requests, self._size):
+            yield from self._sampler.sample(unit, sampling)
+
+    def load_weights(self, publication: LocalPublication) -> None:
+        """Take over the learner's weights."""
+        self._sampler.load_weights(publication.manifest, publication.tensors)
+
+    def close(self) -> None:
+        """Nothing to end: the engine goes with the process."""
+
+
+class LocalRewards:
+    """Every reward in this process, with the same retries and time limits."""
+
+    def __init__(self, config: RewardsConfig) -> None:
+        self._rewards = {
+            task: {name: IsolatedReward(name, reward) for name, reward in config.active(task).items()}
+            for task in TASKS
+        }
+        self._weights = {
+            task: {name: reward.weight for name, reward in config.active(task).items()}
+            for task in TASKS
+        }
+
+    def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
+        """One scored group per group, sorted by request id."""
+        scored = []
+        for group in groups:
+            task = group.request.task
+            components = {name: reward.score(group) for name, reward in self._rewards[task].items()}
+            scored.append(combine(group, components, self._weights[task]))
+        return sorted(scored, key=lambda s: s.group.request.request_id)
+
+    def close(self) -> None:
+        """End the rewards' child processes."""
+        for rewards in self._rewards.values():
+            for reward in rewards.values():
+                reward.close()
+
+
+class LocalLearner:
+    """One rank, in this process."""
+
+    def __init__(self, config: RlConfig, checkpoint: Path) -> None:
+        self._learner = Learner.from_config(config, checkpoint, rank=0, address=("127.0.0.1", 0))
+
+    def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
+        """One or more optimizer updates."""
+        return self._learner.update(batch, step)
+
+    def publish_weights(self) -> LocalPublication:
+        """A copy of the current weights."""
+        tensors = [named for bucket in self._learner.weight_buckets() for named in bucket]
+        return LocalPublication(self._learner.manifest(), tensors)
+
+    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """Commit a checkpoint."""
+        self._learner.save(folder, step, state)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Load the newest committed checkpoint."""
+        return self._learner.restore(folder)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a checkpoint folder."""
+        self._learner.export(folder)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._learner.close()
