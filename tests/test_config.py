@@ -145,6 +145,14 @@ def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
     assert len(problems) == 3
 
 
+def test_what_a_file_leaves_to_the_user_is_asked_for_at_once(write):
+    file = write("model:\n  path: ???\nrewards: {generation: {hpsv2: {options: {checkpoint: '???'}}}}")
+    problems = problems_of(files=[file])
+    assert set(problems) == {"model.path", "rewards.generation.hpsv2.options.checkpoint"}
+    overrides = ["model.path=a", "rewards.generation.hpsv2.options.checkpoint=b"]
+    assert load_config([file], overrides).model.path == "a"
+
+
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_every_number_has_a_range(schema):
     numbers = {k for k, v in flatten(schema()).items() if isinstance(v, int | float) and not isinstance(v, bool)}

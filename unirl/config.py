@@ -419,7 +419,7 @@ def load_config(files: Iterable[str | Path], overrides: Iterable[str], schema: t
     that assigns it; `rewards.generation.hpsv2.weight=0.5` edits or adds one entry.
 
     Args:
-        files: YAML files with only what differs from the defaults.
+        files: YAML files with only what differs from the defaults; the value "???" asks the user for one.
         overrides: "key=value" each, the value read as YAML.
         schema: which job's settings.
 
@@ -436,6 +436,7 @@ def load_config(files: Iterable[str | Path], overrides: Iterable[str], schema: t
             problems.append(_unreadable(str(file), error))
     for override in overrides:
         problems += _override(tree, schema, override)
+    problems += _missing(OmegaConf.to_container(tree, resolve=False))
     if not problems:
         try:
             config = cast("Config", OmegaConf.to_object(tree))
@@ -537,6 +538,13 @@ def _assign_one(node: DictConfig, hint: Any, prefix: str, name: str, value: Any,
         except OmegaConfBaseException as error:
             return [_refused(key, value, error)]
     return []
+
+
+def _missing(values: Any, key: str = "") -> list[Problem]:
+    if isinstance(values, dict):
+        items = cast("dict[str, Any]", values).items()
+        return [problem for name, value in items for problem in _missing(value, f"{key}.{name}" if key else name)]
+    return [Problem(key=key, value=values, rule="must be given", fix=f"add {key}=VALUE")] if values == "???" else []
 
 
 def _refused(key: str, value: Any, error: Exception) -> Problem:

@@ -34,8 +34,7 @@ def list_settings(schema: type) -> list[Setting]:
 
 def _settings_of(defaults: Any, prefix: str = "") -> list[Setting]:
     settings: list[Setting] = []
-    schema = cast("type", type(defaults))
-    hints, docs = get_type_hints(schema), field_docs(schema)
+    hints, docs = get_type_hints(defaults.__class__), field_docs(defaults.__class__)
     for item in fields(defaults):
         hint, key, default = hints[item.name], f"{prefix}{item.name}", getattr(defaults, item.name)
         entry = entry_type(hint)

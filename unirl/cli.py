@@ -1,0 +1,339 @@
+"""The `unirl` command. Imports nothing heavy at the top: each command imports its job when it runs."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from unirl.config import PairConfig, RlConfig
+
+FAILED, USAGE, ENVIRONMENT, DATA, CLUSTER = 1, 2, 3, 4, 5
+
+# By name, because importing these classes would import the packages that raise them. First match along the ancestry.
+EXIT_CODES = {
+    "ConfigError": USAGE,
+    "ModuleNotFoundError": ENVIRONMENT,
+    "DataError": DATA,
+    "FileNotFoundError": DATA,
+    "PlacementError": CLUSTER,
+    "ConnectionError": CLUSTER,
+    "AuthenticationError": CLUSTER,
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Post-train unified multimodal models with paired reinforcement learning.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 environment, 4 data, 5 cluster, 130 interrupted.",
+)
+pair_app = typer.Typer(no_args_is_help=True, help="Build, certify and look at understanding-generation pairs.")
+lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, its tiny base model.")
+config_app = typer.Typer(no_args_is_help=True, help="Look at settings and check them.")
+app.add_typer(pair_app, name="pair")
+app.add_typer(lab_app, name="lab")
+app.add_typer(config_app, name="config")
+
+
+class Job(StrEnum):
+    """Whose settings."""
+
+    train = "train"
+    pair = "pair"
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Settings that start with what was typed, for shell completion."""
+    from unirl.config import PairConfig, RlConfig, setting_names
+
+    names = [*setting_names(RlConfig), *setting_names(PairConfig)]
+    return [f"{name}=" for name in names if name.startswith(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", autocompletion=complete_key, help="Settings on top.")
+]
+Files = Annotated[list[Path] | None, typer.Option("-c", "--config", help="YAML file; repeat it, later ones on top.")]
+Loudness = Annotated[
+    bool | None,
+    typer.Option("--verbose/--quiet", "-v/-q", show_default=False, help="More, of other packages too / only warnings."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+OfJob = Annotated[Job, typer.Option("--job", help="Whose settings.")]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("unirl-posttrain"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; allowed anywhere.")] = False,
+) -> None:
+    """Options of every command; `main` handles --debug itself, so that it may stand anywhere."""
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: Files = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")] = False,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="auto|RUN", help="Go on with a run.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
+    verbose: Loudness = None,
+) -> None:
+    """Post-train a policy with PairGRPO."""
+    start_logging(verbose)
+    extra = [f"train.run_dir={run_dir}"] if run_dir else []
+    settings = load_rl(saved_config(resume) + (config or []), (overrides or []) + extra)
+    from unirl.jobs import rl
+
+    raise typer.Exit(rl.main(settings, local=local, resume=resume, dry_run=dry_run))
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="Run directory, checkpoint or lab:janus.")],
+    overrides: Overrides = None,
+    config: Files = None,
+    local: Annotated[bool, typer.Option("--local", help="In this one process, without Ray.")] = False,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Measure a run's policy or a checkpoint on held-out samples."""
+    start_logging(verbose)
+    settings = load_rl(saved_config(target) + (config or []), overrides or [])
+    from unirl.jobs import evaluate as job
+
+    raise typer.Exit(job.main(target, settings, local=local, as_json=as_json))
+
+
+@pair_app.command("make")
+def pair_make(overrides: Overrides = None, config: Files = None, verbose: Loudness = None) -> None:
+    """Complete, embed, cluster and match samples into a certified pair set."""
+    start_logging(verbose)
+    settings = load_pair(config or [], overrides or [])
+    from unirl.jobs import pair
+
+    raise typer.Exit(pair.make(settings))
+
+
+@pair_app.command("verify")
+def pair_verify(folder: Annotated[Path, typer.Argument(help="Pair set.")], as_json: AsJson = False) -> None:
+    """Prove a pair set right from its certificate, with code that shares nothing with the matcher."""
+    start_logging(None)
+    from unirl.jobs import pair
+
+    raise typer.Exit(pair.verify(folder, as_json=as_json))
+
+
+@pair_app.command("report")
+def pair_report(
+    folder: Annotated[Path, typer.Argument(help="Pair set.")],
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file; default report.html in the folder.")] = None,
+) -> None:
+    """Counts, similarity histogram and pictures of pairs as one HTML page."""
+    start_logging(None)
+    from unirl.jobs import pair
+
+    raise typer.Exit(pair.report(folder, out=out))
+
+
+@lab_app.command("data")
+def lab_data(
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Samples per task.")] = 1600,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
+    heldout: Annotated[bool, typer.Option("--heldout", help="Held-out samples instead of training ones.")] = False,
+) -> None:
+    """Write understanding.parquet and generation.parquet of lab samples."""
+    start_logging(None)
+    from unirl.jobs import lab
+
+    lab.write_data(out, count=count, seed=seed, heldout=heldout)
+
+
+@lab_app.command("pretrain")
+def lab_pretrain(out: Annotated[Path, typer.Argument(help="New checkpoint folder.")]) -> None:
+    """Train the tiny base model from scratch (minutes on two cores)."""
+    start_logging(None)
+    from unirl.lab.pretrain import pretrain
+
+    typer.echo(json.dumps(pretrain(out), indent=2))
+
+
+@lab_app.command("show")
+def lab_show(
+    out: Annotated[Path, typer.Argument(help="Folder for the pictures.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the base that ships with the package.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Prompts.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 1.0,
+) -> None:
+    """Draw a contact sheet of prompts, images and answers."""
+    start_logging(None)
+    from unirl.jobs import lab
+
+    lab.show(checkpoint, out, count=count, seed=seed, guidance=guidance)
+
+
+@config_app.command("show")
+def config_show(
+    overrides: Overrides = None, config: Files = None, job: OfJob = Job.train, as_json: AsJson = False
+) -> None:
+    """The whole configuration that files and settings amount to, as YAML."""
+    from unirl.config import flatten, to_yaml
+
+    settings = load_job(job, config or [], overrides or [])
+    typer.echo(json.dumps(flatten(settings), indent=2) if as_json else to_yaml(settings), nl=as_json)
+
+
+@config_app.command("validate")
+def config_validate(overrides: Overrides = None, config: Files = None, job: OfJob = Job.train) -> None:
+    """Check files and settings; name everything that is wrong."""
+    from unirl.config import flatten
+
+    settings = load_job(job, config or [], overrides or [])
+    typer.echo(
+        f"ok: {len(differences(flatten(type(settings)()), flatten(settings)))} settings differ from the defaults"
+    )
+
+
+@config_app.command("keys")
+def config_keys(
+    prefix: Annotated[str, typer.Argument(autocompletion=complete_key, help="Only keys that start so.")] = "",
+    docs: Annotated[bool, typer.Option("--docs", help="What each key means.")] = False,
+    job: OfJob = Job.train,
+    as_json: AsJson = False,
+) -> None:
+    """Every setting with type, default and range."""
+    from dataclasses import asdict
+
+    from unirl.config import PairConfig, RlConfig
+    from unirl.config_keys import list_settings
+
+    settings = list_settings(RlConfig if job is Job.train else PairConfig)
+    settings = [setting for setting in settings if setting.key.startswith(prefix.removesuffix("="))]
+    if as_json:
+        typer.echo(json.dumps([asdict(setting) for setting in settings], indent=2))
+        return
+    for setting in settings:
+        typer.echo(f"{setting}\n    {setting.doc}" if docs else str(setting))
+
+
+@config_app.command("diff")
+def config_diff(
+    first: Annotated[Path, typer.Argument(help="YAML file or run directory.")],
+    second: Annotated[Path | None, typer.Argument(help="Another; left out, the defaults.")] = None,
+    job: OfJob = Job.train,
+    as_json: AsJson = False,
+) -> None:
+    """Settings in which two configurations differ."""
+    from unirl.config import flatten
+
+    sides = [flatten(load_job(job, [config_file(side)] if side else [], [])) for side in (first, second)]
+    changed = differences(*sides)
+    if as_json:
+        typer.echo(json.dumps({key: list(values) for key, values in changed.items()}, indent=2))
+        return
+    for key, (left, right) in changed.items():
+        typer.echo(f"{key}: {left} | {right}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check that this machine can run unirl; exit 3 and name the fixes when it cannot."""
+    from unirl.jobs import doctor as job
+
+    raise typer.Exit(job.main(as_json=as_json))
+
+
+def load_rl(files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig":
+    """The settings of a training or evaluation run."""
+    from unirl.config import RlConfig, load_config
+
+    return load_config(files, overrides, RlConfig)
+
+
+def load_pair(files: Sequence[Path], overrides: Sequence[str]) -> "PairConfig":
+    """The settings of a pair set."""
+    from unirl.config import PairConfig, load_config
+
+    return load_config(files, overrides, PairConfig)
+
+
+def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | PairConfig":
+    """The settings of the named job."""
+    return load_rl(files, overrides) if job is Job.train else load_pair(files, overrides)
+
+
+def config_file(path: Path) -> Path:
+    """The YAML file meant by a file or a run directory."""
+    return path / "config.yaml" if path.is_dir() else path
+
+
+def saved_config(target: str | None) -> list[Path]:
+    """The saved settings of a run directory, as the file that comes first; nothing for anything else."""
+    file = Path(target) / "config.yaml" if target else None
+    return [file] if file and file.is_file() else []
+
+
+def differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, each with both values; None stands for a key that one side lacks."""
+    keys = list(dict.fromkeys([*left, *right]))
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def start_logging(verbose: bool | None) -> None:
+    """Progress to stderr, results to stdout; other packages speak only when something is wrong, or with -v.
+
+    Args:
+        verbose: True for -v, False for -q.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s"
+    )
+    levels = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
+    logging.getLogger("unirl").setLevel(levels[verbose])
+
+
+def exit_code(error: BaseException) -> int:
+    """The process's exit code for an error, by the error's own word, else by the name of its class."""
+    if isinstance(own := getattr(error, "exit_code", None), int):
+        return own
+    return next((EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES), FAILED)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: an error becomes one line on stderr and an exit code; --debug adds the traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # checkpoints are folders; nothing is ever downloaded
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(args=[argument for argument in arguments if argument != "--debug"], prog_name="unirl")
+    except Exception as error:  # noqa: BLE001 - the process ends here, and the code says how
+        if debug:
+            traceback.print_exc()
+        code = exit_code(error)
+        expected = code != FAILED or isinstance(error, ValueError)
+        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        typer.echo(f"unirl: error: {text}", err=True)
+        sys.exit(code)
