@@ -1,0 +1,45 @@
+"""One writer per folder, enforced by the operating system: the lock ends with the process, however it ends."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+# POSIX locks belong to the process: they do not survive in forked children, but do not refuse this process either.
+_held: set[Path] = set()
+
+
+class FolderLock:
+    """Holds `<folder>/lock` from construction to `release`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            ValueError: another writer holds it.
+        """
+        self._folder = folder.resolve()
+        if self._folder in _held:
+            raise _refusal(folder, "this process")
+        self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._file, 200, 0).decode(errors="replace").strip()
+            os.close(self._file)
+            raise _refusal(folder, holder or "unknown") from error
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _held.add(self._folder)
+
+    def release(self) -> None:
+        """Let others write."""
+        os.close(self._file)
+        _held.discard(self._folder)
+
+
+def _refusal(folder: Path, holder: str) -> ValueError:
+    return ValueError(
+        f"run directory {folder}: expected no other writer; got one at work ({holder}); wait for it, stop it, or set "
+        "another train.run_dir"
+    )

@@ -1,0 +1,239 @@
+"""Every metric's name, unit, reduction and meaning in one table, and how a step's data become metrics.
+
+Names are `room/name_unit`. A part in angle brackets stands for any word, such as the name of a reward.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from unirl.monitoring.step_data import StepData, WeightedGroup
+from unirl.types import TASKS, Trajectory
+
+Reduction = Literal["mean", "sum", "max", "min", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table."""
+
+    name: str
+    unit: str
+    """"1" for a pure number."""
+    reduction: Reduction
+    """How the values of several steps become one."""
+    meaning: str
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("reward/<task>", "1", "mean", "Mean reward of the judged completions; null when none could be judged."),
+    Metric("reward/<task>/aligned", "1", "mean", "The same over aligned pairs; absent without any."),
+    Metric("reward/<task>/retrieved", "1", "mean", "The same over retrieved pairs; absent without any."),
+    Metric("reward/<task>/group_std", "1", "mean", "Standard deviation (ddof 1) inside a group, mean over groups."),
+    Metric("reward/<task>/zero_variance_fraction", "1", "mean", "Share of groups whose rewards are all equal."),
+    Metric("reward/<task>/unjudged_fraction", "1", "mean", "Share of completions not judged; they are masked."),
+    Metric("score/<task>/<reward>", "1", "mean", "Mean of one reward over what it judged, before its weight."),
+    Metric("score/<task>/<reward>/<detail>", "1", "mean", "Mean of a named part of it, such as correct or exact."),
+    Metric("advantage/abs_mean", "1", "mean", "Mean size of the advantages, pair weight applied; 0 teaches nothing."),
+    Metric("pairs/similarity_mean", "1", "mean", "Mean cosine similarity s_p of the step's pairs."),
+    Metric("pairs/similarity_min", "1", "min", "Least cosine similarity of the step's pairs."),
+    Metric("pairs/weight_mean", "1", "mean", "Mean pair weight w_p (PairUni, eq. 3)."),
+    Metric("pairs/weight_min", "1", "min", "Least pair weight."),
+    Metric("pairs/aligned_fraction", "1", "mean", "Share of the step's pairs that are aligned."),
+    Metric("rollout/policy_version", "updates", "last", "Oldest weights that sampled any of the step's tokens."),
+    Metric("rollout/truncated_fraction", "1", "mean", "Share of answers cut off at the length limit."),
+    Metric("rollout/answer_tokens_mean", "tokens", "mean", "Mean length of an answer."),
+    Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
+    Metric("rollout/tokens_per_s", "tokens/s", "mean", "Tokens sampled per second of the rollout phase."),
+    Metric("rollout/images_per_s", "images/s", "mean", "Images sampled per second of the rollout phase."),
+    Metric("time/step_s", "s", "mean", "All phases of the step."),
+    Metric("time/<phase>_s", "s", "mean", "One phase, such as rollout (scoring overlaps it), update or publish."),
+    Metric("learner/loss", "1", "mean", "Loss of the update; its size says little, since the ratio starts at 1."),
+    Metric("learner/loss/<task>", "1", "mean", "Part of one task."),
+    Metric("learner/grad_norm", "1", "mean", "Global norm of the gradient before clipping."),
+    Metric("learner/lr", "1", "last", "Learning rate of the update."),
+    Metric("learner/num_rows", "rows", "sum", "Trajectories that took part in the update."),
+    Metric("learner/num_tokens", "tokens", "sum", "Loss tokens that took part in the update."),
+    Metric("learner/num_micro_batches", "passes", "sum", "Forward and backward passes of one rank."),
+    Metric("learner/skipped_updates", "updates", "sum", "Updates left out because no group carried a signal."),
+    Metric("learner/update_s", "s", "mean", "Seconds inside the learner."),
+    Metric("policy/ratio_mean", "1", "mean", "New over old probability of a token; 1 on-policy."),
+    Metric("policy/ratio_max", "1", "max", "Largest such ratio."),
+    Metric("policy/ratio_min", "1", "min", "Least such ratio."),
+    Metric("policy/clip_fraction", "1", "mean", "Share of tokens whose ratio was clipped."),
+    Metric("policy/kl", "nats", "mean", "KL per token from the policy that sampled, k3 estimate."),
+    Metric("policy/kl_reference", "nats", "mean", "KL per token from the reference policy; with a KL penalty only."),
+    Metric("policy/entropy/text", "nats", "mean", "Entropy of the next-token distribution in answers."),
+    Metric("policy/entropy/image", "nats", "mean", "Entropy of the next-token distribution in images."),
+    Metric("policy/guidance_gap", "nats", "mean", "Mean |guided - conditional| log-probability of an image token."),
+    Metric("policy/logprob_gap_max", "nats", "max", "Largest |learner - sampler| log-probability before the update."),
+)
+
+
+def lookup(name: str) -> Metric:
+    """The row that declares a metric.
+
+    Raises:
+        ValueError: no row does.
+    """
+    found = _find(name)
+    if found is None:
+        raise ValueError(
+            f"metrics: expected a name declared in unirl/monitoring/metrics.py; got {name!r}; correct it, or add a row "
+            "with unit, reduction and meaning to METRICS"
+        )
+    return found
+
+
+def reduce_values(name: str, values: Sequence[float]) -> float:
+    """The values that a metric took in several steps as one, by its reduction.
+
+    Raises:
+        ValueError: unknown name, or no values.
+    """
+    if not values:
+        raise ValueError(f"metrics: expected at least one value of {name}; got none; choose steps that were run")
+    match lookup(name).reduction:
+        case "mean":
+            return math.fsum(values) / len(values)
+        case "sum":
+            return math.fsum(values)
+        case "max":
+            return max(values)
+        case "min":
+            return min(values)
+        case "last":
+            return values[-1]
+
+
+def step_metrics(data: StepData) -> dict[str, float]:
+    """The metrics line of one step.
+
+    A mean over nothing that should exist (no completion judged) is NaN, which the run log writes as null and names;
+    a mean over what may be absent (no retrieved pair) is left out.
+
+    Raises:
+        ValueError: the learner or a phase reports a name that the table lacks.
+    """
+    metrics: dict[str, float] = {}
+    for task in TASKS:
+        groups = [group for group in data.groups if group.scored.group.request.task == task]
+        metrics.update(_reward_metrics(task, groups))
+        metrics.update(_score_metrics(task, groups))
+    metrics.update(_pair_metrics(data.groups))
+    metrics.update(_rollout_metrics(data))
+    metrics["time/step_s"] = math.fsum(data.seconds.values())
+    metrics.update({f"time/{phase}_s": value for phase, value in data.seconds.items()})
+    metrics.update(data.learner)
+    for name in metrics:
+        lookup(name)
+    return metrics
+
+
+def find_alerts(metrics: Mapping[str, float]) -> list[str]:
+    """What in a step's metrics says that learning has stopped or gone wrong; one sentence each."""
+    alerts = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    for task in TASKS:
+        if metrics.get(f"reward/{task}/zero_variance_fraction") == 1.0:
+            alerts.append(f"no {task} group of this step carries a signal: all rewards are equal inside every group")
+        if unjudged := metrics.get(f"reward/{task}/unjudged_fraction"):
+            alerts.append(f"{unjudged:.1%} of the {task} completions could not be judged")
+    return alerts
+
+
+def _reward_metrics(task: str, groups: Sequence[WeightedGroup]) -> Iterator[tuple[str, float]]:
+    if not groups:
+        return
+    name = f"reward/{task}"
+    yield name, _mean(_judged_rewards(groups))
+    for kind in ("aligned", "retrieved"):
+        of_kind = [group for group in groups if group.pair.kind == kind]
+        if of_kind:
+            yield f"{name}/{kind}", _mean(_judged_rewards(of_kind))
+    judged = [group.scored.rewards[group.scored.judged] for group in groups]
+    yield f"{name}/group_std", _mean([float(np.std(rewards, ddof=1)) for rewards in judged if len(rewards) > 1])
+    yield f"{name}/zero_variance_fraction", _mean([len(set(rewards.tolist())) < 2 for rewards in judged])
+    yield f"{name}/unjudged_fraction", _mean([not ok for group in groups for ok in group.scored.judged])
+
+
+def _score_metrics(task: str, groups: Sequence[WeightedGroup]) -> Iterator[tuple[str, float]]:
+    parts: dict[str, list[float]] = {}
+    for group in groups:
+        for reward, scores in group.scored.components.items():
+            parts.setdefault(f"score/{task}/{reward}", []).extend(scores.values[scores.judged].tolist())
+            for detail, values in scores.details.items():
+                parts.setdefault(f"score/{task}/{reward}/{detail}", []).extend(values[scores.judged].tolist())
+    for name, values in parts.items():
+        yield name, _mean(values)
+
+
+def _pair_metrics(groups: Sequence[WeightedGroup]) -> Iterator[tuple[str, float]]:
+    pairs = {group.pair.pair_id: group for group in groups}.values()
+    similarities = [group.pair.similarity for group in pairs]
+    weights = [group.pair_weight for group in pairs]
+    yield "advantage/abs_mean", _mean([abs(a) for group in groups for a in group.advantages.tolist()])
+    yield "pairs/similarity_mean", _mean(similarities)
+    yield "pairs/similarity_min", min(similarities, default=math.nan)
+    yield "pairs/weight_mean", _mean(weights)
+    yield "pairs/weight_min", min(weights, default=math.nan)
+    yield "pairs/aligned_fraction", _mean([group.pair.kind == "aligned" for group in pairs])
+
+
+def _rollout_metrics(data: StepData) -> Iterator[tuple[str, float]]:
+    trajectories: list[Trajectory] = [t for group in data.groups for t in group.scored.group.trajectories]
+    answers = [t for t in trajectories if t.modality == "text"]
+    num_tokens = sum(len(t.completion_ids) for t in trajectories)
+    yield "rollout/policy_version", min((t.policy_version for t in trajectories), default=math.nan)
+    yield "rollout/num_tokens", num_tokens
+    if answers:
+        yield "rollout/truncated_fraction", _mean([t.finish_reason == "length" for t in answers])
+        yield "rollout/answer_tokens_mean", _mean([len(t.completion_ids) for t in answers])
+    if data.seconds.get("rollout"):
+        yield "rollout/tokens_per_s", num_tokens / data.seconds["rollout"]
+        yield "rollout/images_per_s", (len(trajectories) - len(answers)) / data.seconds["rollout"]
+
+
+def _judged_rewards(groups: Iterable[WeightedGroup]) -> list[float]:
+    return [reward for group in groups for reward in group.scored.rewards[group.scored.judged].tolist()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+@lru_cache(maxsize=4096)
+def _find(name: str) -> Metric | None:
+    return next((metric for metric in METRICS if re.fullmatch(_pattern(metric.name), name)), None)
+
+
+def _pattern(name: str) -> str:
+    words = {"<task>": f"({'|'.join(TASKS)})"}
+    parts = re.split(r"(<\w+>)", name)
+    return "".join(words.get(part, r"[\w.-]+") if part.startswith("<") else re.escape(part) for part in parts)
+
+
+def metrics_page() -> str:
+    """docs/metrics.md, made from the table."""
+    lines = [
+        "# Metrics",
+        "",
+        "Made from the table in `unirl/monitoring/metrics.py` by",
+        "`python -m unirl.monitoring.metrics > docs/metrics.md`. Each line of `metrics.jsonl` holds one step.",
+        "A name in angle brackets stands for any word. A value that was NaN or infinite is `null`, and its name is",
+        "listed under `nonfinite` in the same line. The reduction says how the values of several steps become one.",
+        "",
+        "| name | unit | reduction | meaning |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| `{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |" for metric in METRICS]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(metrics_page())

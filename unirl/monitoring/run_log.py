@@ -1,0 +1,221 @@
+"""The run directory: what one run leaves on disk, and its one writer. docs/run_directory.md describes the files."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirl.config import MonitoringConfig, to_yaml
+from unirl.monitoring import journal, pair_view
+from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
+from unirl.monitoring.folder_lock import FolderLock
+from unirl.monitoring.images import encode_webp, thin_images
+from unirl.monitoring.metrics import find_alerts, lookup, step_metrics
+from unirl.monitoring.run_facts import describe_run, without_secrets
+from unirl.monitoring.step_data import StepData
+
+log = logging.getLogger(__name__)
+
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class RunLog:
+    """Writes one run directory. A context manager: leaving it records how the run ended."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Any,
+        monitoring: MonitoringConfig,
+        *,
+        overrides: Sequence[str] = (),
+        facts: Mapping[str, object] | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Create the directory, or open it again with `resume`.
+
+        Args:
+            run_dir: the run directory.
+            config: the job's whole config, for config.yaml. Values of keys such as `api_key` are left out.
+            monitoring: what to record.
+            overrides: the command's arguments as typed.
+            facts: more for run.json, such as the Ray job id. The environment is never recorded.
+            resume: go on with a run that is already there.
+
+        Raises:
+            ValueError: the directory holds a run and `resume` is False, holds something else, or is being written.
+            OSError: the disk is full or refuses.
+        """
+        self.run_dir = run_dir
+        self._monitoring = monitoring
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(run_dir)
+        self._ended = False
+        try:
+            before = _read_run(run_dir, resume)
+            self.attempt: int = before.get("attempt", -1) + 1
+            """Starts of this run before the present one."""
+            opening = {"v": 1, "id": run_dir.resolve().name, "created": _now()} | before | {"attempt": self.attempt}
+            self._run = opening | describe_run(config) | dict(facts or {})
+            self._set_status("running")
+            write_atomic(run_dir / "config.yaml", without_secrets(to_yaml(config)).encode())
+            write_atomic(run_dir / "overrides.txt", without_secrets("".join(f"{o}\n" for o in overrides)).encode())
+            for name in ("images", "evaluations/images"):
+                (run_dir / name).mkdir(parents=True, exist_ok=True)
+            self._metrics, self._pairs, self._events = (
+                JsonLines(run_dir / f"{name}.jsonl") for name in ("metrics", "pairs", "events")
+            )
+            self._tensorboard = _open_tensorboard(run_dir) if monitoring.tensorboard else None
+            self.event("resume" if before else "start", "the run goes on" if before else "the run starts")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def record_step(self, data: StepData) -> dict[str, float]:
+        """Write the step's images, shown pairs, trajectories and metrics, in this order; return the metrics.
+
+        Raises:
+            ValueError: a metric that the table lacks.
+            OSError: the disk is full or refuses.
+        """
+        shown = self._monitoring
+        images: pair_view.ImageNames = {}
+        if data.step == 1 or (shown.pairs_every and data.step % shown.pairs_every == 0):
+            lines, images = pair_view.write_pairs(self.run_dir / "images", data, shown.pairs_per_step)
+            for line in lines:
+                self._pairs.append(line)
+            thin_images(self.run_dir / "images", shown.images_max_mb * 2**20)
+        if shown.journal:
+            journal.write_step(self.run_dir, data, images)
+        values = step_metrics(data)
+        self.write_metrics(data.step, values)
+        for alert in find_alerts(values):
+            log.warning("step %d: %s", data.step, alert)
+            self.event("alert", alert, {"step": data.step})
+        return values
+
+    def write_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a line to metrics.jsonl.
+
+        Raises:
+            ValueError: a name that the table lacks.
+            OSError: the disk is full or refuses.
+        """
+        for name in values:
+            lookup(name)
+        self._metrics.append({"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **values})
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def event(self, kind: str, message: str, fields: Mapping[str, object] | None = None) -> None:
+        """Add a line to events.jsonl: an actor went down, weights were published, a checkpoint was saved, ..."""
+        line = {"v": 1, "time": time.time(), "attempt": self.attempt, "kind": kind, "message": message}
+        self._events.append(line | dict(fields or {}))
+
+    def save_evaluation_image(self, image: NDArray[np.uint8]) -> str:
+        """Write a picture once, named by its content, and return its path inside the run directory."""
+        digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+        path = self.run_dir / "evaluations" / "images" / f"{digest[:20]}.webp"
+        if not path.exists():
+            write_atomic(path, encode_webp(image), sync=False)
+        return str(path.relative_to(self.run_dir))
+
+    def write_evaluation(self, step: int, document: Mapping[str, object]) -> Path:
+        """Write evaluations/step_<step>.json whole or not at all.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        path = self.run_dir / "evaluations" / f"step_{step:06d}.json"
+        document = {"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **document}
+        write_atomic(path, encode_line(document))
+        self.event("evaluation", f"evaluated after step {step}", {"step": step, "file": path.name})
+        return path
+
+    def sync(self) -> None:
+        """Make all lines so far survive a power cut; call it with each checkpoint."""
+        for file in (self._metrics, self._pairs, self._events):
+            file.sync()
+
+    def end(self, status: Status, reason: str = "") -> None:
+        """Record how the run ended and close the files. Later calls change nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            self.event("end", reason or status, {"status": status})
+            self._set_status(status, reason)
+            self.sync()
+        finally:
+            for file in (self._metrics, self._pairs, self._events):
+                file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.end("finished")
+            return
+        # The run's own error matters more than a disk too full to note it.
+        with suppress(OSError):
+            self.end("failed" if isinstance(error, Exception) else "interrupted", f"{type(error).__name__}: {error}")
+
+    def _set_status(self, status: Status, reason: str = "") -> None:
+        self._run |= {"status": status, "reason": reason, "updated": _now()}
+        write_atomic(self.run_dir / "run.json", json.dumps(self._run, indent=1, ensure_ascii=False).encode())
+
+
+def _read_run(run_dir: Path, resume: bool) -> dict[str, Any]:
+    """run.json of the run that is there, or {} for a new directory."""
+    path = run_dir / "run.json"
+    if path.exists() and not resume:
+        raise ValueError(
+            f"run directory {run_dir}: expected a new or empty folder; got one that holds a run; add --resume to go on "
+            "with it, or set another train.run_dir"
+        )
+    strangers = [item.name for item in run_dir.iterdir() if item.name != "lock"]
+    if not path.exists():
+        if strangers:
+            raise ValueError(
+                f"run directory {run_dir}: expected a new or empty folder, or one with a run.json; got "
+                f"{', '.join(sorted(strangers)[:5])}; set another train.run_dir"
+            )
+        return {}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return {"created": before["created"], "id": before["id"], "attempt": int(before["attempt"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"run directory {run_dir}: expected a run.json with id, created and attempt; got {error!r}; restore the "
+            "file, or start in another train.run_dir"
+        ) from error
+
+
+def _open_tensorboard(run_dir: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "monitoring.tensorboard: expected the package tensorboardX; got none; install it, or set "
+            "monitoring.tensorboard=false"
+        ) from error
+    return SummaryWriter(str(run_dir / "tb"))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

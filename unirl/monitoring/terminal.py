@@ -1,0 +1,193 @@
+"""What a run shows in the terminal: a live table for people, one line per step for logs, a word when it hangs."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from unirl.monitoring.metrics import reduce_values
+from unirl.types import TASKS
+
+log = logging.getLogger(__name__)
+
+WINDOW = 5
+"""Steps over which the table at the end takes first, last and best."""
+_SHORT = {
+    "reward/understanding": "r_und",
+    "reward/generation": "r_gen",
+    "reward/understanding/zero_variance_fraction": "flat_und",
+    "reward/generation/zero_variance_fraction": "flat_gen",
+    "policy/ratio_max": "ratio_max",
+    "policy/clip_fraction": "clip",
+    "policy/entropy/text": "ent_txt",
+    "policy/entropy/image": "ent_img",
+    "learner/grad_norm": "gnorm",
+    "policy/logprob_gap_max": "gap",
+}
+
+
+class Terminal:
+    """Progress of one run on stderr. A context manager: inside it the live table is up and hanging is watched for."""
+
+    def __init__(
+        self,
+        num_steps: int,
+        *,
+        stall_after_s: float,
+        waiting_for: Callable[[], str],
+        on_stall: Callable[[str], None] = lambda message: None,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Prepare; nothing is shown yet.
+
+        Args:
+            num_steps: last step of the run.
+            stall_after_s: seconds without a change after which to say what is waited for.
+            waiting_for: phase and workers being waited for, such as "rollout: text-0, image-1"; called from a thread.
+            on_stall: called with each such message.
+            console: where to write; stderr by default. Only a terminal gets the live table.
+            quiet: show warnings only.
+        """
+        self._num_steps, self._stall_after_s = num_steps, stall_after_s
+        self._waiting_for, self._on_stall = waiting_for, on_stall
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._quiet = quiet
+        self._history: dict[str, list[float]] = {}
+        self._durations: deque[float] = deque(maxlen=20)
+        self._step = 0
+        self._last_step_at = self._last_sign = time.monotonic()
+        self._live: Live | None = None
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._watch_for_stalls, daemon=True, name="stall-watch")
+
+    def __enter__(self) -> Self:
+        self._last_step_at = self._last_sign = time.monotonic()
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
+            self._live.start()
+        self._watch.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._watch.join()
+        if self._live is not None:
+            self._live.stop()
+
+    def banner(self, facts: Mapping[str, object]) -> None:
+        """One line per fact: run directory, actor plan, changed settings, how to stop."""
+        width = max(map(len, facts), default=0)
+        for name, fact in facts.items():
+            self._say(f"{name:<{width}}  {fact}")
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in a finished step and, without a live table, print its line."""
+        now = time.monotonic()
+        self._durations.append(now - self._last_step_at)
+        self._last_step_at = self._last_sign = now
+        self._step = step
+        for name, value in metrics.items():
+            self._history.setdefault(name, []).append(value)
+        if self._live is None:
+            self._say(step_line(step, self._num_steps, metrics, self._eta_s()))
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table, such as the evaluation before and after."""
+        if self._quiet:
+            return
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+    def summary(self, facts: Mapping[str, object]) -> None:
+        """End of the run: first, last and best reward of the steps seen, and where things lie."""
+        rows = [row for task in TASKS for row in self._summary_rows(f"reward/{task}")]
+        if rows:
+            self.table(f"training rewards, mean of {WINDOW} steps", ("", "first", "last", "best", "at step"), rows)
+        self.banner(facts)
+
+    def _summary_rows(self, prefix: str) -> list[tuple[str, ...]]:
+        rows = []
+        for name in (prefix, f"{prefix}/aligned", f"{prefix}/retrieved"):
+            values = self._history.get(name, [])
+            size = min(WINDOW, len(values))
+            if not size:
+                continue
+            means = [reduce_values(name, values[i : i + size]) for i in range(len(values) - size + 1)]
+            best = max(range(len(means)), key=means.__getitem__)
+            at = self._step - len(values) + best + size
+            rows.append((name, *(f"{value:.3f}" for value in (means[0], means[-1], means[best])), str(at)))
+        return rows
+
+    def _eta_s(self) -> float:
+        return sum(self._durations) / max(1, len(self._durations)) * (self._num_steps - self._step)
+
+    def _table(self) -> Table:
+        eta = format_duration(self._eta_s()) if self._durations else "-"
+        title = f"step {self._step}/{self._num_steps}   ETA {eta}   now: {self._waiting_for()}"
+        table = Table(title=title, title_justify="left")
+        for column in ("", "first", f"last {WINDOW}", "now"):
+            table.add_column(column, justify="left" if not column else "right")
+        for name in (*_SHORT, "rollout/tokens_per_s", "time/step_s"):
+            values = self._history.get(name)
+            if values:
+                numbers = (values[0], reduce_values(name, values[-WINDOW:]), values[-1])
+                table.add_row(name, *map(_number, numbers))
+        return table
+
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            self._console.print(line, markup=False)
+
+    def _watch_for_stalls(self) -> None:
+        before, told_at = self._waiting_for(), 0.0
+        while not self._ended.wait(min(1.0, self._stall_after_s / 4)):
+            waiting = self._waiting_for()
+            if waiting != before:
+                before, self._last_sign = waiting, time.monotonic()
+            idle = time.monotonic() - self._last_sign
+            if idle >= self._stall_after_s and told_at != self._last_sign:
+                told_at = self._last_sign
+                message = f"nothing has happened for {format_duration(idle)}; waiting for {waiting}"
+                log.warning("%s", message)
+                self._on_stall(message)
+
+
+def step_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_s: float) -> str:
+    """A step as `key=value` words, for logs and `grep`."""
+    words = [f"step={step}/{num_steps}"]
+    words += [f"{short}={_number(metrics[name])}" for name, short in _SHORT.items() if name in metrics]
+    phases = {
+        name.removeprefix("time/").removesuffix("_s"): value
+        for name, value in metrics.items()
+        if name.startswith("time/") and name != "time/step_s"
+    }
+    parts = " ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items() if seconds >= 0.05)
+    words.append(f"t={metrics.get('time/step_s', 0.0):.1f}s" + (f" ({parts})" if parts else ""))
+    return " ".join([*words, f"eta={format_duration(eta_s)}"])
+
+
+def format_duration(seconds: float) -> str:
+    """Such as 42s, 3m12s or 5h07m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.3f}" if size < 100 else f"{value:.0f}"
