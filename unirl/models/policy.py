@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import Cache
 
 from unirl.config import ModelConfig
 from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
@@ -79,6 +80,62 @@ class Policy(Protocol):
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
         """Write a checkpoint folder in the family's public layout with these weights, loadable by `load_policy`."""
+        ...
+
+
+class AutoregressivePolicy(Policy, Protocol):
+    """What a family that draws token after token adds for its samplers. H is the trunk's width."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Name and shape of every weight of the whole model; tied ones once."""
+    allowed_text_ids: Tensor
+    """Which text ids may be sampled, bool [V]."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Codes of one image."""
+        ...
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the image vocabulary."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """Text id that ends an answer."""
+        ...
+
+    def pad_prompts(self, prompts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+        """Prompt ids int64 [B, P] and mask int64 [B, P], padded on the left."""
+        ...
+
+    def unconditional(self, prompt_ids: Tensor) -> Tensor:
+        """Null condition of generation prompts [..., P], of the same length."""
+        ...
+
+    def embed_prompts(self, ids: Tensor, mask: Tensor, images: Sequence[NDArray[np.uint8] | None]) -> Tensor:
+        """Input embeddings [B, P, H] of padded prompts with their images."""
+        ...
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., H] of text ids [...]."""
+        ...
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Input embeddings [..., H] of image codes [...]."""
+        ...
+
+    def hidden_states(self, embeddings: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
+        """Last hidden states [B, T, H] of input embeddings [B, T, H] that follow the cached ones."""
+        ...
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., V] of the next text id."""
+        ...
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., num_codes] of the next image code."""
         ...
 
 

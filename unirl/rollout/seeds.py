@@ -15,5 +15,5 @@ def sample_seed(run_seed: int, step: int, pair_id: str, task: Task, index: int) 
         task: side of the pair.
         index: which of the group's completions.
     """
-    key = repr((run_seed, step, pair_id, task, index)).encode()
+    key = repr((int(run_seed), int(step), str(pair_id), str(task), int(index))).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % 2**31

@@ -1,0 +1,448 @@
+"""Janus-Pro 1B and 7B, and any checkpoint of that layout, on transformers' JanusForConditionalGeneration.
+
+Text and image tokens have separate output heads on one Llama trunk. A row is scored in one teacher-forced pass; under
+guidance the pass holds a conditional and an unconditional stream.
+"""
+
+import copy
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Cache, JanusConfig, JanusForConditionalGeneration, JanusImageProcessor
+from transformers.initialization import no_init_weights
+
+from unirl.algorithms.logprobs import token_entropies, token_logprobs
+from unirl.config import ModelConfig
+from unirl.models.checkpoint import COMPANIONS, copy_into, read_json, stored_tensors, write_weights
+from unirl.models.janus_prompts import JanusPrompts
+from unirl.models.policy import Scoring, TokenScores
+from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
+
+HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+TRUNK = "model.language_model.layers."
+VQ = "model.vqmodel."
+IMAGES_AT_ONCE = 32
+"""Images that the vision tower or the image tokenizer handles in one pass."""
+
+
+class Float32Linear(nn.Linear):
+    """A head whose product is taken in float32 whatever its weights are stored in: guidance amplifies rounding."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., V] of hidden states [..., H]."""
+        bias = None if self.bias is None else self.bias.float()
+        return functional.linear(hidden.float(), self.weight.float(), bias)
+
+
+@dataclass(slots=True)
+class JanusPro:
+    """A Janus-Pro policy; see `unirl.models.policy.AutoregressivePolicy` for what each method promises."""
+
+    module: JanusForConditionalGeneration
+    config: JanusConfig
+    """Of the whole model, also when the trunk was left out."""
+    prompts: JanusPrompts
+    image_processor: JanusImageProcessor
+    folder: Path
+    """Where it was loaded from."""
+    tied: bool
+    """Whether the text head is the embedding table."""
+    shapes: dict[str, tuple[int, ...]]
+    """Name and shape of every weight of the whole model, also of a trunk that was not loaded; tied ones once."""
+    allowed_text_ids: Tensor
+
+    @classmethod
+    def load(cls, config: ModelConfig, path: Path, *, trunk: bool = True) -> "JanusPro":
+        """The checkpoint folder's model on the CPU, in evaluation mode, with `config.frozen` parts frozen.
+
+        Args:
+            config: precision, frozen parts, system prompt.
+            path: Hugging Face folder with weights in safetensors form.
+            trunk: False leaves the decoder layers out: for a process whose engine holds them already.
+
+        Raises:
+            FileNotFoundError: the folder lacks a file.
+            ValueError: another family, truncated or unfit weights, or a tokenizer without Janus-Pro's tokens.
+        """
+        raw = read_json(path / "config.json")
+        if raw.get("model_type") != "janus":
+            raise ValueError(
+                f"{path}: expected a checkpoint of model_type 'janus' for model.family janus_pro; got "
+                f"{raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
+            )
+        stored = stored_tensors(path)
+        # The class default is "tied"; the public checkpoints are not, and some conversions do not say so.
+        tied = raw.get("tie_word_embeddings") is not False and HEAD not in stored.shapes
+        janus = JanusConfig.from_dict(raw)
+        janus.tie_word_embeddings = janus.text_config.tie_word_embeddings = tied
+        shapes = _weight_shapes(janus)
+        stored.check(shapes)
+        prompts = JanusPrompts.load(path, config.system_prompt)
+        image_processor = _image_processor(path)
+        _check_agreement(janus, prompts, image_processor, path)
+        module = _empty_module(janus, getattr(torch, config.dtype), trunk=trunk)
+        targets = module.state_dict()
+        for name, value in stored.read(shapes.keys() & targets.keys()):
+            copy_into(targets, name, value)
+        _freeze(module, config.frozen)
+        return cls(
+            module=module,
+            config=janus,
+            prompts=prompts,
+            image_processor=image_processor,
+            folder=path,
+            tied=tied,
+            shapes=shapes,
+            allowed_text_ids=prompts.allowed_text_ids(janus.text_config.vocab_size),
+        )
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Codes of one image."""
+        return self.prompts.num_image_tokens
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the image vocabulary."""
+        return self.config.vq_config.num_embeddings
+
+    @property
+    def end_id(self) -> int:
+        """Text id that ends an answer."""
+        return self.prompts.ids.eos
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills the left of shorter prompts."""
+        return self.prompts.ids.pad
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.module.parameters()).device
+
+    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
+        """Prompt ids [P] of a question, image placeholders expanded."""
+        return self.prompts.understanding(sample)
+
+    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
+        """Prompt ids [P] of a picture to draw."""
+        return self.prompts.generation(sample)
+
+    def decode_text(self, ids: NDArray[np.int32]) -> str:
+        """Text of completion ids, special tokens kept."""
+        return self.prompts.decode(ids)
+
+    def unconditional(self, prompt_ids: Tensor) -> Tensor:
+        """Null condition of generation prompts [..., P], of the same length."""
+        return self.prompts.unconditional(prompt_ids)
+
+    @torch.no_grad()
+    def decode_images(self, codes: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Pictures [B, height, width, 3] of image codes [B, N], computed in float32 on unit code vectors.
+
+        Raises:
+            ValueError: codes of another shape or outside the codebook.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.num_image_tokens:
+            raise ValueError(
+                f"decode_images: expected codes [B, {self.num_image_tokens}]; got {codes.shape}; sample whole images"
+            )
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes:
+            raise ValueError(
+                f"decode_images: expected codes in 0..{self.num_codes - 1}; got {codes.min()}..{codes.max()}; subtract "
+                "the offset of the joint vocabulary"
+            )
+        vq = self._vq()
+        chunks = torch.from_numpy(codes.astype(np.int64)).to(self.device).split(IMAGES_AT_ONCE)
+        pictures = [((vq.decode(chunk) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
+        return torch.cat(pictures).permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.int32]:
+        """Image codes [B, N] of RGB pictures: the code of the largest cosine at each place.
+
+        transformers' own `encode` compares plain distances; the original normalises both sides, as here.
+        """
+        vq, processor = self._vq(), self.image_processor
+        codebook = functional.normalize(vq.quantize.embedding.weight, dim=-1)
+        mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (processor.image_mean, processor.image_std))
+        codes = []
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            pixels = (self._pixels(images[start : start + IMAGES_AT_ONCE]) * std + mean) * 2 - 1
+            features = vq.quant_conv(vq.encoder(pixels.to(self.device))).permute(0, 2, 3, 1).flatten(1, 2)
+            codes.append((functional.normalize(features, dim=-1) @ codebook.T).argmax(-1).int().cpu())
+        return torch.cat(codes).numpy()
+
+    def pad_prompts(self, prompts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+        """Prompt ids int64 [B, P] and mask int64 [B, P], padded on the left to the longest."""
+        longest = max(len(prompt) for prompt in prompts)
+        ids = np.full((len(prompts), longest), self.pad_id, np.int64)
+        mask = np.zeros_like(ids)
+        for index, prompt in enumerate(prompts):
+            ids[index, longest - len(prompt) :], mask[index, longest - len(prompt) :] = prompt, 1
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    def embed_prompts(self, ids: Tensor, mask: Tensor, images: Sequence[NDArray[np.uint8] | None]) -> Tensor:
+        """Input embeddings [B, P, H] of padded prompts, features of each image in the places of its placeholders.
+
+        The vision tower sees each distinct array once.
+
+        Raises:
+            ValueError: placeholders without an image, an image without placeholders, or an image without pixels.
+        """
+        embedded = self.embed_text(ids)
+        places = (ids == self.prompts.ids.placeholder) & mask.bool()
+        for index, (found, image) in enumerate(zip(places.sum(1).tolist(), images, strict=True)):
+            if found != (wanted := 0 if image is None else self.num_image_tokens):
+                raise ValueError(
+                    f"prompt {index}: expected {wanted} image placeholders, {self.num_image_tokens} an image; got "
+                    f"{found}; encode the prompt with this family and keep its image with it"
+                )
+        features = self._image_features([image for image in images if image is not None])
+        if not features:
+            return embedded
+        stacked = torch.cat([features[id(image)] for image in images if image is not None])
+        return embedded.masked_scatter(places[..., None], stacked.to(embedded.dtype))
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., H] of text ids [...]."""
+        return self.module.model.language_model.embed_tokens(ids)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Input embeddings [..., H] of image codes [...]."""
+        return self.module.model.generation_aligner(self.module.model.generation_embeddings(codes))
+
+    def hidden_states(self, embeddings: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
+        """Last hidden states [B, T, H] of input embeddings [B, T, H].
+
+        Args:
+            embeddings: new positions; with a cache, those after the cached ones.
+            mask: int64 [B, S + T] 1 where a position exists, over cached and new positions; padding is on the left.
+            cache: keys and values of S positions, extended in place.
+        """
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+        output = self.module.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., V] of the next text id."""
+        return self.module.lm_head(hidden)
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., num_codes] of the next image code."""
+        return self.module.model.generation_head(hidden)
+
+    def score(self, rows: Sequence[LearnerRow], scoring: Scoring) -> Iterator[TokenScores]:
+        """Score the completions of rows of one task in one teacher-forced pass.
+
+        Temperature 0 is scored at 1, as `Trajectory.logprobs` records it.
+
+        Raises:
+            ValueError: rows of both tasks, an image that is missing or of the wrong length, or an answer with an id
+                that no sampler may draw.
+        """
+        tasks = {row.task for row in rows}
+        if len(tasks) != 1:
+            raise ValueError(f"score: expected rows of one task; got {sorted(tasks)}; make micro-batches per task")
+        yield self._score_images(rows, scoring) if tasks == {"generation"} else self._score_text(rows, scoring)
+
+    def tokens_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
+        """Tokens that scoring this row puts through the trunk, both streams counted."""
+        return (len(row.prompt_ids) + len(row.completion_ids)) * self._num_streams(row, scoring)
+
+    def passes_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
+        """One."""
+        return 1
+
+    def save(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write a checkpoint folder in the public layout with these weights.
+
+        Raises:
+            ValueError: the names or shapes of `state` are not those of the model.
+        """
+        state = {name: value for name, value in state.items() if not (self.tied and name == HEAD)}
+        got = {name: tuple(value.shape) for name, value in state.items()}
+        if wrong := sorted(got.items() ^ self.shapes.items()):
+            raise ValueError(
+                f"save: expected the {len(self.shapes)} weights of {self.folder}; got a state that differs in "
+                f"{wrong[:3]}; gather all parameters under the checkpoint's own names"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in COMPANIONS:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        config = copy.deepcopy(self.config)
+        config.dtype = state[EMBEDDING].dtype
+        config.save_pretrained(folder)
+        write_weights(folder, state)
+
+    def _num_streams(self, row: LearnerRow, scoring: Scoring) -> int:
+        guided = scoring.guidance_scale != 1.0 and scoring.image_logprob == "guided"
+        return 2 if row.task == "generation" and guided else 1
+
+    def _score_text(self, rows: Sequence[LearnerRow], scoring: Scoring) -> TokenScores:
+        tokens, mask, scored = self._completions(rows)
+        ids, prompt_mask = self.pad_prompts([row.prompt_ids for row in rows])
+        prompts = self.embed_prompts(ids, prompt_mask, [row.image for row in rows])
+        embeddings = torch.cat([prompts, self.embed_text(tokens)], dim=1)
+        hidden = self.hidden_states(embeddings, torch.cat([prompt_mask, mask], dim=1))
+        logits = self.text_logits(hidden[:, ids.shape[1] - 1 : -1])
+        temperature = scoring.text_temperature or 1.0
+        allowed = self.allowed_text_ids.to(logits.device)
+        return TokenScores(
+            logprobs=token_logprobs(logits, tokens, temperature, allowed, loss_mask=scored),
+            scored=scored,
+            entropy=token_entropies(logits, temperature, allowed, loss_mask=scored),
+        )
+
+    def _score_images(self, rows: Sequence[LearnerRow], scoring: Scoring) -> TokenScores:
+        for row in rows:
+            if len(row.completion_ids) != self.num_image_tokens:
+                raise ValueError(
+                    f"score: expected images of {self.num_image_tokens} codes; got {len(row.completion_ids)}; sample "
+                    "whole images"
+                )
+        tokens, mask, scored = self._completions(rows)
+        num_streams = self._num_streams(rows[0], scoring)
+        ids, prompt_mask = self.pad_prompts([row.prompt_ids for row in rows])
+        prompts = self.embed_text(torch.cat([ids, self.unconditional(ids)]) if num_streams == 2 else ids)
+        # The last code is predicted, never read.
+        codes = self.embed_codes(tokens[:, :-1]).repeat(num_streams, 1, 1)
+        whole_mask = torch.cat([prompt_mask, mask[:, :-1]], dim=1).repeat(num_streams, 1)
+        hidden = self.hidden_states(torch.cat([prompts, codes], dim=1), whole_mask)
+        cond, *others = self.code_logits(hidden[:, ids.shape[1] - 1 :]).split(len(rows))
+        temperature = scoring.image_temperature or 1.0
+        uncond = others[0] if others else None
+        scale = scoring.guidance_scale if others else 1.0
+        logprobs = token_logprobs(
+            cond, tokens, temperature, loss_mask=scored, uncond_logits=uncond, guidance_scale=scale
+        )
+        entropy = token_entropies(cond, temperature, loss_mask=scored, uncond_logits=uncond, guidance_scale=scale)
+        metrics = {}
+        if others:
+            with torch.no_grad():
+                alone = token_logprobs(cond.detach(), tokens, temperature, loss_mask=scored)
+                metrics["guidance_gap"] = (logprobs.detach() - alone).abs().sum()
+        return TokenScores(logprobs=logprobs, scored=scored, entropy=entropy, metrics=metrics)
+
+    def _completions(self, rows: Sequence[LearnerRow]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids int64, which of them exist int64 and which count bool, all [B, T], padded on the right."""
+        shape = (len(rows), max(len(row.completion_ids) for row in rows))
+        tokens, exists, counts = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        for index, row in enumerate(rows):
+            length = len(row.completion_ids)
+            tokens[index, :length], exists[index, :length] = row.completion_ids, 1
+            counts[index, :length] = row.loss_mask
+        device = self.device
+        return tuple(torch.from_numpy(array).to(device) for array in (tokens, exists, counts))
+
+    def _image_features(self, images: Sequence[NDArray[np.uint8]]) -> dict[int, Tensor]:
+        """Aligned features [N, H] of each distinct array, by its id()."""
+        distinct = list({id(image): image for image in images}.values())
+        model = self.module.model
+        trained = any(parameter.requires_grad for parameter in model.vision_model.parameters())
+        features = {}
+        for start in range(0, len(distinct), IMAGES_AT_ONCE):
+            part = distinct[start : start + IMAGES_AT_ONCE]
+            with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+                seen = model.vision_model(self._pixels(part).to(self.device)).last_hidden_state
+            features |= zip(map(id, part), model.aligner(seen), strict=True)
+        return features
+
+    def _pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Normalised float32 [B, 3, S, S]: longest side to S, padded to a square."""
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+                raise ValueError(
+                    f"image: expected RGB pixels [height, width, 3]; got shape {image.shape}; repair or drop the record"
+                )
+        return self.image_processor(list(images), input_data_format="channels_last", return_tensors="pt").pixel_values
+
+    def _vq(self) -> nn.Module:
+        """The image tokenizer in float32; a copy where training holds it in less."""
+        vq = self.module.model.vqmodel
+        return vq if next(vq.parameters()).dtype == torch.float32 else copy.deepcopy(vq).float()
+
+
+def _weight_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        module = JanusForConditionalGeneration(copy.deepcopy(config))
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes[HEAD]
+    return shapes
+
+
+def _empty_module(config: JanusConfig, dtype: torch.dtype, *, trunk: bool) -> JanusForConditionalGeneration:
+    config = copy.deepcopy(config)
+    if not trunk:
+        config.text_config.num_hidden_layers = 0
+    with no_init_weights():
+        module = JanusForConditionalGeneration._from_config(config, dtype=dtype)
+    if config.tie_word_embeddings:
+        module.tie_weights()
+    module.model.vqmodel.float()
+    head = module.model.generation_head
+    for layer in (module.lm_head, head.proj_out, head.vision_head):
+        layer.__class__ = Float32Linear
+    return module.eval()
+
+
+def _freeze(module: JanusForConditionalGeneration, names: Sequence[str]) -> None:
+    parts = {"vision": module.model.vision_model, "aligner": module.model.aligner, "vq": module.model.vqmodel}
+    for name in names:
+        if name not in parts:
+            raise ValueError(f"model.frozen: expected names among {sorted(parts)}; got {name!r}; correct the key")
+        parts[name].requires_grad_(False)
+
+
+def _image_processor(folder: Path) -> JanusImageProcessor:
+    # Without a file the class would silently take CLIP's mean and deviation.
+    if not (folder / "preprocessor_config.json").is_file() and "image_processor" not in read_json(
+        folder / "processor_config.json"
+    ):
+        raise FileNotFoundError(
+            f"{folder}: expected preprocessor_config.json, which says how images are resized and normalised; got none; "
+            "download it with the checkpoint"
+        )
+    return JanusImageProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def _check_agreement(
+    config: JanusConfig, prompts: JanusPrompts, image_processor: JanusImageProcessor, folder: Path
+) -> None:
+    """Raise ValueError where tokenizer, processors and config.json contradict each other."""
+    vision = config.vision_config
+    grid = (vision.image_size // vision.patch_size) ** 2
+    size = image_processor.size
+    for what, got, wanted in (
+        ("id of <image_placeholder>", prompts.ids.placeholder, config.image_token_id),
+        ("vision_config.num_image_tokens", vision.num_image_tokens, grid),
+        ("num_image_tokens of processor_config.json", prompts.num_image_tokens, grid),
+        ("image side of the preprocessor", (size["height"], size["width"]), (vision.image_size,) * 2),
+        ("vq_config.image_token_embed_dim", config.vq_config.image_token_embed_dim, config.text_config.hidden_size),
+    ):
+        if got != wanted:
+            raise ValueError(
+                f"{folder}: expected {what} to be {wanted} as config.json says; got {got}; files of two checkpoints "
+                "are mixed: download all of one"
+            )
+    if (largest := max(prompts.tokenizer.get_vocab().values())) >= config.text_config.vocab_size:
+        raise ValueError(
+            f"{folder}: expected token ids below text_config.vocab_size {config.text_config.vocab_size}; got "
+            f"{largest}; tokenizer and config.json are of two checkpoints"
+        )
