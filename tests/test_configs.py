@@ -14,8 +14,7 @@ def questions_of(file, schema):
     try:
         load_config([file], [], schema)
     except ConfigError as error:
-        assert {problem.rule for problem in error.problems} == {"must be given"}, error
-        return [f"{problem.key}=given" for problem in error.problems]
+        return [f"{problem.key}=given" for problem in error.problems if problem.rule == "must be given"]
     return []
 
 

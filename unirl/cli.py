@@ -167,31 +167,31 @@ def lab_data(
     start_logging(None)
     from unirl.jobs import lab
 
-    lab.write_data(out, count=count, seed=seed, heldout=heldout)
+    raise typer.Exit(lab.write_data(out, count=count, seed=seed, heldout=heldout))
 
 
 @lab_app.command("pretrain")
 def lab_pretrain(out: Annotated[Path, typer.Argument(help="New checkpoint folder.")]) -> None:
     """Train the tiny base model from scratch (minutes on two cores)."""
     start_logging(None)
-    from unirl.lab.pretrain import pretrain
+    from unirl.jobs import lab
 
-    typer.echo(json.dumps(pretrain(out), indent=2))
+    raise typer.Exit(lab.pretrain(out))
 
 
 @lab_app.command("show")
 def lab_show(
-    out: Annotated[Path, typer.Argument(help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the contact sheet, lab.png.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the base that ships with the package.")] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Prompts.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Scenes.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and samples.")] = 0,
     guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 1.0,
 ) -> None:
-    """Draw a contact sheet of prompts, images and answers."""
+    """Draw a contact sheet of held-out prompts, images and answers."""
     start_logging(None)
     from unirl.jobs import lab
 
-    lab.show(checkpoint, out, count=count, seed=seed, guidance=guidance)
+    raise typer.Exit(lab.show(out, checkpoint=checkpoint, count=count, seed=seed, guidance=guidance))
 
 
 @config_app.command("show")
