@@ -1,5 +1,6 @@
 """The lab's tiny model, a true `JanusForConditionalGeneration`, and its checkpoint folder."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -117,21 +118,22 @@ def load_model(path: Path) -> JanusForConditionalGeneration:
 
 
 def write_checkpoint(model: JanusForConditionalGeneration, path: Path, facts: dict[str, Any] | None = None) -> None:
-    """Write a Hugging Face folder whole or not at all: float16 weights, configs, tokenizer, and facts as lab.json.
+    """Write a Hugging Face folder whole or not at all: float16 weights, configs, tokenizer.
 
-    An older folder at `path` is replaced.
+    Facts go to lab.json with the sha256 of every file. An older folder at `path` is replaced.
 
     Raises:
         ValueError: `path` is there and is not a checkpoint folder.
     """
     if path.exists() and not (path / "config.json").is_file():
-        raise ValueError(f"expected no folder, or an older checkpoint, at {path}; got something else; choose another path")
+        raise ValueError(f"expected nothing or an older checkpoint at {path}; got something else; choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
         _write_files(model, fresh)
         if facts is not None:
-            (fresh / "lab.json").write_text(json.dumps(facts, indent=2) + "\n")
+            sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(fresh.iterdir())}
+            (fresh / "lab.json").write_text(json.dumps(facts | {"sha256": sums}, indent=2) + "\n")
         if path.exists():
             path.rename(old)
         os.replace(fresh, path)

@@ -1,6 +1,6 @@
 """The lab's word-level tokenizer, a real fast tokenizer with Janus-Pro's special strings, and the texts it reads.
 
-Prompts are Janus-Pro's templates without a system prompt. There is no unknown token: a word outside the world is an error.
+Prompts are Janus-Pro's templates without a system prompt. There is no unknown token: other words are an error.
 """
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerFast
 from unirl.lab.noise import Answer
 from unirl.lab.world import COLORS, COUNT_WORDS, LETTERS, NUM_IMAGE_TOKENS, PLURALS, SHAPES, question_with_choices
 
-PAD = "<｜▁pad▁｜>"
-BOS = "<｜begin▁of▁sentence｜>"
-EOS = "<｜end▁of▁sentence｜>"
+# Janus-Pro writes these three with full-width bars and lower one-eighth blocks.
+PAD = "<｜▁pad▁｜>"  # noqa: RUF001
+BOS = "<｜begin▁of▁sentence｜>"  # noqa: RUF001
+EOS = "<｜end▁of▁sentence｜>"  # noqa: RUF001
 BEGIN_OF_IMAGE = "<begin_of_image>"
 END_OF_IMAGE = "<end_of_image>"
 IMAGE_PLACEHOLDER = "<image_placeholder>"
@@ -20,8 +21,9 @@ ASSISTANT = "<|Assistant|>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE_PLACEHOLDER, USER, ASSISTANT)
 
 WORDS = (
-    *(": <think> </think> <answer> </answer> ? a photo of and left right above below".split()),
-    *("what shape is shown color the how many with where from".split()),
+    *(":", "<think>", "</think>", "<answer>", "</answer>", "?"),
+    *("a", "photo", "of", "and", "left", "right", "above", "below"),
+    *("what", "shape", "is", "shown", "color", "the", "how", "many", "with", "where", "from"),
     *LETTERS,
     *COUNT_WORDS.values(),
     *COLORS,

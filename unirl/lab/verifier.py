@@ -142,9 +142,9 @@ def parse_caption(prompt: str) -> Spec:
     spec = _parse_counting(text) or _parse_items(text) if text != prompt else None
     if spec is None:
         raise ValueError(
-            f"expected a lab caption such as 'a photo of two red circles' or 'a photo of a red circle left of a square' "
-            f"(shapes {', '.join(SHAPES)}; colours {', '.join(COLORS)}); got {prompt!r}; the lab's verifier judges only "
-            "such prompts, so use another reward for free text"
+            "expected a lab caption such as 'a photo of two red circles' or 'a photo of a red circle left of a square' "
+            f"(shapes {', '.join(SHAPES)}; colours {', '.join(COLORS)}); got {prompt!r}; the lab's verifier judges "
+            "only its own captions, so choose another reward for free text"
         )
     return spec
 

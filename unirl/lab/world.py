@@ -1,6 +1,6 @@
 """The drawn world: shapes, specs, captions, scenes, questions, pixels. No model, no tensor, no noise.
 
-A spec says what a caption asks for; a scene is one way to draw it; a description is the fully coloured phrase of a scene.
+A spec says what a caption asks for; a scene is one way to draw it; a description names all it shows.
 """
 
 import hashlib
@@ -43,7 +43,9 @@ SHAPES = tuple(GLYPHS)
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 GLYPH_PX = 7
 
-_DIRECTIONS = ("left", "right", "above", "below")
+DIRECTIONS = tuple(relation.removesuffix(" of") for relation in RELATIONS)
+"""Answers to a question about position."""
+
 _RELATION_MARGIN_PX = 3
 
 
@@ -131,7 +133,8 @@ def make_spec(rng: random.Random, category: Category) -> Spec:
             items = (Item(shape=first, color=mentioned), Item(shape=second))
             return Spec(category=category, items=items, relation=rng.choice(RELATIONS))
         case "color_attr":
-            return Spec(category=category, items=(Item(shape=first, color=color), Item(shape=second, color=other_color)))
+            items = (Item(shape=first, color=color), Item(shape=second, color=other_color))
+            return Spec(category=category, items=items)
 
 
 def phrase(items: tuple[Item, ...], relation: Relation | None) -> str:
@@ -189,7 +192,7 @@ def sample_scene(rng: random.Random, category: Category | None = None, *, heldou
         ValueError: held-out single objects, of which there are none.
     """
     if heldout and category == "single_object":
-        raise ValueError(f"expected a held-out category of {HELDOUT_CATEGORIES}; got single_object; it is never held out")
+        raise ValueError(f"expected a category of {HELDOUT_CATEGORIES}; got single_object; it is never held out")
     pool = HELDOUT_CATEGORIES if heldout else CATEGORIES
     while True:
         spec = make_spec(rng, category or rng.choice(pool))
@@ -245,7 +248,7 @@ def _ask(rng: random.Random, scene: Scene) -> tuple[str, str, tuple[str, ...], A
             return f"what shape is with the {other.shape} ?", subject.shape, SHAPES, "shape", about
         case "position":
             text = f"where is the {objects[0].shape} from the {objects[1].shape} ?"
-            return text, str(scene_relation(objects)).removesuffix(" of"), _DIRECTIONS, "relation", 0
+            return text, str(scene.spec.relation).removesuffix(" of"), DIRECTIONS, "relation", 0
     if category == "colors" or rng.random() < 0.5:
         return f"what color is the {subject.shape} ?", subject.color, COLORS, "color", about
     return f"what shape is {subject.color} ?", subject.shape, SHAPES, "shape", about

@@ -1,0 +1,106 @@
+"""How well a tiny Janus answers and draws on held-out scenes: sampled and greedy, with 95 % intervals."""
+
+import math
+import random
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import JanusForConditionalGeneration
+
+from unirl.lab.plain_sampling import SamplingPlan, encode, sample_answers, sample_codes
+from unirl.lab.tiny_janus import decode_codes, to_pixels
+from unirl.lab.tokenizer import answered_letter, generation_prompt, understanding_prompt
+from unirl.lab.verifier import detect, verify
+from unirl.lab.world import HELDOUT_CATEGORIES, Question, Scene, caption, make_question, render, sample_scene
+
+HELDOUT_SEED = 777
+SAMPLING_SEED = 99
+GUIDANCE_SCALES = (1.0, 1.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """Held-out scenes, balanced over the five categories, and one question about each."""
+
+    scenes: tuple[Scene, ...]
+    questions: tuple[Question, ...]
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """[N, 20, 20, 3]."""
+        return np.stack([render(scene) for scene in self.scenes])
+
+
+def make_exam(num_scenes: int, seed: int = HELDOUT_SEED) -> Exam:
+    """An exam whose categories take turns; equal arguments give equal exams."""
+    rng = random.Random(seed)
+    turns = (HELDOUT_CATEGORIES[i % len(HELDOUT_CATEGORIES)] for i in range(num_scenes))
+    scenes = tuple(sample_scene(rng, category, heldout=True) for category in turns)
+    return Exam(scenes=scenes, questions=tuple(make_question(rng, scene) for scene in scenes))
+
+
+def answer_accuracy(model: JanusForConditionalGeneration, exam: Exam, *, greedy: bool) -> float:
+    """Share of questions answered with the right letter, the answer written out whole."""
+    prompts = encode([understanding_prompt(q.text, q.choices) for q in exam.questions], prompts=True)
+    plan = SamplingPlan(seed=SAMPLING_SEED, greedy=greedy)
+    texts = sample_answers(model, prompts, to_pixels(exam.images), plan)
+    return float(np.mean([answered_letter(t) == q.letter for t, q in zip(texts, exam.questions, strict=True)]))
+
+
+def drawing_scores(
+    model: JanusForConditionalGeneration, exam: Exam, *, greedy: bool, guidance: float
+) -> tuple[float, float]:
+    """Mean (exact, partial) of one picture per held-out caption."""
+    prompts = encode([generation_prompt(caption(scene.spec)) for scene in exam.scenes], prompts=True)
+    plan = SamplingPlan(seed=SAMPLING_SEED, greedy=greedy, guidance=guidance)
+    images = decode_codes(model, sample_codes(model, prompts, plan))
+    verdicts = [verify(scene.spec, image) for scene, image in zip(exam.scenes, images, strict=True)]
+    return float(np.mean([v.exact for v in verdicts])), float(np.mean([v.partial for v in verdicts]))
+
+
+def measure_understanding(model: JanusForConditionalGeneration, exam: Exam) -> dict[str, float]:
+    """Accuracy sampled at temperature 1 and greedy."""
+    return {
+        "understanding_sampled": answer_accuracy(model, exam, greedy=False),
+        "understanding_greedy": answer_accuracy(model, exam, greedy=True),
+    }
+
+
+def measure_generation(model: JanusForConditionalGeneration, exam: Exam) -> dict[str, float]:
+    """Exact and partial scores, sampled and greedy, without guidance and with guidance 1.5."""
+    scores = {}
+    for guidance in GUIDANCE_SCALES:
+        for greedy in (False, True):
+            exact, partial = drawing_scores(model, exam, greedy=greedy, guidance=guidance)
+            name = f"{'greedy' if greedy else 'sampled'}_guidance_{guidance:g}"
+            scores |= {f"exact_{name}": exact, f"partial_{name}": partial}
+    return scores
+
+
+@torch.no_grad()
+def measure_reconstruction(model: JanusForConditionalGeneration, exam: Exam) -> dict[str, float]:
+    """How many held-out pictures survive VQ encode and decode: judged exact, and with every object unchanged.
+
+    `exact` bounds what generation can score.
+    """
+    vq = model.model.vqmodel
+    codes = vq.encode(to_pixels(exam.images)).image_tokens.view(len(exam.scenes), -1)
+    images = decode_codes(model, codes)
+    exact = [verify(scene.spec, image).exact for scene, image in zip(exam.scenes, images, strict=True)]
+    same = [_kinds(image) == _kinds(original) for image, original in zip(images, exam.images, strict=True)]
+    return {"reconstruction_exact": float(np.mean(exact)), "reconstruction_same_objects": float(np.mean(same))}
+
+
+def wilson_interval(share: float, num: int) -> tuple[float, float]:
+    """95 % interval of a share of `num` independent trials (Wilson score)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * num)) / (1 + z * z / num)
+    half = z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / (1 + z * z / num)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _kinds(image: NDArray[np.uint8]) -> list[tuple[str, str]]:
+    return sorted((found.shape or "", found.color) for found in detect(image).objects)

@@ -1,0 +1,151 @@
+"""Teacher-forced logits and sampling with the tiny Janus in plain torch: what pre-training and `lab show` need.
+
+Prompts are padded on the left, completions on the right; positions count real tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, JanusForConditionalGeneration
+
+from unirl.lab.tokenizer import (
+    BEGIN_OF_IMAGE,
+    BOS,
+    EMBEDDING_ROWS,
+    EOS,
+    IMAGE_PLACEHOLDER,
+    PAD,
+    SPECIAL_TOKENS,
+    make_tokenizer,
+)
+from unirl.lab.world import NUM_IMAGE_TOKENS
+
+MAX_ANSWER_TOKENS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedText:
+    """Token ids int64 [B, L] and their mask int64 [B, L], 1 on real tokens."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingPlan:
+    """How to draw tokens."""
+
+    seed: int
+    greedy: bool = False
+    guidance: float = 1.0
+    """Scale s of images: logits = null + s * (conditional - null); 1 runs no null stream."""
+
+
+def encode(texts: list[str], *, prompts: bool) -> PaddedText:
+    """Texts as padded ids: prompts get BOS and left padding, completions neither."""
+    side = "left" if prompts else "right"
+    batch = _TOKENIZER(texts, add_special_tokens=prompts, padding=True, padding_side=side, return_tensors="pt")
+    return PaddedText(ids=batch["input_ids"], mask=batch["attention_mask"])
+
+
+def null_prompts(prompts: PaddedText) -> PaddedText:
+    """The unconditional prompts of Janus: all but BOS and begin-of-image becomes padding, the mask stays."""
+    keep = (prompts.ids == _id(BOS)) | (prompts.ids == _id(BEGIN_OF_IMAGE))
+    return PaddedText(ids=prompts.ids.where(keep, torch.tensor(_id(PAD))), mask=prompts.mask)
+
+
+def image_logits(model: JanusForConditionalGeneration, prompts: PaddedText, codes: Tensor) -> Tensor:
+    """Logits [B, 25, num_codes] of the codes int64 [B, 25] under their prompts."""
+    drawn = model.prepare_embeddings_for_image_generation(codes[:, :-1])
+    embeddings = torch.cat([model.get_input_embeddings()(prompts.ids), drawn], 1)
+    mask = torch.cat([prompts.mask, torch.ones_like(codes[:, 1:])], 1)
+    return model.model.generation_head(_hidden(model, embeddings, mask)[:, -NUM_IMAGE_TOKENS:])
+
+
+def text_logits(
+    model: JanusForConditionalGeneration, prompts: PaddedText, pixels: Tensor, answers: PaddedText
+) -> Tensor:
+    """Logits [B, T, vocabulary] of the answers under their prompts and pixels float [B, 3, 20, 20]."""
+    embeddings = torch.cat([_with_image(model, prompts, pixels), model.get_input_embeddings()(answers.ids)], 1)
+    hidden = _hidden(model, embeddings, torch.cat([prompts.mask, answers.mask], 1))
+    return model.lm_head(hidden[:, prompts.ids.shape[1] - 1 : -1])
+
+
+@torch.no_grad()
+def sample_codes(model: JanusForConditionalGeneration, prompts: PaddedText, plan: SamplingPlan) -> Tensor:
+    """Image codes int64 [B, 25]."""
+    guided = plan.guidance != 1.0
+    streams = (prompts, null_prompts(prompts)) if guided else (prompts,)
+    mask = torch.cat([stream.mask for stream in streams])
+    embeddings = model.get_input_embeddings()(torch.cat([stream.ids for stream in streams]))
+    generator, cache, codes = torch.Generator().manual_seed(plan.seed), DynamicCache(), []
+    for _ in range(NUM_IMAGE_TOKENS):
+        logits = model.model.generation_head(_hidden(model, embeddings, mask, cache)[:, -1])
+        if guided:
+            conditional, null = logits.chunk(2)
+            logits = null + plan.guidance * (conditional - null)
+        codes.append(_draw(logits, plan, generator))
+        embeddings = model.prepare_embeddings_for_image_generation(codes[-1].repeat(len(streams))[:, None])
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return torch.stack(codes, 1)
+
+
+@torch.no_grad()
+def sample_answers(
+    model: JanusForConditionalGeneration, prompts: PaddedText, pixels: Tensor, plan: SamplingPlan
+) -> list[str]:
+    """Answer texts with their end token, cut after MAX_ANSWER_TOKENS; only words and the end token can be drawn."""
+    embeddings, mask = _with_image(model, prompts, pixels), prompts.mask
+    generator, cache, columns = torch.Generator().manual_seed(plan.seed), DynamicCache(), []
+    open_rows = torch.ones(len(mask), dtype=torch.bool)
+    while open_rows.any() and len(columns) < MAX_ANSWER_TOKENS:
+        logits = model.lm_head(_hidden(model, embeddings, mask, cache)[:, -1])
+        tokens = _draw(logits.masked_fill(_FORBIDDEN, -torch.inf), plan, generator)
+        columns.append(tokens.where(open_rows, torch.tensor(_id(PAD))))
+        open_rows &= tokens != _TOKENIZER.eos_token_id
+        embeddings = model.get_input_embeddings()(columns[-1][:, None])
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return [text.replace(PAD, "").strip() for text in _TOKENIZER.batch_decode(torch.stack(columns, 1))]
+
+
+_TOKENIZER = make_tokenizer()
+
+
+def _id(token: str) -> int:
+    return _TOKENIZER.convert_tokens_to_ids(token)
+
+
+# Spare ids have no word, and a drawn placeholder would ask for image features that do not exist.
+_FORBIDDEN = torch.arange(EMBEDDING_ROWS) >= len(_TOKENIZER)
+_FORBIDDEN[[_id(token) for token in SPECIAL_TOKENS if token != EOS]] = True
+
+
+def _hidden(
+    model: JanusForConditionalGeneration, embeddings: Tensor, mask: Tensor, cache: DynamicCache | None = None
+) -> Tensor:
+    """Hidden states [B, L, hidden] of the embeddings [B, L, hidden]; the mask [B, past + L] covers the cache too."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+    output = model.model.language_model(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return output.last_hidden_state
+
+
+def _with_image(model: JanusForConditionalGeneration, prompts: PaddedText, pixels: Tensor) -> Tensor:
+    """Prompt embeddings with the picture's features in place of the placeholders."""
+    features = model.model.get_image_features(pixels, return_dict=True).pooler_output
+    placeholders = (prompts.ids == _id(IMAGE_PLACEHOLDER)).unsqueeze(-1)
+    embeddings = model.get_input_embeddings()(prompts.ids)
+    return embeddings.masked_scatter(placeholders, features.reshape(-1, features.shape[-1]))
+
+
+def _draw(logits: Tensor, plan: SamplingPlan, generator: torch.Generator) -> Tensor:
+    """Token ids [B] from logits [B, V], at temperature 1 or greedily."""
+    if plan.greedy:
+        return logits.argmax(-1)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
