@@ -1,0 +1,40 @@
+# `make demo` and `make test` need nothing but Python 3.11 to 3.13 with its venv module; they set up what they use.
+BIN := $(or $(UNIRL_VENV),.venv)/bin
+PURE_ROOMS := algorithms pairing types config config_keys
+
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test lint docs setup setup-dev
+
+help:
+	@echo "make demo   set up, then train on the embedded lab on this machine's CPU and write a report"
+	@echo "make test   set up, then everything that must hold: style, direction of imports, tests, coverage, docs"
+	@echo "make lint   style and types"
+	@echo "make docs   the documentation as HTML in docs/_build/html"
+
+setup:
+	@launch/setup.sh
+
+setup-dev:
+	@launch/setup.sh --dev
+
+demo: setup
+	$(BIN)/unirl train -c configs/rl/lab.yaml $(ARGS)
+
+test: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/python -m pytest -q --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
+		$(PURE_ROOMS:%=--cov=unirl.%) --cov-report=term --cov-fail-under=95
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+docs: setup-dev
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"

@@ -1,0 +1,32 @@
+import os
+
+import pytest
+
+# Before anything imports torch, transformers or Ray.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One local Ray for the whole session, since starting it takes seconds; a test ends the actors it made."""
+    import ray
+
+    from unirl.cluster.runtime import ACTOR_ENVIRONMENT
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+        runtime_env={"env_vars": {**ACTOR_ENVIRONMENT, "TORCHDYNAMO_DISABLE": "1"}},
+    )
+    yield ray
+    ray.shutdown()
