@@ -52,7 +52,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
     Metric("rollout/tokens_per_s", "tokens/s", "mean", "Tokens sampled per second of the rollout phase."),
     Metric("rollout/images_per_s", "images/s", "mean", "Images sampled per second of the rollout phase."),
-    Metric("time/step_s", "s", "mean", "All phases of the step."),
+    Metric("time/step_s", "s", "mean", "All phases since the last line, evaluation and checkpoint included."),
     Metric("time/<phase>_s", "s", "mean", "One phase, such as rollout (scoring overlaps it), update or publish."),
     Metric("learner/loss", "1", "mean", "Loss of the update; its size says little, since the ratio starts at 1."),
     Metric("learner/loss/<task>", "1", "mean", "Part of one task."),

@@ -25,11 +25,8 @@ def write_pairs(folder: Path, data: StepData, num_pairs: int) -> tuple[list[dict
     Raises:
         OSError: the disk is full or refuses.
     """
-    by_pair: dict[str, list[WeightedGroup]] = {}
-    for group in data.groups:
-        by_pair.setdefault(group.pair.pair_id, []).append(group)
     lines, names = [], ImageNames()
-    for number, groups in enumerate(list(by_pair.values())[:num_pairs]):
+    for number, groups in enumerate(_by_pair(data)[:num_pairs]):
         prefix = f"{data.step:06d}_p{number:05d}"
         pair = groups[0].pair
         line: dict[str, object] = {
@@ -44,6 +41,27 @@ def write_pairs(folder: Path, data: StepData, num_pairs: int) -> tuple[list[dict
             line[group.scored.group.request.task] = _show_group(folder, prefix, group, names)
         lines.append(line)
     return lines, names
+
+
+def used_pairs(data: StepData) -> dict[str, object]:
+    """The step's line of used_pairs.jsonl: every pair with its weight and the mean reward of either side."""
+    pairs = []
+    for groups in _by_pair(data):
+        pair = groups[0].pair
+        line: dict[str, object] = {"pair_id": pair.pair_id, "kind": pair.kind}
+        line |= {"similarity": pair.similarity, "weight": groups[0].pair_weight}
+        for group in groups:
+            judged = group.scored.rewards[group.scored.judged]
+            line[group.scored.group.request.task] = float(judged.mean()) if len(judged) else None
+        pairs.append(line)
+    return {"v": 1, "step": data.step, "pairs": pairs}
+
+
+def _by_pair(data: StepData) -> list[list[WeightedGroup]]:
+    by_pair: dict[str, list[WeightedGroup]] = {}
+    for group in data.groups:
+        by_pair.setdefault(group.pair.pair_id, []).append(group)
+    return list(by_pair.values())
 
 
 def _show_group(folder: Path, prefix: str, group: WeightedGroup, names: ImageNames) -> dict[str, object]:

@@ -24,6 +24,8 @@ from unirl.monitoring.step_data import StepData
 
 log = logging.getLogger(__name__)
 
+_FILES = ("metrics", "pairs", "used_pairs", "events")
+
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -70,9 +72,7 @@ class RunLog:
             write_atomic(run_dir / "overrides.txt", without_secrets("".join(f"{o}\n" for o in overrides)).encode())
             for name in ("images", "evaluations/images"):
                 (run_dir / name).mkdir(parents=True, exist_ok=True)
-            self._metrics, self._pairs, self._events = (
-                JsonLines(run_dir / f"{name}.jsonl") for name in ("metrics", "pairs", "events")
-            )
+            self._files = {name: JsonLines(run_dir / f"{name}.jsonl") for name in _FILES}
             self._tensorboard = _open_tensorboard(run_dir) if monitoring.tensorboard else None
             self.event("resume" if before else "start", "the run goes on" if before else "the run starts")
         except BaseException:
@@ -80,7 +80,7 @@ class RunLog:
             raise
 
     def record_step(self, data: StepData) -> dict[str, float]:
-        """Write the step's images, shown pairs, trajectories and metrics, in this order; return the metrics.
+        """Write the step's images, pairs, trajectories and metrics, in this order; return the metrics.
 
         Raises:
             ValueError: a metric that the table lacks.
@@ -91,8 +91,9 @@ class RunLog:
         if data.step == 1 or (shown.pairs_every and data.step % shown.pairs_every == 0):
             lines, images = pair_view.write_pairs(self.run_dir / "images", data, shown.pairs_per_step)
             for line in lines:
-                self._pairs.append(line)
+                self._files["pairs"].append(line)
             thin_images(self.run_dir / "images", shown.images_max_mb * 2**20)
+        self._files["used_pairs"].append(pair_view.used_pairs(data))
         if shown.journal:
             journal.write_step(self.run_dir, data, images)
         values = step_metrics(data)
@@ -111,7 +112,7 @@ class RunLog:
         """
         for name in values:
             lookup(name)
-        self._metrics.append({"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **values})
+        self._files["metrics"].append({"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **values})
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -119,7 +120,7 @@ class RunLog:
     def event(self, kind: str, message: str, fields: Mapping[str, object] | None = None) -> None:
         """Add a line to events.jsonl: an actor went down, weights were published, a checkpoint was saved, ..."""
         line = {"v": 1, "time": time.time(), "attempt": self.attempt, "kind": kind, "message": message}
-        self._events.append(line | dict(fields or {}))
+        self._files["events"].append(line | dict(fields or {}))
 
     def save_evaluation_image(self, image: NDArray[np.uint8]) -> str:
         """Write a picture once, named by its content, and return its path inside the run directory."""
@@ -143,7 +144,7 @@ class RunLog:
 
     def sync(self) -> None:
         """Make all lines so far survive a power cut; call it with each checkpoint."""
-        for file in (self._metrics, self._pairs, self._events):
+        for file in self._files.values():
             file.sync()
 
     def end(self, status: Status, reason: str = "") -> None:
@@ -156,7 +157,7 @@ class RunLog:
             self._set_status(status, reason)
             self.sync()
         finally:
-            for file in (self._metrics, self._pairs, self._events):
+            for file in self._files.values():
                 file.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()

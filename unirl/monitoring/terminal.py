@@ -60,7 +60,7 @@ class Terminal:
         self._waiting_for, self._on_stall = waiting_for, on_stall
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._quiet = quiet
-        self._history: dict[str, list[float]] = {}
+        self._history: dict[str, list[tuple[int, float]]] = {}
         self._durations: deque[float] = deque(maxlen=20)
         self._step = 0
         self._last_step_at = self._last_sign = time.monotonic()
@@ -97,7 +97,7 @@ class Terminal:
         self._last_step_at = self._last_sign = now
         self._step = step
         for name, value in metrics.items():
-            self._history.setdefault(name, []).append(value)
+            self._history.setdefault(name, []).append((step, value))
         if self._live is None:
             self._say(step_line(step, self._num_steps, metrics, self._eta_s()))
 
@@ -122,14 +122,14 @@ class Terminal:
     def _summary_rows(self, prefix: str) -> list[tuple[str, ...]]:
         rows = []
         for name in (prefix, f"{prefix}/aligned", f"{prefix}/retrieved"):
-            values = self._history.get(name, [])
-            size = min(WINDOW, len(values))
-            if not size:
+            if name not in self._history:
                 continue
+            steps, values = zip(*self._history[name], strict=True)
+            size = min(WINDOW, len(values))
             means = [reduce_values(name, values[i : i + size]) for i in range(len(values) - size + 1)]
             best = max(range(len(means)), key=means.__getitem__)
-            at = self._step - len(values) + best + size
-            rows.append((name, *(f"{value:.3f}" for value in (means[0], means[-1], means[best])), str(at)))
+            shown = (f"{value:.3f}" for value in (means[0], means[-1], means[best]))
+            rows.append((name, *shown, str(steps[best + size - 1])))
         return rows
 
     def _eta_s(self) -> float:
@@ -142,7 +142,7 @@ class Terminal:
         for column in ("", "first", f"last {WINDOW}", "now"):
             table.add_column(column, justify="left" if not column else "right")
         for name in (*_SHORT, "rollout/tokens_per_s", "time/step_s"):
-            values = self._history.get(name)
+            values = [value for _, value in self._history.get(name, [])]
             if values:
                 numbers = (values[0], reduce_values(name, values[-WINDOW:]), values[-1])
                 table.add_row(name, *map(_number, numbers))

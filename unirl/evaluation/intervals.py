@@ -1,0 +1,83 @@
+"""95 % intervals of means: Wilson for shares, Student t for numbers, a cluster bootstrap for repeated prompts."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+_RESAMPLES = 2000
+
+Interval = tuple[float, float]
+
+
+def wilson_interval(successes: int, num: int) -> Interval:
+    """Interval of a share of independent trials (Wilson 1927); inside [0, 1] and never empty at 0 or `num` successes.
+
+    Raises:
+        ValueError: not 0 <= successes <= num with num >= 1.
+    """
+    if not 0 <= successes <= num or num < 1:
+        raise ValueError(f"interval: expected 0 <= successes <= num, num >= 1; got {successes} of {num}; count again")
+    share, square = successes / num, _Z**2 / num
+    centre = (share + square / 2) / (1 + square)
+    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / num + square / (4 * num))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def t_interval(values: NDArray[np.float64]) -> Interval:
+    """Student t interval of the mean of independent values [N].
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"interval: expected two or more values; got {len(values)}; evaluate more samples")
+    half = t_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def cluster_interval(values: NDArray[np.float64], clusters: Sequence[str]) -> Interval:
+    """Percentile bootstrap interval of the mean of values [N], drawing whole clusters with replacement.
+
+    For prompts that occur several times: their results vary together, so that intervals over single results are too
+    narrow. Equal arguments give equal intervals.
+
+    Raises:
+        ValueError: fewer than two clusters, or not one cluster per value.
+    """
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(clusters) != len(values) or len(names) < 2:
+        raise ValueError(
+            f"interval: expected a cluster per value and two or more clusters; got {len(clusters)} for {len(values)} "
+            f"values, {len(names)} distinct; use t_interval instead"
+        )
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def t_quantile(degrees: int) -> float:
+    """The two-sided 95 % point of Student's t, from its closed distribution for whole degrees of freedom."""
+    low, high = _Z, 13.0
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, degrees) < CONFIDENCE else (low, middle)
+    return (low + high) / 2
+
+
+def _t_within(t: float, degrees: int) -> float:
+    """P(|T| <= t) (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= (k - 1) / k * math.cos(angle) ** 2
+        total += term
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
