@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -148,12 +148,13 @@ def pair_verify(folder: Annotated[Path, typer.Argument(help="Pair set.")], as_js
 def pair_report(
     folder: Annotated[Path, typer.Argument(help="Pair set.")],
     out: Annotated[Path | None, typer.Option("--out", help="HTML file; default report.html in the folder.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Counts, similarity histogram and pictures of pairs as one HTML page."""
     start_logging(None)
     from unirl.jobs import pair
 
-    raise typer.Exit(pair.report(folder, out=out))
+    raise typer.Exit(pair.report(folder, out=out, as_json=as_json))
 
 
 @lab_app.command("data")
@@ -212,7 +213,7 @@ def config_validate(overrides: Overrides = None, config: Files = None, job: OfJo
 
     settings = load_job(job, config or [], overrides or [])
     typer.echo(
-        f"ok: {len(differences(flatten(type(settings)()), flatten(settings)))} settings differ from the defaults"
+        f"ok: {len(differences(type(settings)(), settings))} settings differ from the defaults"
     )
 
 
@@ -246,15 +247,15 @@ def config_diff(
     as_json: AsJson = False,
 ) -> None:
     """Settings in which two configurations differ."""
-    from unirl.config import flatten
+    from unirl.config import differences
 
-    sides = [flatten(load_job(job, [config_file(side)] if side else [], [])) for side in (first, second)]
-    changed = differences(*sides)
+    left, right = (load_job(job, [config_file(side)] if side else [], []) for side in (first, second))
+    changed = differences(left, right)
     if as_json:
         typer.echo(json.dumps({key: list(values) for key, values in changed.items()}, indent=2))
         return
-    for key, (left, right) in changed.items():
-        typer.echo(f"{key}: {left} | {right}")
+    for key, values in changed.items():
+        typer.echo(f"{key}: {values[0]} | {values[1]}")
 
 
 @app.command()
@@ -293,12 +294,6 @@ def saved_config(target: str | None) -> list[Path]:
     """The saved settings of a run directory, as the file that comes first; nothing for anything else."""
     file = Path(target) / "config.yaml" if target else None
     return [file] if file and file.is_file() else []
-
-
-def differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, each with both values; None stands for a key that one side lacks."""
-    keys = list(dict.fromkeys([*left, *right]))
-    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
 def start_logging(verbose: bool | None) -> None:

@@ -469,6 +469,13 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(left: object, right: object) -> dict[str, tuple[Any, Any]]:
+    """Settings whose values differ, each with both values; None stands for a key that one side lacks."""
+    ours, theirs = flatten(left), flatten(right)
+    keys = list(dict.fromkeys([*ours, *theirs]))
+    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
+
+
 def _is_table(value: Any) -> bool:
     entries: list[Any] = list(cast("dict[str, Any]", value).values()) if type(value) is dict else []
     return bool(entries) and all(map(is_dataclass, entries))
