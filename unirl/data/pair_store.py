@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,19 +49,16 @@ class PairSet:
     """What `unirl pair verify` needs beside the features. JSON values."""
     features: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """[N, D] unit rows of every sample that was offered for pairing, by task; rows named in the certificate."""
-    rejected: dict[str, int] = field(default_factory=dict)
-    """How many records were left out, by reason class."""
+    rejected: tuple[Rejected, ...] = ()
+    """Records that were left out, with reasons."""
 
 
-def write_pair_set(
-    folder: Path, pair_set: PairSet, *, rejected: tuple[Rejected, ...] = (), image_files: bool = False
-) -> None:
+def write_pair_set(folder: Path, pair_set: PairSet, *, image_files: bool = False) -> None:
     """Write a pair set, whole or not at all.
 
     Args:
         folder: must not exist.
         pair_set: at least one pair.
-        rejected: records that were left out, for rejected.jsonl.
         image_files: write images as files under images/, shared by equal samples, instead of inside the tables.
 
     Raises:
@@ -95,7 +93,7 @@ def write_pair_set(
             with atomic_file(partial / FEATURES / f"{task}.npy") as file:
                 np.save(file, matrix, allow_pickle=False)
         _write_json(partial / CERTIFICATE, pair_set.certificate)
-        write_rejected(partial / REJECTED, rejected)
+        write_rejected(partial / REJECTED, pair_set.rejected)
         _write_json(partial / MANIFEST, _manifest(partial, pair_set))
 
 
@@ -115,7 +113,7 @@ def read_pair_set(folder: Path) -> PairSet:
         settings=manifest["settings"],
         certificate=json.loads((folder / CERTIFICATE).read_text()),
         features={path.stem: np.load(path, allow_pickle=False) for path in sorted((folder / FEATURES).glob("*.npy"))},
-        rejected=manifest["counts"]["rejected"],
+        rejected=tuple(Rejected(**json.loads(line)) for line in (folder / REJECTED).read_text().splitlines()),
     )
 
 
@@ -161,11 +159,12 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
 
 def _manifest(folder: Path, pair_set: PairSet) -> dict[str, Any]:
     kinds = [pair.kind for pair in pair_set.pairs]
+    stages = Counter(record.stage for record in pair_set.rejected)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "schema_version": SCHEMA_VERSION,
         "settings": pair_set.settings,
-        "counts": {**{kind: kinds.count(kind) for kind in get_args(PairKind)}, "rejected": pair_set.rejected},
+        "counts": {**{kind: kinds.count(kind) for kind in get_args(PairKind)}, "rejected": dict(stages)},
         "files": {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in files

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,8 @@ class Rejected:
     row: int
     """Its position there, from 0."""
     id: str
+    stage: Literal["reading", "duplicate", "teacher"] = "reading"
+    """Who left it out: the reader, the search for equal images, or the teacher."""
     reason: str
 
 
@@ -272,5 +274,5 @@ def _stop_if_too_many(path: Path, rejected: list[Rejected], max_fraction: float,
         shown = "; ".join(f"row {r.row} ({r.id}): {r.reason}" for r in rejected[:_SHOWN])
         raise DataError(
             f"{path}: expected at most {max_fraction:.2%} bad records of {num_rows}; got {len(rejected)}: {shown}. "
-            "Repair the data, or raise data.max_rejected_fraction"
+            "Repair the data, or allow a larger max_rejected_fraction"
         )

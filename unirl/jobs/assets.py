@@ -1,0 +1,181 @@
+"""What stands behind the names in a config: "lab:..." for what the package brings or makes, a path for anything else.
+
+Nothing else outside unirl/lab knows the "lab:" names.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from unirl.config import PairConfig
+from unirl.data.atomic import DataError
+from unirl.data.pair_store import PairSet, check_files, write_pair_set
+from unirl.data.records import Rejected, Sample, file_name, read_samples, stream_samples
+from unirl.data.teacher import Teacher
+from unirl.jobs.make_pairs import make_pair_set
+from unirl.models.embedder import load_embedder
+from unirl.types import GenerationSample, UnderstandingSample
+
+PACKAGE = Path(__file__).parents[1]
+# What decides the lab's pairs: a change in any of these files makes new ones.
+_LAB_PAIR_SOURCES = ("lab/*.py", "pairing/*.py", "data/teacher.py", "data/pair_store.py", "jobs/make_pairs.py")
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """The checkpoint folder behind model.path.
+
+    Raises:
+        DataError: no such folder, or one without config.json.
+    """
+    folder = PACKAGE / "lab" / "checkpoints" / "janus" if name == "lab:janus" else _path(name, "lab:janus")
+    if not (folder / "config.json").is_file():
+        raise DataError(
+            f"{folder}: expected a Hugging Face checkpoint folder with config.json; got none; correct model.path"
+        )
+    return folder
+
+
+def resolve_pairs(name: str, cache_dir: str | Path, settings: PairConfig | None = None) -> Path:
+    """The pair set behind data.pairs; "lab:pairs" is made on first use and kept in `cache_dir`.
+
+    Processes that ask at once wait for each other. A kept set that was damaged is made anew.
+
+    Args:
+        name: "lab:pairs" or a folder.
+        cache_dir: where the lab's pair set is kept.
+        settings: how the lab's pairs are made; None takes the defaults of `unirl pair make`.
+
+    Raises:
+        DataError: the folder is not a whole pair set.
+    """
+    if name != "lab:pairs":
+        folder = _path(name, "lab:pairs")
+        check_files(folder)
+        return folder
+    settings = settings or PairConfig()
+    folder = Path(cache_dir) / f"lab-pairs-seed{settings.seed}-{_lab_pairs_key(settings)}"
+    with _locked(folder):
+        if folder.exists():
+            try:
+                check_files(folder)
+            except DataError as error:
+                _log.warning("making the lab's pairs anew: %s", error)
+                shutil.rmtree(folder)
+        if not folder.exists():
+            _log.info("making the lab's pairs in %s", folder)
+            write_pair_set(folder, pair_set_of(settings, []))
+    return folder
+
+
+def resolve_heldout(
+    name: str, num_prompts: int | None = None
+) -> tuple[list[UnderstandingSample], list[GenerationSample]]:
+    """The held-out samples behind evaluation.data, at most `num_prompts` of each task.
+
+    Raises:
+        DataError: the folder lacks a table, or more than 1 % of its records are bad.
+    """
+    if name == "lab:heldout":
+        from unirl.lab.data import make_heldout
+
+        return make_heldout(480 if num_prompts is None else num_prompts)
+    folder = _path(name, "lab:heldout")
+    understanding, generation = read_samples(folder, UnderstandingSample)[0], read_samples(folder, GenerationSample)[0]
+    if num_prompts is not None and min(len(understanding), len(generation)) < num_prompts:
+        sizes = len(understanding), len(generation)
+        _log.warning("%s: %d questions and %d prompts, fewer than the %d asked for", folder, *sizes, num_prompts)
+    return understanding[:num_prompts], generation[:num_prompts]
+
+
+def pair_set_of(config: PairConfig, rejected: list[Rejected]) -> PairSet:
+    """The pair set that a config describes, in memory.
+
+    Args:
+        config: sources, teacher, encoder and the constants of pairing.
+        rejected: takes the bad records of the sources, so that they are known even when the reading stops.
+
+    Raises:
+        DataError: a source cannot be used, or no pair could be made.
+    """
+    understanding = resolve_samples(config.understanding, UnderstandingSample, config, rejected)
+    generation = resolve_samples(config.generation, GenerationSample, config, rejected)
+    checkpoint = Path(config.encoder_checkpoint) if config.encoder_checkpoint else None
+    pair_set = make_pair_set(
+        understanding,
+        generation,
+        teacher=resolve_teacher(config.teacher, config.seed),
+        embed=load_embedder(config.encoder, checkpoint),
+        config=config,
+    )
+    return replace(pair_set, rejected=(*rejected, *pair_set.rejected))
+
+
+def resolve_samples(name: str, kind: type[Sample], config: PairConfig, rejected: list[Rejected]) -> list[Sample]:
+    """The samples behind `understanding` or `generation`: drawn from the lab, or read from a folder or file.
+
+    Raises:
+        DataError: no such source, or too many of its records are bad.
+    """
+    if name in ("lab:understanding", "lab:generation"):
+        from unirl.lab.data import make_generation, make_understanding
+
+        draw = make_understanding if name == "lab:understanding" else make_generation
+        return [_of_kind(sample, kind, name) for sample in draw(config.lab_samples, config.seed)]
+    return list(stream_samples(_path(name, f"lab:{file_name(kind).removesuffix('.parquet')}"), kind, rejected))
+
+
+def resolve_teacher(name: str, seed: int) -> Teacher | None:
+    """The teacher behind `teacher`: None for "none".
+
+    Raises:
+        DataError: an unknown name.
+    """
+    match name:
+        case "none":
+            return None
+        case "lab":
+            from unirl.lab.teacher import Teacher as LabTeacher
+
+            return LabTeacher(seed=seed)
+        case _:
+            raise DataError(f"teacher: expected one of lab, none; got {name!r}; correct the key")
+
+
+def _path(name: str, lab_name: str) -> Path:
+    path = Path(name)
+    if name.startswith("lab:") or not path.exists():
+        raise DataError(f"{name}: expected an existing path or {lab_name!r}; got neither; correct the name")
+    return path
+
+
+def _of_kind(sample: UnderstandingSample | GenerationSample, kind: type[Sample], name: str) -> Sample:
+    if not isinstance(sample, kind):
+        raise DataError(
+            f"{name}: expected a source of {kind.__name__} records; got {type(sample).__name__}; swap the two"
+        )
+    return sample
+
+
+def _lab_pairs_key(settings: PairConfig) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    for pattern in _LAB_PAIR_SOURCES:
+        for path in sorted(PACKAGE.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the one right to make `folder`; the system gives it up when the process ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
