@@ -209,12 +209,10 @@ def config_show(
 @config_app.command("validate")
 def config_validate(overrides: Overrides = None, config: Files = None, job: OfJob = Job.train) -> None:
     """Check files and settings; name everything that is wrong."""
-    from unirl.config import flatten
+    from unirl.config import differences
 
     settings = load_job(job, config or [], overrides or [])
-    typer.echo(
-        f"ok: {len(differences(type(settings)(), settings))} settings differ from the defaults"
-    )
+    typer.echo(f"ok: {len(differences(type(settings)(), settings))} settings differ from the defaults")
 
 
 @config_app.command("keys")
