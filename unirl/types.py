@@ -241,7 +241,10 @@ class LearnerBatch:
     """Judged trajectories per task, over all ranks."""
     num_loss_tokens: dict[str, int]
     """Loss tokens of the judged trajectories per task, over all ranks."""
+    num_pairs: int
+    """Pairs that gave the trajectories."""
     policy_version: int
+    """Oldest version that sampled any of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,162 @@
+"""Scored groups -> LearnerBatch, and its division into the micro-batches of each rank."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from unirl.algorithms.advantages import group_relative_advantages
+from unirl.algorithms.pair_grpo import weigh_pairs
+from unirl.config import AlgorithmConfig
+from unirl.models.policy import Policy, Scoring
+from unirl.types import TASKS, LearnerBatch, LearnerRow, PairRecord, ScoredGroup, Trajectory, UnderstandingSample
+
+
+def build_batch(scored: Sequence[ScoredGroup], pairs: Sequence[PairRecord], config: AlgorithmConfig) -> LearnerBatch:
+    """All rows of a step, each with its group-relative advantage times the weight of its pair (PairUni eq. 3, eq. 4).
+
+    Left out of the rows and of the counts: trajectories that no reward judged. Left out of the rows only: those
+    without a loss token, and, when there is no KL penalty, those with advantage 0, whose gradient is exactly 0.
+
+    Raises:
+        ValueError: no group, a group of a pair that is not in `pairs`, or what the advantages refuse.
+    """
+    if not scored:
+        raise ValueError("batch: expected at least one scored group; got none; the step sampled nothing")
+    weights = _pair_weights(pairs, config)
+    rows: list[LearnerRow] = []
+    trajectories: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
+    tokens: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
+    for group in scored:
+        request = group.group.request
+        if request.pair_id not in weights:
+            raise ValueError(
+                f"batch: expected the pair of every group among the {len(weights)} pairs of the step; got group "
+                f"{request.request_id} of pair {request.pair_id}; pass the pairs that the requests were made from"
+            )
+        for trajectory, judged, advantage in zip(
+            group.group.trajectories, group.judged, _advantages(group, weights[request.pair_id], config), strict=True
+        ):
+            if not judged:
+                continue
+            loss_tokens = int(trajectory.loss_mask.sum())
+            trajectories[request.task] += 1
+            tokens[request.task] += loss_tokens
+            if loss_tokens and (advantage != 0.0 or config.kl_beta != 0.0):
+                rows.append(_row(group, trajectory, advantage))
+    return LearnerBatch(
+        rows=tuple(rows),
+        num_trajectories=dict(trajectories),
+        num_loss_tokens=dict(tokens),
+        num_pairs=len({group.group.request.pair_id for group in scored}),
+        policy_version=min(t.policy_version for group in scored for t in group.group.trajectories),
+    )
+
+
+def _pair_weights(pairs: Sequence[PairRecord], config: AlgorithmConfig) -> dict[str, float]:
+    weights = weigh_pairs(
+        [pair.kind for pair in pairs],
+        [pair.similarity for pair in pairs],
+        objective=config.objective,
+        rule=config.pair_weight,
+    )
+    return {pair.pair_id: weight for pair, weight in zip(pairs, weights.tolist(), strict=True)}
+
+
+def _advantages(group: ScoredGroup, weight: float, config: AlgorithmConfig) -> list[float]:
+    return group_relative_advantages(
+        torch.from_numpy(group.rewards.astype("float64"))[None],
+        torch.from_numpy(group.judged.copy())[None],
+        torch.tensor([weight], dtype=torch.float64),
+        std=config.advantage_std,
+    )[0].tolist()
+
+
+def _row(group: ScoredGroup, trajectory: Trajectory, advantage: float) -> LearnerRow:
+    sample = group.group.request.sample
+    return LearnerRow(
+        task=group.group.request.task,
+        prompt_ids=trajectory.prompt_ids,
+        image=sample.image if isinstance(sample, UnderstandingSample) else None,
+        completion_ids=trajectory.completion_ids,
+        loss_mask=trajectory.loss_mask,
+        old_logprobs=trajectory.logprobs,
+        advantage=advantage,
+        unmask_step=trajectory.unmask_step,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Rows of one task that go through the model together on one rank."""
+
+    indices: tuple[int, ...]
+    """Positions in the batch's rows."""
+    counted: bool
+    """False for a filler, whose loss is multiplied by zero: it only keeps this rank in step with the others."""
+    own_passes: int
+    """Passes that scoring these rows takes."""
+    num_passes: int
+    """Passes that every rank makes here; those beyond `own_passes` count for nothing."""
+
+
+def plan_micro_batches(
+    rows: Sequence[LearnerRow], *, policy: Policy, scoring: Scoring, max_tokens: int, num_ranks: int
+) -> list[list[MicroBatch]]:
+    """Micro-batches of each rank, in the order of their passes.
+
+    All ranks get equally many, and at one position all have the same task and number of passes, since a forward or
+    backward pass under ZeRO meets the other ranks inside the model. Rows are taken from long to short (by passes, then
+    tokens, then position), so that padding is small and the largest micro-batch comes first; no randomness.
+
+    Args:
+        rows: rows of all ranks.
+        policy: says what scoring a row costs.
+        scoring: decides between one stream and two.
+        max_tokens: most tokens of a micro-batch on one rank, padding and all streams included.
+        num_ranks: data-parallel ranks.
+
+    Raises:
+        ValueError: one row alone is above the budget.
+    """
+    plan: list[list[MicroBatch]] = [[] for _ in range(num_ranks)]
+    tokens = [policy.tokens_per_row(row, scoring) for row in rows]
+    passes = [policy.passes_per_row(row, scoring) for row in rows]
+    if max(tokens, default=0) > max_tokens:
+        raise ValueError(
+            f"learner.max_tokens_per_micro_batch: expected room for the longest row; got {max_tokens} for a "
+            f"{rows[tokens.index(max(tokens))].task} row of {max(tokens)} tokens; set it to {max(tokens)} or more"
+        )
+    for task in TASKS:
+        order = sorted(
+            (index for index, row in enumerate(rows) if row.task == task),
+            key=lambda index: (-passes[index], -tokens[index], index),
+        )
+        while order:
+            # Rows of equal passes are sorted by tokens, but fewer passes may come with more tokens: look at all taken.
+            per_rank = _rows_per_rank([tokens[index] for index in order], max_tokens, num_ranks)
+            taken, order = order[: per_rank * num_ranks], order[per_rank * num_ranks :]
+            for rank, part in enumerate(plan):
+                own = taken[rank::num_ranks]
+                indices = own or taken[-1:]
+                part.append(
+                    MicroBatch(
+                        indices=tuple(indices),
+                        counted=bool(own),
+                        own_passes=max(passes[index] for index in indices),
+                        num_passes=max(passes[index] for index in taken),
+                    )
+                )
+    return plan
+
+
+def _rows_per_rank(tokens: Sequence[int], max_tokens: int, num_ranks: int) -> int:
+    """Most rows that each rank can take from the front; rows on a rank are padded to the longest one taken."""
+    per_rank, longest = 0, 0
+    for start in range(0, len(tokens), num_ranks):
+        longest = max(longest, *tokens[start : start + num_ranks])
+        if (per_rank + 1) * longest > max_tokens:
+            break
+        per_rank += 1
+    return per_rank

@@ -1,0 +1,443 @@
+"""One rank's training: micro-batches through the policy, the loss, the optimizer step, weights and checkpoints."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from unirl.algorithms.losses import BatchTotals, masked_sum, mean_metrics, token_scales
+from unirl.algorithms.pair_grpo import LossRule, policy_loss
+from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig, SamplingConfig
+from unirl.learner.batching import plan_micro_batches
+from unirl.learner.engine import (
+    RankPlace,
+    build_engine,
+    build_frozen_engine,
+    clear_gradients,
+    clips_itself,
+    learning_rate,
+    start_process_group,
+)
+from unirl.learner.passes import MicroTensors, micro_tensors, scored_passes
+from unirl.learner.tally import Tally
+from unirl.learner.weights import Bucket, WeightExport, to_tensor
+from unirl.models.policy import Policy, Scoring, TokenScores, load_policy
+from unirl.types import LearnerBatch, Task, WeightsManifest
+
+MODALITIES: dict[Task, str] = {"understanding": "text", "generation": "image"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """The sections of a run's config that the learner reads."""
+
+    learner: LearnerConfig
+    algorithm: AlgorithmConfig
+    sampling: SamplingConfig
+    num_steps: int
+    """Steps of the run; the schedule ends there."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; 0 keeps all."""
+
+
+class Learner:
+    """One rank. All ranks call the same methods in the same order with the same arguments."""
+
+    def __init__(
+        self, policy: Policy, settings: LearnerSettings, place: RankPlace, *, reference: Policy | None = None
+    ) -> None:
+        """Join the process group and put the policy under DeepSpeed.
+
+        Args:
+            policy: the weights to train.
+            settings: how to train.
+            place: this rank.
+            reference: the initial policy, loaded anew, for a KL penalty to it.
+
+        Raises:
+            ValueError: a KL penalty to the initial policy without `reference`, or settings that cannot run here.
+        """
+        algorithm = settings.algorithm
+        if wants_reference(algorithm) and reference is None:
+            raise ValueError(
+                "learner: expected a reference policy for algorithm.kl_reference=initial; got none; load the initial "
+                "checkpoint a second time, or set algorithm.kl_beta=0"
+            )
+        start_process_group(place)
+        self.policy, self.policy_version = policy, 0
+        self._settings, self._place = settings, place
+        self._scoring = scoring_of(settings.sampling, algorithm)
+        self._rule = LossRule(
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+            kl_beta=algorithm.kl_beta,
+            kl_estimator=algorithm.kl_estimator,
+        )
+        self._trainable = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
+        _set_mode(policy.module, settings.learner.activation_checkpointing)
+        self._engine = build_engine(policy.module, settings.learner)
+        self._dtype = self._trainable[0].dtype
+        self._reference = reference
+        self._reference_engine = build_frozen_engine(reference.module, settings.learner) if reference else None
+        self._grad_square = torch.zeros((), dtype=torch.float64, device=self._engine.device)
+        for parameter in self._trainable:
+            parameter.register_hook(self._measure_gradient)
+        self._own_norm: Tensor | None = None
+        if clips_itself(settings.learner, self._dtype):
+            self._engine.optimizer.register_step_pre_hook(self._clip_gradient)
+        self._export: WeightExport | None = None
+
+    @classmethod
+    def from_config(cls, config: RlConfig, checkpoint: Path, *, rank: int, address: tuple[str, int]) -> "Learner":
+        """The learner of a run, with the weights of a checkpoint folder.
+
+        Args:
+            config: the run's.
+            checkpoint: folder of the initial policy.
+            rank: this one, from 0.
+            address: host and port of rank 0; port 0 lets a single rank choose.
+        """
+        settings = LearnerSettings(
+            learner=config.learner,
+            algorithm=config.algorithm,
+            sampling=config.rollout.sampling,
+            num_steps=config.train.num_steps,
+            keep_checkpoints=config.train.keep_checkpoints,
+        )
+        place = RankPlace(rank=rank, world_size=config.learner.num_ranks, address=address[0], port=address[1])
+        reference = load_policy(config.model, checkpoint) if wants_reference(config.algorithm) else None
+        return cls(load_policy(config.model, checkpoint), settings, place, reference=reference)
+
+    def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
+        """Make the step's optimizer updates on the whole batch; returns metrics of all ranks under their full names.
+
+        The loss is normalised by the counts of the batch, so the division into micro-batches and ranks changes it by
+        float rounding only. A batch without rows states no preference: nothing is learned,
+        `learner/skipped_updates` says so, and the schedule goes on. `policy_version` counts the updates of the
+        schedule, skipped ones included.
+
+        Raises:
+            ValueError: a row above the token budget, or a batch of older weights where old log-probabilities must be
+                rescored with the current ones.
+            RuntimeError: a log-probability or gradient that is not finite, or a task that should learn and gets no
+                gradient; raised on all ranks before the optimizer moves, and the learner must then be thrown away.
+        """
+        started, tally = time.perf_counter(), Tally()
+        num_updates = self._settings.algorithm.updates_per_step
+        work = self._prepare(batch)
+        # A sampler that was never sent weights says version -1: it holds the checkpoint, like the learner at version 0.
+        on_policy = max(batch.policy_version, 0) == self.policy_version
+        lr, norm = 0.0, 0.0
+        for index in range(num_updates):
+            lr = self._next_rate()
+            if work:
+                problems = self._accumulate(work, tally, first=index == 0, on_policy=on_policy)
+                learners = {row.task for row in batch.rows if row.advantage != 0.0} if index == 0 else set()
+                self._refuse(problems, learners, step)
+                norm = max(norm, self._step(step))
+            self.policy_version += 1
+        metrics = metrics_of(*tally.reduce(), num_updates=num_updates)
+        if work:
+            metrics["learner/grad_norm"] = norm
+        return metrics | {
+            "learner/lr": lr,
+            "learner/skipped_updates": 0.0 if work else float(num_updates),
+            "learner/num_rows": float(len(batch.rows)),
+            "learner/num_tokens": float(sum(int(row.loss_mask.sum()) for row in batch.rows)),
+            "learner/num_micro_batches": float(len(work)),
+            "learner/update_s": time.perf_counter() - started,
+        }
+
+    def _prepare(self, batch: LearnerBatch) -> list[MicroTensors]:
+        """This rank's micro-batches as tensors; none on every rank when the batch has no rows."""
+        rows, algorithm, sampling = batch.rows, self._settings.algorithm, self._settings.sampling
+        if max(batch.policy_version, 0) != self.policy_version and any(self._rescores(row.task) for row in rows):
+            raise ValueError(
+                f"learner: expected a batch sampled with the current weights, version {self.policy_version}, since "
+                f"conditional log-probabilities of guided images are rescored with them; got version "
+                f"{batch.policy_version}; sample after each update, or set algorithm.image_logprob=guided"
+            )
+        plan = plan_micro_batches(
+            rows,
+            policy=self.policy,
+            scoring=self._scoring,
+            max_tokens=self._settings.learner.max_tokens_per_micro_batch,
+            num_ranks=self._place.world_size,
+        )
+        longest_image = max((len(row.completion_ids) for row in rows if row.task == "generation"), default=0)
+        totals = BatchTotals(
+            num_trajectories=batch.num_trajectories, num_tokens=batch.num_loss_tokens, num_pairs=batch.num_pairs
+        )
+        scales = token_scales(
+            [int(row.loss_mask.sum()) for row in rows],
+            [row.task for row in rows],
+            totals,
+            aggregation=algorithm.token_aggregation,
+            objective=algorithm.objective,
+            max_lengths={"understanding": sampling.text.max_tokens, "generation": longest_image},
+        )
+        return [micro_tensors(micro, rows, scales, self._engine.device) for micro in plan[self._place.rank]]
+
+    def _rescores(self, task: Task) -> bool:
+        """Whether the sampler's log-probabilities are of another mode than the loss's, so that they cannot be old."""
+        scoring = self._scoring
+        return task == "generation" and scoring.image_logprob == "conditional" and scoring.guidance_scale != 1.0
+
+    def _next_rate(self) -> float:
+        settings = self._settings
+        num_updates = settings.num_steps * settings.algorithm.updates_per_step
+        lr = learning_rate(settings.learner, self.policy_version, num_updates)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _accumulate(
+        self, work: list[MicroTensors], tally: Tally, *, first: bool, on_policy: bool
+    ) -> tuple[list[str], dict[str, float]]:
+        """Add up this rank's gradient; returns its problems and the sum of squared gradients of each task.
+
+        A problem is reported rather than raised here: the other ranks would wait for this one for ever.
+        """
+        problems: list[str] = []
+        squares: dict[str, float] = {}
+        clear_gradients(self._engine)
+        for data in work:
+            if first and self._reference_engine is not None:
+                data.ref_logprobs = self._reference_logprobs(data)
+            self._grad_square.zero_()
+            bad = self._backward(data, tally, first=first, on_policy=on_policy)
+            square = self._grad_square.item()
+            squares[data.task] = squares.get(data.task, 0.0) + square
+            if bad or not math.isfinite(square):
+                rows = [data.micro.indices[row] for row in sorted(bad)] or list(data.micro.indices)
+                problems.append(f"a {'log-probability' if bad else 'gradient'} of {data.task} rows {rows}")
+        return problems, squares
+
+    def _backward(self, data: MicroTensors, tally: Tally, *, first: bool, on_policy: bool) -> set[int]:
+        """One backward per scoring pass; returns the rows with a log-probability that is not finite."""
+        bad: set[int] = set()
+        rescores = self._rescores(data.task)
+        for scores, mask in scored_passes(self.policy, self._engine, data, self._scoring):
+            broken = mask & ~scores.logprobs.isfinite()
+            if bool(broken.any()):
+                bad.update(broken.any(dim=1).nonzero().flatten().tolist())
+                mask = mask & ~broken
+            difference = scores.logprobs.detach() - data.old_logprobs
+            if first and rescores:
+                # The optimizer has not moved yet, so these are the log-probabilities of the policy that sampled.
+                tally.add({"guidance_gap": masked_sum(difference.abs(), mask), "guidance_gap_tokens": mask.sum()})
+                data.old_logprobs = torch.where(mask, scores.logprobs.detach(), data.old_logprobs)
+                difference = scores.logprobs.detach() - data.old_logprobs
+            elif first and on_policy:
+                tally.maximum("logprob_gap", torch.where(mask, difference.abs(), -math.inf))
+            reference = data.old_logprobs if self._rule.kl_beta > 0 else None
+            loss, sums = policy_loss(
+                scores.logprobs,
+                data.old_logprobs,
+                data.advantages,
+                mask,
+                data.scale,
+                self._rule,
+                data.ref_logprobs if data.ref_logprobs is not None else reference,
+            )
+            if not loss.requires_grad:
+                raise RuntimeError(_no_gradient(data.task))
+            # DeepSpeed averages gradients over ranks; the losses of the ranks are parts of one sum.
+            self._engine.backward(loss * self._place.world_size)
+            tally.add(sums | {f"loss/{data.task}": sums["loss"]})
+            _measure(tally, data, scores, mask, difference)
+        return bad
+
+    @torch.no_grad()
+    def _reference_logprobs(self, data: MicroTensors) -> Tensor:
+        logprobs = torch.zeros_like(data.old_logprobs)
+        for scores, mask in scored_passes(self._reference, self._reference_engine, data, self._scoring):
+            logprobs = torch.where(mask, scores.logprobs, logprobs)
+        return logprobs
+
+    def _measure_gradient(self, gradient: Tensor) -> None:
+        self._grad_square += torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).double().square()
+
+    def _clip_gradient(self, *_: Any) -> None:
+        limit = self._settings.learner.max_grad_norm or math.inf
+        self._own_norm = nn.utils.clip_grad_norm_(self._trainable, limit)
+
+    def _refuse(self, own: tuple[list[str], dict[str, float]], learners: set[Task], step: int) -> None:
+        """Raise on every rank when any has a problem, or when a task that should learn has no gradient at all."""
+        everyone: list[tuple[list[str], dict[str, float]]] = [own] * self._place.world_size
+        dist.all_gather_object(everyone, own)
+        problems = [f"{problem} (rank {rank})" for rank, (found, _) in enumerate(everyone) for problem in found]
+        if problems:
+            raise RuntimeError(
+                f"learner, step {step}: expected finite numbers; got NaN or infinity in {'; '.join(problems)}; look at "
+                "these rows in the journal, lower learner.lr, and resume from the last checkpoint"
+            )
+        silent = [task for task in sorted(learners) if not sum(squares.get(task, 0.0) for _, squares in everyone)]
+        if silent:
+            raise RuntimeError(_no_gradient(", ".join(silent)))
+
+    def _step(self, step: int) -> float:
+        """Move the optimizer; returns the global norm of the gradient before clipping."""
+        self._engine.step()
+        norm = float(self._own_norm if self._own_norm is not None else self._engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise RuntimeError(
+                f"learner, step {step}: expected a finite gradient norm; got {norm}; lower learner.lr and resume from "
+                "the last checkpoint"
+            )
+        return norm
+
+    def weight_buckets(self) -> Iterator[Bucket]:
+        """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty."""
+        self._export = WeightExport(
+            self.policy.module, policy_version=self.policy_version, holds_arrays=self._place.rank == 0
+        )
+        return self._export.buckets()
+
+    def manifest(self) -> WeightsManifest:
+        """Manifest of the last `weight_buckets`, once all were taken; meant for rank 0."""
+        assert self._export is not None, "manifest() needs weight_buckets() first"
+        return self._export.manifest()
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a checkpoint folder in its family's public layout. Rank 0 holds all weights meanwhile."""
+        arrays = [named for bucket in self.weight_buckets() for named in bucket]
+        if self._place.rank == 0:
+            dtypes = {spec.name: spec.dtype for spec in self.manifest().tensors}
+            self.policy.save(folder, {name: to_tensor(array, dtypes[name]) for name, array in arrays})
+        dist.barrier()
+
+    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """Commit a checkpoint of weights, optimizer, random-number states and `state` (JSON values) into `folder`.
+
+        Raises:
+            OSError: it could not be written; earlier checkpoints are whole.
+        """
+        from unirl.learner.checkpoint import save_checkpoint
+
+        save_checkpoint(
+            self._engine,
+            folder,
+            step=step,
+            layout=self._layout(),
+            state={"policy_version": self.policy_version, "run": state},
+            keep=self._settings.keep_checkpoints,
+        )
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Load the newest committed checkpoint in `folder` into this fresh learner; returns the `state` saved with it.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it was written by another number of ranks, ZeRO stage or precision.
+        """
+        from unirl.learner.checkpoint import load_checkpoint
+
+        state = load_checkpoint(self._engine, folder, layout=self._layout())
+        self.policy_version = state["policy_version"]
+        return state["run"]
+
+    def _layout(self) -> dict[str, Any]:
+        return {
+            "learner.num_ranks": self._place.world_size,
+            "learner.zero_stage": self._settings.learner.zero_stage,
+            "model.dtype": str(self._dtype).removeprefix("torch."),
+        }
+
+    def close(self) -> None:
+        """Free the engine and leave the process group."""
+        import deepspeed
+
+        self._engine.destroy()
+        deepspeed.comm.destroy_process_group()
+
+
+def wants_reference(config: AlgorithmConfig) -> bool:
+    """Whether the loss needs the initial policy beside the trained one."""
+    return config.kl_beta != 0 and config.kl_reference == "initial"
+
+
+def scoring_of(sampling: SamplingConfig, algorithm: AlgorithmConfig) -> Scoring:
+    """The distribution under which the learner scores: the sampler's, at temperature 1 where that one was greedy."""
+    return Scoring(
+        text_temperature=sampling.text.temperature or 1.0,
+        image_temperature=sampling.image.temperature or 1.0,
+        guidance_scale=sampling.image.guidance_scale,
+        image_logprob=algorithm.image_logprob,
+    )
+
+
+def _set_mode(module: nn.Module, activation_checkpointing: bool) -> None:
+    """Evaluation mode, in which the policy samples; training mode without dropout where recomputation asks for it."""
+    module.eval()
+    if not activation_checkpointing:
+        return
+    enable = getattr(module, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise ValueError(
+            "learner.activation_checkpointing: expected a model that can recompute activations; "
+            f"{type(module).__name__} has no gradient_checkpointing_enable; set the key to false"
+        )
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()
+
+
+def _no_gradient(tasks: str) -> str:
+    return (
+        f"learner: expected a gradient from every task whose rows have advantages; got none at all from {tasks}; check "
+        "that model.frozen leaves weights that this task passes through"
+    )
+
+
+def _measure(tally: Tally, data: MicroTensors, scores: TokenScores, mask: Tensor, difference: Tensor) -> None:
+    modality = MODALITIES[data.task]
+    tally.add(
+        {
+            f"entropy/{modality}": masked_sum(scores.entropy, mask),
+            f"tokens/{modality}": mask.sum(),
+        }
+    )
+    if data.micro.counted and bool(mask.any()):
+        scored = scores.scored.sum()
+        for name, value in scores.metrics.items():
+            tally.add({name: value, f"{name}_tokens": scored})
+    tally.maximum("log_ratio", torch.where(mask, difference, -math.inf))
+    tally.maximum("negative_log_ratio", torch.where(mask, -difference, -math.inf))
+
+
+def metrics_of(sums: dict[str, float], maxima: dict[str, float], *, num_updates: int) -> dict[str, float]:
+    """Full metric names from reduced sums and maxima; a metric without tokens behind it is left out."""
+    means = mean_metrics({"tokens": 0.0} | sums)
+    metrics = {
+        name: means[key]
+        for name, key in (("policy/ratio_mean", "ratio_mean"), ("policy/kl", "kl_old_mean"))
+        if key in means
+    }
+    if "kl_ref_mean" in means:
+        metrics["policy/kl_reference"] = means["kl_ref_mean"]
+    if "clip_low_fraction" in means:
+        metrics["policy/clip_fraction"] = means["clip_low_fraction"] + means["clip_high_fraction"]
+    for name, value in sums.items():
+        if name == "loss" or name.startswith("loss/"):
+            metrics[f"learner/{name}"] = value / num_updates
+        elif sums.get(f"{name}_tokens"):
+            metrics[f"policy/{name}"] = value / sums[f"{name}_tokens"]
+    for modality in MODALITIES.values():
+        if sums.get(f"tokens/{modality}"):
+            metrics[f"policy/entropy/{modality}"] = sums[f"entropy/{modality}"] / sums[f"tokens/{modality}"]
+    if means:
+        # Beyond e^700 a float is infinite; the loss holds the ratio far below.
+        metrics["policy/ratio_max"] = math.exp(min(maxima["log_ratio"], 700.0))
+        metrics["policy/ratio_min"] = math.exp(min(-maxima["negative_log_ratio"], 700.0))
+    if maxima.get("logprob_gap", -math.inf) >= 0:
+        metrics["policy/logprob_gap_max"] = maxima["logprob_gap"]
+    return metrics
