@@ -31,7 +31,7 @@ MAX_MATH_CHARS = 1000
 _TAG = re.compile(r"</?answer>")
 _CUE = re.compile(r".*\banswer\b\W*(?:is\b|:)[\s:*]*", re.IGNORECASE | re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|(?=$|[\s.:,]))[.:,]?\s*(.*)", re.DOTALL)
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _QUANTITY = re.compile(rf"\$?({_NUMBER})(?:\s*/\s*({_NUMBER}))?\s*(%|[^\W\d_]+)?\.?", re.ASCII)
 _EDGE = " \t\n.,;:!?\"'`()[]{}"
@@ -114,6 +114,10 @@ class AccuracyReward:
             problem="; ".join(problems),
         )
 
+    def close(self) -> None:
+        """End the child process that compares expressions."""
+        self._math.close()
+
     def _judge(self, sample: UnderstandingSample, trajectory: Trajectory) -> _Judgement:
         if trajectory.finish_reason == "length":
             return _Judgement(correct=False, formatted=False)
@@ -145,7 +149,7 @@ class AccuracyReward:
         if _WORDS.fullmatch(gold):
             # As products of symbols, words would equal their anagrams.
             return _judge_text(sample, answer)
-        if not answer or len(answer) > MAX_MATH_CHARS or not _braces_match(answer):
+        if not answer or len(answer) > MAX_MATH_CHARS or r"\boxed" in answer or not _braces_match(answer):
             return _Judgement(correct=False, formatted=False)
         try:
             verdict = self._math.judge(split_list(gold), split_list(answer))

@@ -6,7 +6,7 @@ The network is open_clip's; the preprocessing is written out here, because score
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -61,9 +61,14 @@ class Hpsv2Reward:
         _check_options(version, Path(checkpoint), batch_size, precision, self._device)
         self._batch_size = batch_size
         self._autocast = _AUTOCAST.get(precision)
-        self._model = _load_model(model_name, Path(checkpoint)).to(self._device)
+        config = open_clip.get_model_config(model_name)
+        if config is None:
+            raise ValueError(
+                f"hpsv2: expected an open_clip architecture; got {model_name!r}; the published is ViT-H-14"
+            )
+        self._model = _load_model(config, model_name, Path(checkpoint)).to(self._device)
         self._tokenizer = open_clip.get_tokenizer(model_name)
-        self._side = open_clip.get_model_config(model_name)["vision_cfg"]["image_size"]
+        self._side: int = config["vision_cfg"]["image_size"]
 
     @torch.inference_mode()
     def score(self, group: RolloutGroup) -> RewardScores:
@@ -142,13 +147,8 @@ def _check_options(version: str, checkpoint: Path, batch_size: int, precision: s
         )
 
 
-def _load_model(model_name: str, checkpoint: Path) -> open_clip.CLIP:
+def _load_model(config: dict[str, Any], model_name: str, checkpoint: Path) -> open_clip.CLIP:
     """The network in evaluation mode, float32, on the CPU. Memory peaks at one copy of the weights."""
-    config = open_clip.get_model_config(model_name)
-    if config is None:
-        raise ValueError(
-            f"hpsv2: expected an open_clip architecture; got {model_name!r}; the published one is ViT-H-14"
-        )
     state = _read_state(checkpoint)
     # Without storage, so that nothing is initialised only to be overwritten.
     with torch.device("meta"):
@@ -173,7 +173,7 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
     if not checkpoint.is_file():
         raise FileNotFoundError(
             f"hpsv2: expected a weights file; got nothing at {checkpoint}; download "
-            f"{' or '.join(PUBLISHED_FILES.values())} of xswu/HPSv2 and name it in rewards.generation.hpsv2.options.checkpoint"
+            f"{' or '.join(PUBLISHED_FILES.values())} of xswu/HPSv2 and name it in the reward's options as checkpoint"
         )
     try:
         if checkpoint.suffix == ".safetensors":
@@ -184,13 +184,13 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"hpsv2: expected tensors and plain values in {checkpoint}; got a damaged file or something that only "
-            f"running code could load ({str(error).splitlines()[0]}); compare its size and checksum with the published file, "
-            "or convert it to .safetensors on a machine that may run it"
+            f"running code could load ({str(error).splitlines()[0]}); compare its checksum with the published file, or "
+            "convert it to .safetensors on a machine that may run it"
         ) from error
     except Exception as error:
         raise ValueError(
-            f"hpsv2: expected a whole weights file; got {checkpoint}, {checkpoint.stat().st_size} bytes that do not load "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); it is truncated or of another kind: download "
+            f"hpsv2: expected a whole weights file; got {checkpoint}, {checkpoint.stat().st_size} bytes, unreadable "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); it is truncated or of another kind: fetch "
             "it again"
         ) from error
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None

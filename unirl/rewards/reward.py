@@ -1,5 +1,6 @@
 """What a reward must offer, the one place that lists the rewards, and their weighted sum."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -25,22 +26,24 @@ def build_reward(name: str, config: RewardConfig) -> Reward:
     """
     match name:
         case "accuracy":
-            from unirl.rewards.accuracy import AccuracyReward
-
-            return AccuracyReward(**config.options)
+            from unirl.rewards.accuracy import AccuracyReward as Chosen
         case "hpsv2":
-            from unirl.rewards.hpsv2 import Hpsv2Reward
-
-            return Hpsv2Reward(**config.options)
+            from unirl.rewards.hpsv2 import Hpsv2Reward as Chosen
         case "lab_verifier":
-            from unirl.rewards.lab_verifier import LabVerifierReward
-
-            return LabVerifierReward(**config.options)
+            from unirl.rewards.lab_verifier import LabVerifierReward as Chosen
         case _:
             raise ValueError(
                 f"rewards: expected a name of accuracy, hpsv2, lab_verifier; got {name!r}; correct the name, or add a "
                 "case to unirl/rewards/reward.py:build_reward"
             )
+    known = inspect.signature(Chosen).parameters
+    required = {option for option, parameter in known.items() if parameter.default is inspect.Parameter.empty}
+    if wrong := (config.options.keys() - known.keys()) | (required - config.options.keys()):
+        raise ValueError(
+            f"rewards.*.{name}.options: expected {', '.join(known) or 'no option'}, of which required: "
+            f"{', '.join(sorted(required)) or 'none'}; got {sorted(config.options)}; correct {', '.join(sorted(wrong))}"
+        )
+    return Chosen(**config.options)
 
 
 def combine(group: RolloutGroup, components: Mapping[str, RewardScores], weights: Mapping[str, float]) -> ScoredGroup:
