@@ -1,0 +1,40 @@
+"""The one place that lists the sampling backends."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from unirl.config import ModelConfig, RolloutConfig
+from unirl.models.policy import load_policy
+from unirl.rollout.sampler import Sampler
+
+Role = Literal["text", "image", "both"]
+
+
+def build_sampler(model: ModelConfig, path: Path, rollout: RolloutConfig, role: Role) -> Sampler:
+    """A sampler in this process with the weights of the checkpoint folder.
+
+    Args:
+        model: family and precision.
+        path: checkpoint folder.
+        rollout: backend, lengths, memory; `sampling.image.guidance_scale` says whether a second stream is needed.
+        role: what it will be asked for: "text", "image", or "both".
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+        ValueError: the checkpoint does not fit the family, or no such backend.
+    """
+    match rollout.backend:
+        case "vllm":
+            from unirl.rollout.vllm_engine import VllmSampler
+
+            return VllmSampler(model, path, rollout, role)
+        case "torch":
+            from unirl.rollout.torch_sampler import TorchSampler
+
+            policy = load_policy(model, path)
+            policy.module.to("cuda" if torch.cuda.is_available() else "cpu")
+            return TorchSampler(policy, rollout.max_model_len, rollout.max_num_seqs)
+        case _:
+            raise ValueError(f"rollout.backend: expected 'vllm' or 'torch'; got {rollout.backend!r}; correct the key")

@@ -1,0 +1,122 @@
+"""What every sampler does around its engine: check prompt lengths, make groups of completions, verify new weights."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unirl.config import SamplingConfig
+from unirl.models.named_arrays import checksum, to_tensor
+from unirl.models.policy import AutoregressivePolicy
+from unirl.types import (
+    GenerationSample,
+    RolloutGroup,
+    RolloutRequest,
+    Trajectory,
+    UnderstandingSample,
+    WeightsManifest,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Sampled ids int32 [T], image codes counted from 0, and their log-probabilities float32 [T]."""
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+
+
+def encode_prompts(
+    policy: AutoregressivePolicy, requests: Sequence[RolloutRequest], sampling: SamplingConfig, max_model_len: int
+) -> list[NDArray[np.int32]]:
+    """Prompt ids [P] of each request.
+
+    Raises:
+        ValueError: prompt and longest completion together exceed `max_model_len` tokens.
+    """
+    prompts = []
+    for request in requests:
+        if isinstance(request.sample, UnderstandingSample):
+            ids, room = policy.encode_understanding(request.sample), sampling.text.max_tokens
+        else:
+            ids, room = policy.encode_generation(request.sample), policy.num_image_tokens
+        if len(ids) + room > max_model_len:
+            raise ValueError(
+                f"request {request.request_id}: expected prompt and completion within rollout.max_model_len "
+                f"{max_model_len} tokens; got a prompt of {len(ids)} and up to {room} sampled tokens; set "
+                f"rollout.max_model_len to {len(ids) + room} or more, or drop the sample"
+            )
+        prompts.append(ids)
+    return prompts
+
+
+def make_groups(
+    policy: AutoregressivePolicy,
+    requests: Sequence[RolloutRequest],
+    prompts: Sequence[NDArray[np.int32]],
+    completions: Sequence[Sequence[Completion]],
+    policy_version: int,
+) -> list[RolloutGroup]:
+    """One group per request, from one completion per seed."""
+    drawn = [c.ids for request, row in zip(requests, completions, strict=True) if _draws(request) for c in row]
+    pictures = iter(policy.decode_images(np.stack(drawn)) if drawn else ())
+    groups = []
+    for request, prompt, row in zip(requests, prompts, completions, strict=True):
+        is_image = _draws(request)
+        trajectories = [
+            Trajectory(
+                prompt_ids=prompt,
+                completion_ids=completion.ids,
+                loss_mask=np.ones(len(completion.ids), bool),
+                logprobs=completion.logprobs,
+                modality="image" if is_image else "text",
+                text=None if is_image else policy.decode_text(completion.ids),
+                image=next(pictures) if is_image else None,
+                finish_reason="stop" if is_image or completion.ids[-1] == policy.end_id else "length",
+                policy_version=policy_version,
+                seed=seed,
+            )
+            for seed, completion in zip(request.seeds, row, strict=True)
+        ]
+        groups.append(RolloutGroup(request=request, trajectories=tuple(trajectories)))
+    return groups
+
+
+def verified_weights(
+    manifest: WeightsManifest, tensors: Iterable[tuple[str, NDArray[np.generic]]], shapes: Mapping[str, tuple[int, ...]]
+) -> list[tuple[str, NDArray[np.generic]]]:
+    """The published weights, after their names, shapes and checksum were found right.
+
+    Raises:
+        ValueError: the manifest is not of this model, or the weights are not those of the manifest.
+    """
+    listed = {spec.name: tuple(spec.shape) for spec in manifest.tensors}
+    if wrong := sorted(listed.items() ^ shapes.items()):
+        raise ValueError(
+            f"weights of version {manifest.policy_version}: expected the {len(shapes)} weights of this sampler's "
+            f"model; got a manifest that differs in {wrong[:3]}; publish from a learner of the same checkpoint"
+        )
+    named = list(tensors)
+    if [(name, tuple(array.shape)) for name, array in named] != [(s.name, tuple(s.shape)) for s in manifest.tensors]:
+        raise ValueError(
+            f"weights of version {manifest.policy_version}: expected the manifest's {len(manifest.tensors)} weights in "
+            f"its order; got {len(named)} that differ from it; publish again"
+        )
+    if (found := checksum(named)) != manifest.checksum:
+        raise ValueError(
+            f"weights of version {manifest.policy_version}: expected checksum {manifest.checksum}; got {found}; they "
+            "were damaged on the way: publish again"
+        )
+    for name, array in named:
+        if not bool(torch.isfinite(to_tensor(array)).all()):
+            raise ValueError(
+                f"weights of version {manifest.policy_version}: expected finite values; got NaN or infinity in {name}; "
+                "the learner diverged: lower learner.lr and resume from an older checkpoint"
+            )
+    return named
+
+
+def _draws(request: RolloutRequest) -> bool:
+    return isinstance(request.sample, GenerationSample)

@@ -1,0 +1,237 @@
+"""The sampler of real runs: one vLLM engine inside this process, answers and images over one joint vocabulary."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unirl.config import ModelConfig, RolloutConfig, SamplingConfig
+from unirl.models.checkpoint import copy_into
+from unirl.models.janus_pro import JanusPro
+from unirl.models.named_arrays import to_tensor
+from unirl.rollout.completions import Completion, encode_prompts, make_groups, verified_weights
+from unirl.rollout.sampler import NamedArrays
+from unirl.types import Modality, RolloutGroup, RolloutRequest, UnderstandingSample, WeightsManifest
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput, SamplingParams
+    from vllm.inputs.engine import EngineInput
+
+BLOCK_TOKENS = 32
+"""Tokens of one block of the key-value cache: the least that CPU kernels take; prompts share whole blocks."""
+BATCH_TOKENS = 16384
+"""Most prompt tokens read in one step, unless one prompt alone is longer."""
+MODALITY: dict[str, Modality] = {"understanding": "text", "generation": "image"}
+
+
+class VllmSampler:
+    """Meets `Sampler`.
+
+    The engine holds the trunk and the heads; a light copy of the family holds vision tower, embeddings and image
+    tokenizer, since answers are sampled from prompt embeddings. Text runs in one stream even where images take two.
+    """
+
+    def __init__(self, model: ModelConfig, path: Path, rollout: RolloutConfig, role: str) -> None:
+        guidance_scale = rollout.sampling.image.guidance_scale
+        self.policy_version = -1
+        self._rollout, self._role = rollout, role
+        self._num_streams = 2 if role != "text" and guidance_scale != 1.0 else 1
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._front = JanusPro.load(model, path, trunk=False)
+        self._front.module.to(device)
+        self._dtype = getattr(torch, model.dtype)
+        self._llm = self._start(model.dtype)
+        self._model = self._llm.apply_model(lambda module: module)[0]
+        self._is_broken = False
+
+    def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
+        """One group per request, in their order.
+
+        Raises:
+            ValueError: a task that this sampler's role leaves out, guidance that needs a second stream, or a prompt
+                that is too long. Nothing has been sampled then.
+        """
+        if self._is_broken:
+            raise RuntimeError(
+                "sampler: expected whole weights; got an update that failed half-way; start a new worker"
+            )
+        self._check(requests, sampling)
+        prompts = encode_prompts(self._front, requests, sampling, self._rollout.max_model_len)
+        if self._rollout.deterministic:
+            self._forget_prefixes()
+        self._set_streams({request.task for request in requests}, sampling.image.guidance_scale)
+        outputs = self._run(self._engine_prompts(requests, prompts), requests, sampling)
+        completions = [
+            [self._completion(outputs[f"{index}/{seed_index}"], request) for seed_index in range(len(request.seeds))]
+            for index, request in enumerate(requests)
+        ]
+        return make_groups(self._front, requests, prompts, completions, self.policy_version)
+
+    def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
+        """Replace the weights of engine and front in place and drop every cached prefix.
+
+        Raises:
+            ValueError: the manifest or the weights do not fit; nothing is changed.
+        """
+        named = verified_weights(manifest, tensors, self._front.shapes)
+        self._is_broken = True
+        weights = ((name, to_tensor(array)) for name, array in named)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        targets = self._front.module.state_dict()
+        for name, array in named:
+            if name in targets:
+                copy_into(targets, name, to_tensor(array))
+        self._forget_prefixes()
+        self.policy_version = manifest.policy_version
+        self._is_broken = False
+
+    def _start(self, dtype: str) -> "LLM":
+        # vLLM reads these when it is imported. One process: the engine's steps are driven from here.
+        for name, value in (
+            ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+            ("VLLM_USE_V2_MODEL_RUNNER", "0"),
+            ("VLLM_LOGGING_LEVEL", "WARNING"),
+            ("VLLM_NO_USAGE_STATS", "1"),
+        ):
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        # It complains about a missing tokenizer, which the engine is not meant to have.
+        logging.getLogger("vllm.renderers.base").addFilter(lambda record: record.levelno >= logging.ERROR)
+        from unirl.rollout.modality_mask import ModalityMask
+        from unirl.rollout.vllm_models.janus import write_engine_folder
+
+        rollout = self._rollout
+        with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
+            write_engine_folder(self._front, Path(folder), self._num_streams)
+            return LLM(
+                folder,
+                skip_tokenizer_init=True,
+                use_tqdm_on_load=False,
+                dtype=dtype,
+                enforce_eager=rollout.enforce_eager,
+                max_model_len=rollout.max_model_len,
+                max_num_seqs=rollout.max_num_seqs,
+                # A seeded request whose prompt is read in pieces fails on the CPU, so prompts are read whole.
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(
+                    rollout.max_model_len, min(BATCH_TOKENS, rollout.max_num_seqs * rollout.max_model_len)
+                ),
+                kv_cache_memory_bytes=int(rollout.kv_cache_memory_gib * 2**30),
+                block_size=BLOCK_TOKENS,
+                enable_prefix_caching=True,
+                enable_prompt_embeds=True,
+                logits_processors=[ModalityMask],
+                logprobs_mode="processed_logprobs",
+                seed=0,
+            )
+
+    def _check(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> None:
+        for request in requests:
+            if self._role not in ("both", modality := MODALITY[request.task]):
+                raise ValueError(
+                    f"request {request.request_id}: expected {self._role} requests as this sampler's role says; got "
+                    f"{modality}; send it to a worker of role {modality} or both"
+                )
+        scale = sampling.image.guidance_scale
+        if self._num_streams == 1 and scale != 1.0 and any(request.task == "generation" for request in requests):
+            raise ValueError(
+                f"sampling.image.guidance_scale: expected 1, since this engine was built with one stream; got {scale}; "
+                "set rollout.sampling.image.guidance_scale to other than 1 when the workers start"
+            )
+
+    def _set_streams(self, tasks: set[str], guidance_scale: float) -> None:
+        """Tell the model what the coming steps need. A compiled graph keeps the streams it was traced with."""
+        streams = self._model.streams
+        guided = "generation" in tasks and guidance_scale != 1.0
+        streams.num_active = 2 if guided else 1
+        if not self._rollout.enforce_eager:
+            streams.num_active = self._num_streams
+        streams.modalities = frozenset(MODALITY[task] for task in tasks)
+        streams.guidance_scale = guidance_scale
+
+    def _engine_prompts(
+        self, requests: Sequence[RolloutRequest], prompts: Sequence[NDArray[np.int32]]
+    ) -> list["EngineInput"]:
+        """Questions as embeddings with their image, pictures as ids.
+
+        The salt keeps a prefix from being reused where other streams ran.
+        """
+        from vllm.inputs.engine import embeds_input, tokens_input
+
+        salt = f"streams-{self._model.streams.num_active}"
+        made: list[EngineInput] = [tokens_input(prompt.tolist(), cache_salt=salt) for prompt in prompts]
+        questions = {
+            index: request.sample.image
+            for index, request in enumerate(requests)
+            if isinstance(request.sample, UnderstandingSample)
+        }
+        if questions:
+            with torch.inference_mode():
+                ids, mask = self._front.pad_prompts([prompts[index] for index in questions])
+                embedded = self._front.embed_prompts(ids, mask, list(questions.values())).to(self._dtype).cpu()
+            for index, row in zip(questions, embedded, strict=True):
+                # The second stream of a question is never read, but its place in the buffer is there.
+                own = row[-len(prompts[index]) :].repeat(1, self._num_streams)
+                made[index] = embeds_input(own, cache_salt=salt)
+        return made
+
+    def _run(
+        self, prompts: Sequence["EngineInput"], requests: Sequence[RolloutRequest], sampling: SamplingConfig
+    ) -> dict[str, "RequestOutput"]:
+        engine = self._llm.llm_engine
+        for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+            for seed_index, seed in enumerate(request.seeds):
+                engine.add_request(f"{index}/{seed_index}", prompt, self._params(request, seed, sampling))
+        outputs = {}
+        # vLLM compiles a helper of its log-probabilities even in eager mode, which takes half a minute on a CPU.
+        with torch.compiler.set_stance("force_eager" if self._rollout.enforce_eager else "default"):
+            while engine.has_unfinished_requests():
+                outputs |= {output.request_id: output for output in engine.step() if output.finished}
+        return outputs
+
+    def _params(self, request: RolloutRequest, seed: int, sampling: SamplingConfig) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        modality = MODALITY[request.task]
+        is_text = modality == "text"
+        return SamplingParams(
+            temperature=sampling.text.temperature if is_text else sampling.image.temperature,
+            max_tokens=sampling.text.max_tokens if is_text else self._front.num_image_tokens,
+            stop_token_ids=[self._front.end_id] if is_text else None,
+            seed=seed,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=0,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={"modality": modality},
+        )
+
+    def _completion(self, output: "RequestOutput", request: RolloutRequest) -> Completion:
+        completion = output.outputs[0]
+        ids = np.asarray(completion.token_ids, dtype=np.int32)
+        logprobs = completion.logprobs
+        # With logprobs=0 each position holds the sampled token alone.
+        assert logprobs.token_ids == list(completion.token_ids), (
+            f"request {request.request_id}: tokens without logprobs"
+        )
+        text_vocab_size = len(self._front.allowed_text_ids)
+        if request.task == "generation":
+            assert len(ids) == self._front.num_image_tokens, f"request {request.request_id}: {len(ids)} image codes"
+            assert (ids >= text_vocab_size).all(), f"request {request.request_id}: text ids in an image: {ids}"
+            ids = ids - np.int32(text_vocab_size)
+        else:
+            assert (ids < text_vocab_size).all(), f"request {request.request_id}: image codes in an answer: {ids}"
+        return Completion(ids, np.asarray(logprobs.logprobs, dtype=np.float32))
+
+    def _forget_prefixes(self) -> None:
+        done = self._llm.reset_prefix_cache()
+        assert done, "vLLM kept its prefix cache, which it does while requests run; none may run here"
