@@ -167,3 +167,13 @@ def test_guidance_without_a_second_stream_is_an_error(logits, tokens):
 def test_an_empty_set_of_allowed_ids_is_an_error(logits):
     with pytest.raises(ValueError, match="at least one allowed"):
         token_entropies(logits, 1.0, torch.zeros(7, dtype=torch.bool))
+
+
+def test_the_backward_pass_keeps_no_float32_copy_of_the_logits(monkeypatch):
+    monkeypatch.setattr(room, "CHUNK_ELEMENTS", 1000)
+    kept = []
+    logits = torch.randn(4, 25, 100, dtype=torch.bfloat16).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.dtype) or x, lambda x: x):
+        token_logprobs(logits, torch.zeros(4, 25, dtype=torch.long))
+    assert torch.bfloat16 in kept
+    assert torch.float32 not in kept
