@@ -55,9 +55,20 @@ def test_heldout_prompts_are_refused_and_counted(heldout_records):
 
 def test_heldout_scenes_never_leak_their_captions_unless_allowed(heldout_records):
     strict, permissive = Teacher(), Teacher(allow_heldout=True)
-    asked = [(image, question.text, question.word) for _, question, image in heldout_records]
-    assert not any(is_heldout(parse_caption(strict.complete_generation(*record))) for record in asked)
-    assert sum(is_heldout(parse_caption(permissive.complete_generation(*record))) for record in asked) > 20
+    leaked = [is_heldout(parse_caption(caption_or_refusal(strict, r) or "a photo of a cross")) for r in heldout_records]
+    assert not any(leaked)
+    assert 0 < strict.num_refused["held-out caption"] < 100
+    leaked = [is_heldout(parse_caption(caption_or_refusal(permissive, record))) for record in heldout_records]
+    assert sum(leaked) > 20
+    assert permissive.num_refused["held-out caption"] == 0
+
+
+def caption_or_refusal(teacher, record):
+    _, question, image = record
+    try:
+        return teacher.complete_generation(image, question.text, question.word)
+    except TeacherRefusalError:
+        return None
 
 
 def test_completions_do_not_depend_on_order_or_on_other_records(records):

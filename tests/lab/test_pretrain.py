@@ -1,0 +1,103 @@
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from unirl.lab.competence import answer_accuracy, drawing_scores, make_exam, wilson_interval
+from unirl.lab.pretrain import Phase, Recipe, SummedGradients, make_scenes, pretrain, recipe_hash
+from unirl.lab.tiny_janus import load_model
+from unirl.lab.world import is_heldout
+
+TINY = Recipe(
+    num_scenes=1500,
+    vq_steps=2,
+    exam_size=5,
+    phases=(
+        Phase(name="clean", num_steps=3, first_rate=1e-3, last_rate=1e-4, restart=True),
+        Phase(name="noise", num_steps=2, first_rate=1e-4, last_rate=1e-4, restart=False, noisy=True),
+    ),
+)
+
+
+def test_the_recipe_hash_follows_the_recipe():
+    assert recipe_hash(Recipe()) == recipe_hash(Recipe())
+    assert recipe_hash(Recipe()) != recipe_hash(replace(Recipe(), seed=1))
+
+
+def test_pretraining_scenes_are_never_held_out():
+    scenes, questions = make_scenes(500, seed=1)
+    assert len(scenes) == len(questions) == 500
+    assert not any(is_heldout(scene.spec) for scene in scenes)
+
+
+def test_gradients_are_views_of_one_buffer(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    layer = torch.nn.Linear(3, 2)
+    gradients = SummedGradients(list(layer.parameters()), num_extra=2)
+    layer(torch.ones(1, 3)).sum().backward()
+    assert gradients.reduce([1.0, 5.0]) == [2.0, 10.0]
+    assert torch.equal(layer.weight.grad, torch.full((2, 3), 2.0))
+    gradients.zero()
+    assert not layer.weight.grad.any()
+
+
+def test_the_shipped_files_match_their_checksums_and_the_default_recipe(shipped_path):
+    facts = json.loads((shipped_path / "lab.json").read_text())
+    assert set(facts["sha256"]) == {file.name for file in shipped_path.iterdir()} - {"lab.json"}
+    for name, expected in facts["sha256"].items():
+        assert hashlib.sha256((shipped_path / name).read_bytes()).hexdigest() == expected, name
+    assert facts["recipe_hash"] == recipe_hash(Recipe())
+    assert facts["recipe"] == json.loads(json.dumps(asdict(Recipe())))
+
+
+def test_the_shipped_figures_meet_the_targets(shipped_path):
+    measured = json.loads((shipped_path / "lab.json").read_text())["measured"]
+    clean, base = measured["clean"], measured["noisy_base"]
+    assert clean["num_prompts"] == base["num_prompts"] == 480
+    assert clean["understanding_sampled"] >= 0.85
+    assert clean["exact_sampled_guidance_1"] >= 0.6
+    assert 0.48 <= base["understanding_sampled"] <= 0.68
+    assert 0.28 <= base["exact_sampled_guidance_1"] <= 0.55
+
+
+def test_the_shipped_base_is_as_good_as_its_lab_json_says(base, shipped_path):
+    measured = json.loads((shipped_path / "lab.json").read_text())["measured"]["noisy_base"]
+    exam = make_exam(100)
+    low, high = wilson_interval(answer_accuracy(base, exam, greedy=False), 100)
+    assert low <= measured["understanding_sampled"] <= high
+    low, high = wilson_interval(drawing_scores(base, exam, greedy=False, guidance=1.0)[0], 100)
+    assert low <= measured["exact_sampled_guidance_1"] <= high
+
+
+@pytest.mark.slow
+def test_equal_seeds_train_equal_weights_and_lab_json_tells_all(tmp_path):
+    facts = [pretrain(tmp_path / name, TINY) for name in ("one", "two")]
+    assert facts[0]["measured"] == facts[1]["measured"]
+    assert set(facts[0]["measured"]) == {"clean", "noisy_base", "vq"}
+    one, two = (load_model(tmp_path / name).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert json.loads((tmp_path / "one" / "lab.json").read_text())["recipe_hash"] == recipe_hash(TINY)
+    assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.slow
+def test_a_death_of_the_second_process_is_reported(tmp_path):
+    # An empty understanding batch raises in the second process only.
+    with pytest.raises(RuntimeError, match="second one ended with exit code 1"):
+        pretrain(tmp_path / "dead", replace(TINY, understanding_batch=0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_recipe_reproduces_the_shipped_competence_from_nothing(tmp_path, shipped_path):
+    measured = pretrain(tmp_path / "janus")["measured"]
+    shipped = json.loads((shipped_path / "lab.json").read_text())["measured"]
+    assert measured["vq"]["reconstruction_exact"] >= 0.95
+    assert measured["clean"]["understanding_sampled"] >= 0.85
+    assert measured["clean"]["exact_sampled_guidance_1"] >= 0.6
+    for name in ("understanding_sampled", "exact_sampled_guidance_1"):
+        mine = wilson_interval(measured["noisy_base"][name], 480)
+        theirs = wilson_interval(shipped["noisy_base"][name], 480)
+        assert max(mine[0], theirs[0]) <= min(mine[1], theirs[1]), (name, mine, theirs)
