@@ -1,0 +1,62 @@
+"""Reference pages that are made from the code: settings from the dataclasses, commands from the command line."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner
+
+from unirl.cli import app
+from unirl.config import PairConfig, RlConfig
+from unirl.config_keys import Setting, list_settings
+
+WIDTH = 96
+
+
+def write_pages(folder: Path) -> None:
+    """Write configuration.md and cli.md into `folder`, leaving a page that is current untouched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("configuration.md", configuration_page()), ("cli.md", cli_page())):
+        text = "\n".join(lines) + "\n"
+        page = folder / name
+        if not page.exists() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+def configuration_page() -> Iterator[str]:
+    """Every setting of every job, by group."""
+    yield "# All settings"
+    yield "\n`unirl config keys --docs` prints the same. How settings are given: [](../../configuration.md).\n"
+    for title, schema in (("unirl train and eval", RlConfig), ("unirl pair make", PairConfig)):
+        yield f"## {title}\n"
+        for group, settings in groupby(list_settings(schema), key=lambda setting: setting.key.rpartition(".")[0]):
+            if group:
+                yield f"### {group}\n"
+            for setting in settings:
+                yield from _setting(setting)
+
+
+def _setting(setting: Setting) -> Iterator[str]:
+    rule = f" It {setting.rule}." if setting.rule else ""
+    yield f"`{setting.key}`"
+    yield f": {setting.doc}{rule}  \n  {setting.type}, default `{setting.default}`\n"
+
+
+def cli_page() -> Iterator[str]:
+    """The help of every command."""
+    yield "# Commands\n"
+    group = typer.main.get_command(app)
+    yield from _help([])
+    for name, command in group.commands.items():  # pyright: ignore[reportAttributeAccessIssue]
+        yield f"## unirl {name}\n"
+        inner = list(getattr(command, "commands", {}))
+        yield from _help([name])
+        for sub in inner:
+            yield f"### unirl {name} {sub}\n"
+            yield from _help([name, sub])
+
+
+def _help(path: list[str]) -> Iterator[str]:
+    shown = CliRunner().invoke(app, [*path, "--help"], prog_name="unirl", terminal_width=WIDTH)
+    yield f"```text\n{shown.output.strip()}\n```\n"

@@ -1,0 +1,98 @@
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from unirl import cli
+from unirl.config import ConfigError, PairConfig, RlConfig, load_config
+from unirl.types import GenerationSample, RolloutGroup, RolloutRequest, Trajectory
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands_of(page):
+    """Command lines that a page shows at a prompt, continued lines joined."""
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(part) for line in lines if line.startswith("$ ") for part in line[2:].split("&&")]
+
+
+def unirl_commands():
+    shown = [(page.name, words[1:]) for page in PAGES for words in commands_of(page) if words[0] == "unirl"]
+    return [pytest.param(words, id=f"{name}: {' '.join(words)[:60]}") for name, words in shown]
+
+
+def picture_group(images):
+    length = 3
+    made = [
+        Trajectory(
+            prompt_ids=np.zeros(2, np.int32),
+            completion_ids=np.zeros(length, np.int32),
+            loss_mask=np.ones(length, bool),
+            logprobs=np.zeros(length, np.float32),
+            modality="image",
+            image=image,
+            finish_reason="stop",
+            policy_version=0,
+            seed=seed,
+        )
+        for seed, image in enumerate(images)
+    ]
+    request = RolloutRequest(
+        request_id="p/generation",
+        pair_id="p",
+        task="generation",
+        sample=GenerationSample(id="g", prompt="a red square"),
+        seeds=tuple(range(len(images))),
+    )
+    return RolloutGroup(request=request, trajectories=tuple(made))
+
+
+def test_the_example_reward_of_the_extending_page_runs():
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    names = {}
+    exec(compile(source, "docs/extending.md", "exec"), names)
+    stripes = np.zeros((8, 8, 3), np.uint8)
+    stripes[::2] = 255
+    scores = names["ContrastReward"](target=0.5).score(picture_group([stripes, np.full((8, 8, 3), 90, np.uint8)]))
+    assert scores.judged.tolist() == [True, True]
+    np.testing.assert_allclose(scores.values, [1.0, 0.0])
+    with pytest.raises(ValueError, match="contrast: expected target"):
+        names["ContrastReward"](target=0)
+
+
+@pytest.mark.parametrize("words", unirl_commands())
+def test_a_shown_command_exists_and_its_settings_are_accepted(words):
+    path = []
+    for word in words:
+        if CliRunner().invoke(cli.app, [*path, word, "--help"]).exit_code or word.startswith("-"):
+            break
+        path.append(word)
+    assert path, words
+    if path not in (["train"], ["pair", "make"]):
+        return
+    files = [ROOT / file for flag, file in pairwise(words) if flag == "-c"]
+    overrides = [word for word in words if re.match(r"[\w.]+=", word)]
+    schema = RlConfig if path == ["train"] else PairConfig
+    existing = [file for file in files if file.exists()]
+    assert [file for file in files if not file.exists()] in ([], [ROOT / "mine.yaml"])
+    load_config(existing, overrides, schema)
+
+
+def test_the_error_shown_in_the_configuration_page_is_what_a_user_sees():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for overrides in (["learner.learning_rate=0.001"], ["rollout.num_generation=1"]):
+        with pytest.raises(ConfigError) as caught:
+            load_config([], overrides)
+        assert str(caught.value.problems[0]) in page
+
+
+def test_the_metrics_page_is_current():
+    from unirl.monitoring.metrics import metrics_page
+
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page()
