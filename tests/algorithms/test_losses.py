@@ -207,3 +207,9 @@ def test_metrics_without_loss_tokens_are_empty():
 
 def test_metrics_that_were_not_gathered_are_absent():
     assert mean_metrics({"tokens": 4.0, "entropy": 2.0}) == {"entropy_mean": 0.5}
+
+
+def test_a_row_without_advantage_is_never_counted_as_clipped():
+    log_ratio = torch.tensor([[-1.0, 1.0]])
+    sums = surrogate_sums(log_ratio, torch.zeros(1), torch.ones(1, 2, dtype=torch.bool), 0.2, 0.2)
+    assert sums["clipped_low"] == sums["clipped_high"] == 0
