@@ -8,7 +8,7 @@ from html import escape
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 440, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 30
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 30
 MAX_POINTS = 240
 _HOVER_POINTS = 90
 
@@ -46,7 +46,7 @@ def line_chart(title: str, lines: Sequence[Line], *, note: str = "", y_range: Po
     def place(x: float, y: float) -> str:
         return f"{_across(x, left, right):.1f},{_down(y, low, high):.1f}"
 
-    parts = [_grid(low, high), _x_axis(left, right)]
+    parts = [_grid(low, high), _x_axis(left, right, "step")]
     for line in lines:
         if line.band:
             band = _thin_band(line.band)
@@ -76,7 +76,7 @@ def histogram(title: str, groups: Mapping[str, tuple[str, Sequence[float]]], *, 
         return ""
     counts = {label: _count(group, bins) for label, (_, group) in groups.items()}
     high = max(map(sum, zip(*counts.values(), strict=True)))
-    parts = [_grid(0, high), _x_axis(0, 1)]
+    parts = [_grid(0, high), _x_axis(0, 1, "")]
     floor = [0] * bins
     for label, (color, _) in groups.items():
         for index, count in enumerate(counts[label]):
@@ -134,26 +134,30 @@ def _figure(title: str, body: str, note: str, legend: Sequence[tuple[str, str, b
         for label, color, dashed in legend
     )
     small = f"<p class=note>{escape(note)}</p>" if note else ""
+    keys = f'<ul class="legend">{keys}</ul>' if len(legend) > 1 else ""
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>{small}"
-        f'<ul class="legend">{keys}</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f'{keys}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"{body}</svg></figure>"
     )
 
 
 def _grid(low: float, high: float) -> str:
+    ticks = _ticks(low, high, 4)
+    tiny = max(map(abs, ticks)) < 1e-3
+    decimals = max((len(f"{tick:.5f}".rstrip("0").split(".")[1]) for tick in ticks), default=0)
     rows = []
-    for tick in _ticks(low, high, 4):
-        y = _down(tick, low, high)
+    for tick in ticks:
+        y, number = _down(tick, low, high), f"{tick:.1e}" if tiny and tick else f"{tick:.{0 if tiny else decimals}f}"
         rows.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number}</text>'
         )
     return "".join(rows)
 
 
-def _x_axis(left: float, right: float) -> str:
-    return "".join(
+def _x_axis(left: float, right: float, label: str) -> str:
+    return f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{label}</text>' + "".join(
         f'<text x="{_across(tick, left, right):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{tick:g}</text>'
         for tick in _ticks(left, right, 6)
     )
@@ -175,8 +179,8 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
 def _range(values: Sequence[float]) -> Point:
     low, high = min(values), max(values)
     if high - low < 1e-12:
-        room = abs(high) * 0.1 or 1.0
-        return low - room, high + room
+        room = abs(high) * 0.1
+        return (low - room, high + room) if room else (0.0, 1.0)
     room = (high - low) * 0.05
     return (low if low == 0 else low - room), high + room
 

@@ -102,6 +102,13 @@ class Measure:
     greedy: Gain | None
 
     @property
+    def any(self) -> Gain:
+        """The sampled numbers, or the greedy ones where there are no others."""
+        gain = self.sampled or self.greedy
+        assert gain is not None, self.parts
+        return gain
+
+    @property
     def label(self) -> str:
         """The most telling name: the last part of the last."""
         return self.parts[-1].rsplit("/", 1)[-1]
@@ -236,7 +243,7 @@ def comparison_table(measures: Sequence[Measure]) -> tuple[tuple[str, ...], list
     return head, [
         (
             f"{measure.task} {measure.label}",
-            str(measure.sampled.after.num if measure.sampled else 0),
+            str(measure.any.after.num),
             *(_words(estimate) for estimate in _sides(measure.sampled)),
             *(f"{estimate.mean:.3f}" if estimate else "" for estimate in _sides(measure.greedy)[:2]),
         )

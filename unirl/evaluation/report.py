@@ -9,7 +9,7 @@ from unirl.evaluation.charts import Line, histogram, line_chart, smooth, stacked
 from unirl.evaluation.evaluate import Estimate, EvaluationResult, Measure, find_measures
 from unirl.evaluation.run_reader import RunRecord, read_run
 from unirl.evaluation.side_by_side import side_by_side
-from unirl.types import TASKS, Task
+from unirl.types import Task
 
 WINDOW = 5
 """Steps over which reward curves are averaged."""
@@ -75,8 +75,8 @@ def write_report(
     sections = (
         ("Held-out evaluation", _notes(notes) + _evaluation(record, first, last, ceiling or {})),
         ("Rewards while training", _charts(_reward_charts(record))),
-        ("By category", _categories(first, last)),
         ("Held-out pairs, before and after", examples and _examples_note(last) + examples),
+        ("By category", _categories(first, last)),
         ("Policy and learner", _charts(_policy_charts(record))),
         ("Pairs", _charts([_weights(record)])),
         ("Where the time went", _timing(record)),
@@ -126,7 +126,8 @@ def _header(record: RunRecord, title: str) -> str:
         for key, (default, value) in changed.items()
     )
     table = f"<table><tr><th>setting</th><th>default</th><th>this run</th></tr>{rows}</table>" if rows else ""
-    settings = f"<details><summary>{len(changed)} settings differ from the defaults</summary>{table}</details>"
+    shown = " open" if len(changed) <= 12 else ""
+    settings = f"<details{shown}><summary>{len(changed)} settings differ from the defaults</summary>{table}</details>"
     badge = f'<span class="status {escape(status)}">{escape(status)}</span>'
     return f'<header><div><h1>{title}</h1>{badge}</div>{reason}<ul class="facts">{items}</ul>{settings}</header>'
 
@@ -162,14 +163,16 @@ def _evaluation(
 def _measure_row(measure: Measure, ceiling: Mapping[str, float], compared: bool) -> str:
     sampled, greedy = measure.sampled, measure.greedy
     names = " = ".join(part for part in measure.parts if part != measure.label)
-    num = sampled.after.num if sampled else greedy.after.num if greedy else 0
-    cells = [f"<td>{escape(measure.label)}<small>{escape(names)}</small><small>n = {num}</small></td>"]
+    one = measure.any.after
+    prompts = f", {one.num_clusters} prompts" if one.clustered_low is not None else ""
+    cells = [f"<td>{escape(measure.label)}<small>{escape(names)}</small><small>n = {one.num}{prompts}</small></td>"]
     if compared:
         cells += [_cell(sampled and sampled.before), _cell(sampled and sampled.after)]
-        cells += [_gain_cell(sampled and sampled.difference), _cell(greedy and greedy.before)]
+        cells += [_gain_cell(sampled and sampled.difference)]
+        cells.append(_cell(greedy and greedy.before, by_prompt=False))
     else:
         cells.append(_cell(sampled and sampled.after))
-    cells.append(_cell(greedy and greedy.after))
+    cells.append(_cell(greedy and greedy.after, by_prompt=False))
     if ceiling:
         known = (ceiling.get(f"{measure.task}/sampled/{part}") for part in measure.parts)
         best = next((value for value in known if value is not None), None)
@@ -177,27 +180,25 @@ def _measure_row(measure: Measure, ceiling: Mapping[str, float], compared: bool)
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _cell(estimate: Estimate | None) -> str:
-    return "<td></td>" if estimate is None else f"<td>{estimate.mean:.3f}{_interval(estimate, '.3f')}</td>"
+def _cell(estimate: Estimate | None, *, by_prompt: bool = True) -> str:
+    return "<td></td>" if estimate is None else f"<td>{estimate.mean:.3f}{_interval(estimate, '.3f', by_prompt)}</td>"
 
 
 def _gain_cell(estimate: Estimate | None) -> str:
+    """Bold where the interval excludes 0; whether more is better depends on the measure."""
     if estimate is None:
         return "<td></td>"
     low, high = estimate.clustered_low, estimate.clustered_high
     if low is None or high is None:
         low, high = estimate.low, estimate.high
-    sure = "" if low is None or high is None or low <= 0 <= high else " class=up" if low > 0 else " class=down"
-    return f"<td{sure}>{estimate.mean:+.3f}{_interval(estimate, '+.3f')}</td>"
+    sure = low is not None and high is not None and (low > 0 or high < 0)
+    return f"<td{' class=sure' if sure else ''}>{estimate.mean:+.3f}{_interval(estimate, '+.3f', by_prompt=True)}</td>"
 
 
-def _interval(estimate: Estimate, form: str) -> str:
+def _interval(estimate: Estimate, form: str, by_prompt: bool) -> str:
     text = "" if estimate.low is None else f"<small>{estimate.low:{form}} to {estimate.high:{form}}</small>"
-    if estimate.clustered_low is not None:
-        text += (
-            f"<small>by prompt ({estimate.num_clusters}): {estimate.clustered_low:{form}} to "
-            f"{estimate.clustered_high:{form}}</small>"
-        )
+    if by_prompt and estimate.clustered_low is not None:
+        text += f"<small>by prompt {estimate.clustered_low:{form}} to {estimate.clustered_high:{form}}</small>"
     return text
 
 
@@ -251,21 +252,30 @@ def _policy_charts(record: RunRecord) -> list[str]:
 
 
 def _categories(first: EvaluationResult | None, last: EvaluationResult | None) -> str:
-    """Sampled means by category, of the measures that the evaluation table shows."""
-    if last is None or not last.categories:
+    """Sampled means by category, one table per task, of the measures that the evaluation table shows."""
+    if last is None:
         return ""
-    rows = []
-    for measure in find_measures(first, last):
-        name = f"{measure.task}/sampled/{measure.parts[-1]}"
+    tables = []
+    for task, group in groupby(find_measures(first, last), key=lambda measure: measure.task):
+        measures = [measure for measure in group if measure.sampled]
+        rows = []
         for category, estimates in last.categories.items():
-            if name in estimates:
-                before = first.categories.get(category, {}).get(name) if first else None
-                rows.append(
-                    f"<tr><td>{escape(measure.task)}, {escape(measure.label)}</td><td>{escape(category)}</td>"
-                    f"<td>{estimates[name].num}</td>{_cell(before)}{_cell(estimates[name])}</tr>"
-                )
-    head = "<tr><th></th><th>category</th><th>n</th><th>before</th><th>after</th></tr>"
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+            earlier = first.categories.get(category, {}) if first else {}
+            names = [f"{task}/sampled/{measure.parts[-1]}" for measure in measures]
+            cells = [_change(earlier.get(name), estimates[name]) for name in names if name in estimates]
+            if cells:
+                num = estimates[names[0]].num
+                rows.append(f"<tr><td>{escape(category)}<small>n = {num}</small></td>{''.join(cells)}</tr>")
+        head = "".join(f"<th>{escape(measure.label)}</th>" for measure in measures)
+        if rows:
+            tables.append(f"<table><tr><th>{escape(task)}</th>{head}</tr>{''.join(rows)}</table>")
+    return f'<div class="scroll tables">{"".join(tables)}</div>' if tables else ""
+
+
+def _change(before: Estimate | None, after: Estimate) -> str:
+    earlier = f"{before.mean:.2f} → " if before else ""
+    interval = "" if after.low is None else f"<small>{after.low:.2f} to {after.high:.2f}</small>"
+    return f"<td>{earlier}<b>{after.mean:.2f}</b>{interval}</td>"
 
 
 def _examples_note(last: EvaluationResult | None) -> str:

@@ -3,35 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unirl.types import PairRecord, ScoredGroup
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightedGroup:
-    """A scored group with what the algorithm made of its rewards."""
-
-    scored: ScoredGroup
-    pair: PairRecord
-    pair_weight: float
-    """Factor that the advantages of this group already hold."""
-    advantages: NDArray[np.float64]
-    """[G] group-relative advantages times `pair_weight`; 0 where not judged."""
-
-    def __post_init__(self) -> None:
-        request = self.scored.group.request
-        if self.pair.pair_id != request.pair_id:
-            raise ValueError(
-                f"weighted group {request.request_id}: expected its own pair {request.pair_id}; got "
-                f"{self.pair.pair_id}; look pairs up by pair_id"
-            )
-        if self.advantages.shape != self.scored.rewards.shape or not np.isfinite(self.advantages).all():
-            raise ValueError(
-                f"weighted group {request.request_id}: expected {len(self.scored.rewards)} finite advantages; got "
-                f"{self.advantages}; compute them with unirl.algorithms.advantages"
-            )
+from unirl.types import WeightedGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

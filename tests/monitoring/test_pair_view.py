@@ -1,0 +1,24 @@
+from tests.monitoring.made_run import make_step
+from unirl.monitoring.pair_view import used_pairs, write_pairs
+
+
+def test_unjudged_completions_show_no_reward(tmp_path):
+    lines, _ = write_pairs(tmp_path, make_step(1, unjudged=(3,)), 1)
+    samples = lines[0]["generation"]["samples"]
+    assert [sample["reward"] is None for sample in samples] == [index == 3 for index in range(8)]
+    assert samples[3]["parts"]["lab_verifier/exact"] is None
+    assert samples[3]["advantage"] == 0.0
+
+
+def test_every_pair_is_listed_with_what_it_earned():
+    data = make_step(1, num_pairs=5)
+    line = used_pairs(data)
+    assert [pair["pair_id"] for pair in line["pairs"]] == [f"pair-1-{index}" for index in range(5)]
+    assert line["pairs"][2]["understanding"] == float(data.groups[4].scored.rewards.mean())
+
+
+def test_a_step_shows_no_more_pairs_than_asked(tmp_path):
+    lines, names = write_pairs(tmp_path, make_step(1, num_pairs=3), 2)
+    assert len(lines) == 2
+    assert len(names) == 16
+    assert write_pairs(tmp_path, make_step(1), 0) == ([], {})

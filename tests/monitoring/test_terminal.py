@@ -1,0 +1,106 @@
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from tests.monitoring.made_run import make_step
+from unirl.monitoring.metrics import step_metrics
+from unirl.monitoring.terminal import Terminal, format_duration, step_line
+
+
+def make_terminal(num_steps=5, *, tty=False, stall_after_s=300.0, waiting_for=lambda: "rollout", **options):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=tty, width=200, soft_wrap=True, highlight=False)
+    terminal = Terminal(num_steps, stall_after_s=stall_after_s, waiting_for=waiting_for, console=console, **options)
+    return terminal, out
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return [step_metrics(make_step(step, skill=0.3 + 0.1 * step)) for step in range(1, 6)]
+
+
+def test_without_a_terminal_each_step_is_one_line_of_words(metrics):
+    terminal, out = make_terminal()
+    with terminal:
+        for step, values in enumerate(metrics, 1):
+            terminal.step(step, values)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith(f"step=1/5 r_und={metrics[0]['reward/understanding']:.3f} r_gen=")
+    assert all(word in lines[4] for word in (" flat_gen=", " clip=0.000 ", " gap=", " t=", "(rollout ", " eta=0s"))
+    assert "\x1b" not in out.getvalue()
+    assert max(map(len, lines)) < 300
+
+
+def test_on_a_terminal_a_table_is_kept_up_to_date(metrics):
+    terminal, out = make_terminal(tty=True)
+    with terminal:
+        terminal.step(1, metrics[0])
+    assert "step 1/5" in out.getvalue()
+    assert "now: rollout" in out.getvalue()
+    assert "reward/generation" in out.getvalue()
+    assert "step=1/5" not in out.getvalue()
+
+
+def test_the_summary_gives_first_last_and_best(metrics):
+    terminal, out = make_terminal(12)
+    with terminal:
+        for step in range(1, 13):
+            values = {"reward/generation": 0.1 * step if step < 9 else 0.2}
+            terminal.step(step, values | ({"reward/generation/aligned": 0.5} if step == 3 else {}))
+    terminal.summary({"report": "runs/x/report.html"})
+    shown = out.getvalue()
+    row = next(line for line in shown.splitlines() if " reward/generation " in line)
+    # Means of five steps: 1 to 5, 8 to 12, and the best, 4 to 8.
+    assert [word for word in row.replace("│", " ").split() if word[0].isdigit()] == ["0.300", "0.320", "0.600", "8"]
+    aligned = next(line for line in shown.splitlines() if " reward/generation/aligned " in line)
+    assert aligned.replace("│", " ").split()[-1] == "3"
+    assert "report  runs/x/report.html" in shown
+
+
+def test_quiet_shows_nothing(metrics):
+    terminal, out = make_terminal(quiet=True)
+    with terminal:
+        terminal.banner({"run": "x"})
+        terminal.step(1, metrics[0])
+    terminal.summary({"report": "x"})
+    assert out.getvalue() == ""
+
+
+def test_a_run_that_hangs_says_what_it_waits_for_once(caplog):
+    told = []
+    terminal, _ = make_terminal(stall_after_s=0.1, waiting_for=lambda: "rollout: text-0, image-1", on_stall=told.append)
+    with terminal:
+        time.sleep(0.5)
+    assert len(told) == 1
+    assert told[0].startswith("nothing has happened for ")
+    assert told[0].endswith("waiting for rollout: text-0, image-1")
+    assert told[0] in caplog.text
+
+
+def test_a_run_that_moves_is_not_called_hanging():
+    told = []
+    started = time.monotonic()
+    terminal, _ = make_terminal(
+        stall_after_s=0.4, waiting_for=lambda: f"phase {int((time.monotonic() - started) / 0.15)}", on_stall=told.append
+    )
+    with terminal:
+        time.sleep(1.0)
+    assert told == []
+
+
+def test_model_text_in_a_fact_is_not_taken_for_markup():
+    terminal, out = make_terminal()
+    terminal.banner({"prompt": "[red]a[/red] [/nonsense]"})
+    assert "[red]a[/red] [/nonsense]" in out.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (192, "3m12s"), (18420, "5h07m")])
+def test_durations_read_easily(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_a_line_shows_only_what_was_measured():
+    assert step_line(3, 9, {"reward/generation": 0.5}, 6.0) == "step=3/9 r_gen=0.500 t=0.0s eta=6s"
