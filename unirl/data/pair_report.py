@@ -69,11 +69,7 @@ def render_report(pair_set: PairSet, *, title: str, num_examples: int = NUM_EXAM
         _histogram([weight[pair.pair_id] for pair in retrieved], "weight"),
         _table(figures["weight_of_retrieved"]),
         "<h2>Categories</h2>",
-        *(
-            f"<h3>{kind}, {side}</h3>{_table(counts)}"
-            for kind, sides in figures["categories"].items()
-            for side, counts in sides.items()
-        ),
+        _category_table(figures["categories"]),
         "<h2>Left out</h2>",
         _table(figures["rejected"]),
         "<h2>Retrieved pairs, from the most to the least similar</h2>",
@@ -105,6 +101,17 @@ def _spread(pairs: Sequence[PairRecord], count: int) -> list[PairRecord]:
 def _table(rows: dict[str, Any]) -> str:
     body = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
     return f"<table>{body}</table>" if body else "<p>none</p>"
+
+
+def _category_table(categories: dict[str, dict[str, dict[str, int]]]) -> str:
+    columns = {f"{kind}, {side}": counts for kind, sides in categories.items() for side, counts in sides.items()}
+    names = sorted({name for counts in columns.values() for name in counts})
+    head = "".join(f"<th>{column}</th>" for column in ("", *columns))
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{c.get(name, 0)}</td>' for c in columns.values())}</tr>"
+        for name in names
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _histogram(values: Sequence[float], name: str) -> str:

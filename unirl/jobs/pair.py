@@ -167,6 +167,8 @@ def _certificate_faults(pair_set: PairSet) -> list[str]:
         order=pair_set.settings["order"],
     )
     faults += matching_faults(gen[gen_left], und[und_left], matching)
+    if faults:
+        return faults
     ids = [*proof["understanding_ids"], *proof["generation_ids"]]
     claimed = {("aligned", ids[row], ids[row], 1.0) for row in used}
     for g, u, similarity in zip(proof["gen_index"], proof["und_index"], proof["similarity"], strict=True):
