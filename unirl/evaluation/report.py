@@ -315,7 +315,8 @@ def _timing(record: RunRecord) -> str:
 def _alerts(record: RunRecord) -> str:
     alerts = [event for event in record.events if event.get("kind") in ("alert", "stall", "actor_down")]
     rows = "".join(
-        f"<li>step {event.get('step', '?')}: {escape(str(event.get('message')))}</li>" for event in alerts[:50]
+        f"<li>step {escape(str(event.get('step', '-')))}: {escape(str(event.get('message')))}</li>"
+        for event in alerts[:50]
     )
     more = f"<p class=note>and {len(alerts) - 50} more in events.jsonl</p>" if len(alerts) > 50 else ""
     return f"<details><summary>{len(alerts)} alerts</summary><ul>{rows}</ul>{more}</details>" if alerts else ""

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from unirl.evaluation.intervals import cluster_interval, t_interval, t_quantile, wilson_interval
+
+
+def test_wilson_equals_a_worked_example():
+    # 8 of 10, z = 1.95996, z^2 = 3.84146: centre (0.8 + 0.192073) / 1.384146 = 0.716740,
+    # half 1.95996 / 1.384146 * sqrt(0.8 * 0.2 / 10 + 3.84146 / 400) = 1.416005 * sqrt(0.02560365) = 0.226577.
+    assert wilson_interval(8, 10) == pytest.approx((0.490163, 0.943317), abs=2e-6)
+
+
+def test_wilson_is_never_empty_and_mirrors():
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
+    low, high = wilson_interval(10, 10)
+    assert (1 - high, 1 - low) == pytest.approx(wilson_interval(0, 10))
+    assert wilson_interval(279, 480) == pytest.approx((0.536640, 0.624569), abs=1e-6)
+
+
+@pytest.mark.parametrize(("successes", "num"), [(3, 2), (-1, 5), (0, 0)])
+def test_impossible_counts_are_refused(successes, num):
+    with pytest.raises(ValueError, match="expected 0 <= successes <= num"):
+        wilson_interval(successes, num)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423), (479, 1.9649)],
+)
+def test_t_quantiles_equal_printed_tables(degrees, quantile):
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=5e-5)
+
+
+def test_t_interval_equals_a_worked_example():
+    # Mean 3, standard deviation sqrt(2.5), n = 5: half 2.7764 * 1.581139 / 2.236068 = 1.963243.
+    assert t_interval(np.arange(1.0, 6.0)) == pytest.approx((1.036757, 4.963243), abs=1e-4)
+    with pytest.raises(ValueError, match="two or more values"):
+        t_interval(np.ones(1))
+
+
+def test_clusters_of_one_give_about_the_t_interval():
+    values = np.random.default_rng(1).normal(size=200)
+    assert cluster_interval(values, list(map(str, range(200)))) == pytest.approx(t_interval(values), abs=0.02)
+
+
+def test_repeated_prompts_widen_the_interval_as_if_each_counted_once():
+    once = np.random.default_rng(2).normal(size=50)
+    names = [str(index) for index in range(50)]
+    low, high = cluster_interval(np.repeat(once, 9), np.repeat(names, 9).tolist())
+    assert (low, high) == pytest.approx(t_interval(once), abs=0.05)
+    narrow = t_interval(np.repeat(once, 9))
+    assert high - low > 2 * (narrow[1] - narrow[0])
+
+
+def test_a_bootstrap_is_the_same_every_time():
+    values, names = np.arange(12.0), list("aabbccddeeff")
+    assert cluster_interval(values, names) == cluster_interval(values, names)
+
+
+@pytest.mark.parametrize("clusters", [["a"] * 3, ["a", "b"]])
+def test_clusters_must_fit_the_values(clusters):
+    with pytest.raises(ValueError, match="cluster per value"):
+        cluster_interval(np.ones(3), clusters)
