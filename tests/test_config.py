@@ -165,6 +165,13 @@ def test_a_rate_that_would_ruin_the_weights_is_refused(value):
     assert [problem.key for problem in find_problems(config)] == ["learner.lr"]
 
 
+def test_only_patience_may_be_endless():
+    assert load_config([], ["rewards.generation.lab_verifier.timeout_s=.inf"]).rewards.generation["lab_verifier"]
+    assert list(problems_of("rewards.generation.lab_verifier.weight=.inf")) == [
+        "rewards.generation.lab_verifier.weight"
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [

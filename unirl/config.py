@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
@@ -600,13 +601,14 @@ def setting_names(schema: type, prefix: str = "") -> list[str]:
 _ABOVE_0 = math.nextafter(0.0, 1.0)
 _BELOW_1 = math.nextafter(1.0, 0.0)
 _SEEDS = 2**31 - 1
+_LARGEST = sys.float_info.max
 
 # Rule, least and greatest value, and the keys it holds for ("*" crosses dots).
 _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
     (
         "must be at least 1",
         1,
-        math.inf,
+        _LARGEST,
         (
             "data.max_pairs",
             "*.max_tokens",
@@ -630,32 +632,26 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
     (
         "must be at least 2, or the group states no preference",
         2,
-        math.inf,
+        _LARGEST,
         ("rollout.num_*generation", "rollout.num_understanding"),
     ),
     (
         "must be above 0, or all samples of a prompt are alike and carry no signal",
         _ABOVE_0,
-        math.inf,
+        _LARGEST,
         ("*.temperature",),
     ),
     (
         "must be above 0",
         _ABOVE_0,
-        math.inf,
-        (
-            "*.kv_cache_memory_gib",
-            "*.timeout_s",
-            "cluster.object_store_gib",
-            "*.start_timeout_s",
-            "*.stall_after_s",
-            "algorithm.clip_high",
-        ),
+        _LARGEST,
+        ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high"),
     ),
+    ("must be above 0 (.inf waits for ever)", _ABOVE_0, math.inf, ("*timeout_s", "*.stall_after_s")),
     (
         "must be at least 0",
         0,
-        math.inf,
+        _LARGEST,
         (
             "rollout.*.num_workers",
             "*.num_cpus",
@@ -680,7 +676,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
     ("must be 0, 1, 2 or 3", 0, 3, ("learner.zero_stage",)),
     ("must lie in [-1, 1], where cosines lie", -1, 1, ("threshold",)),
     ("must be a whole number in [0, 2^31)", 0, _SEEDS, ("*seed",)),
-    ("must be a finite number", -math.inf, math.inf, ("rewards.*.weight",)),
+    ("must be a finite number", -_LARGEST, _LARGEST, ("rewards.*.weight",)),
 )
 
 
@@ -713,7 +709,7 @@ def _out_of_bounds(config: RlConfig | PairConfig) -> Iterator[Problem]:
         if bound is None or not numbers:
             continue
         rule, low, high = bound
-        if not all(math.isfinite(number) and low <= number <= high for number in numbers):
+        if not all(low <= number <= high for number in numbers):
             default = defaults.get(key, reward_defaults.get(key.rpartition(".")[2]))
             yield Problem(key=key, value=value, rule=rule, fix=f"the default is {default}")
 
