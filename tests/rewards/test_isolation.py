@@ -124,11 +124,13 @@ def test_a_hang_outside_python_is_abandoned_and_the_reward_built_anew():
     assert safe.score(GROUP).judged.all()
 
 
-def test_without_a_limit_the_reward_runs_in_the_callers_thread():
-    names = []
-    safe, _ = isolated(Scripted(lambda: names.append(threading.current_thread())), timeout_s=float("inf"))
-    assert safe.score(GROUP).judged.all()
-    assert names == [threading.current_thread()]
+def test_closing_ends_what_the_reward_started():
+    reward = Scripted()
+    safe, _ = isolated(reward)
+    safe.close()
+    reward.close = lambda: reward.steps.append("closed")
+    safe.close()
+    assert reward.steps == ["closed"]
 
 
 def test_errors_of_building_are_not_swallowed():

@@ -28,6 +28,7 @@ def test_a_failing_reward_leaves_the_others_alone():
     assert "rewards.generation" in scored.components["lab_verifier"].problem
 
 
-def test_a_task_without_rewards_is_refused():
+@pytest.mark.parametrize("settings", [{}, {"lab_verifier": RewardConfig(weight=0)}])
+def test_a_task_without_rewards_is_refused(settings):
     with pytest.raises(ValueError, match=r"rewards\.generation: expected at least one reward"):
-        RewardSet(RewardsConfig(generation={}))
+        RewardSet(RewardsConfig(generation=settings))

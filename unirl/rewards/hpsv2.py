@@ -184,13 +184,13 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"hpsv2: expected tensors and plain values in {checkpoint}; got a damaged file or something that only "
-            f"running code could load ({str(error).splitlines()[0]}); compare its checksum with the published file, or "
+            f"running code could load ({_first_line(error)}); compare its checksum with the published file, or "
             "convert it to .safetensors on a machine that may run it"
         ) from error
     except Exception as error:
         raise ValueError(
             f"hpsv2: expected a whole weights file; got {checkpoint}, {checkpoint.stat().st_size} bytes, unreadable "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); it is truncated or of another kind: fetch "
+            f"({_first_line(error)}); it is truncated or of another kind: fetch "
             "it again"
         ) from error
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None
@@ -200,6 +200,10 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
             f"hpsv2: expected the weights under the key state_dict in {checkpoint}; got {found}; take a published file"
         )
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _check_layout(wanted: dict[str, Tensor], state: dict[str, Tensor], model_name: str, checkpoint: Path) -> None:

@@ -7,7 +7,6 @@ Ray actor the pool can do better and kill the process; `num_hung` tells it when.
 
 import ctypes
 import logging
-import math
 import threading
 from collections.abc import Callable
 
@@ -40,7 +39,7 @@ class IsolatedReward:
 
         Args:
             name: as in the config.
-            config: limits and options. `timeout_s` infinity runs in the caller's thread, for a debugger.
+            config: limits and options.
             build: makes the reward, and makes it again after a hang.
 
         Raises:
@@ -64,6 +63,12 @@ class IsolatedReward:
     def score(self, group: RolloutGroup) -> RewardScores:
         """Scores of a group; if every attempt failed all is unjudged, and `problem` says why."""
         return self._cache.score(content_keys(self.name, self._config.options, group), group, self._score_safely)
+
+    def close(self) -> None:
+        """End what the reward started, if it has a `close`."""
+        close = getattr(self._reward, "close", None)
+        if close is not None:
+            close()
 
     def _score_safely(self, group: RolloutGroup) -> RewardScores:
         attempts = Retrying(
@@ -95,8 +100,6 @@ class IsolatedReward:
         return scores
 
     def _run(self, reward: Reward, group: RolloutGroup) -> RewardScores:
-        if math.isinf(self._config.timeout_s):
-            return reward.score(group)
         outcome: list[RewardScores | BaseException] = []
 
         def work() -> None:

@@ -1,9 +1,9 @@
 """All rewards of both tasks in one process: a group in, its weighted sum and components out."""
 
-from unirl.config import RewardConfig, RewardsConfig
+from unirl.config import RewardsConfig
 from unirl.rewards.isolation import IsolatedReward
 from unirl.rewards.reward import combine
-from unirl.types import TASKS, RolloutGroup, ScoredGroup, Task
+from unirl.types import TASKS, RolloutGroup, ScoredGroup
 
 
 class RewardSet:
@@ -15,28 +15,21 @@ class RewardSet:
         Raises:
             ValueError: a task has no reward, a name is unknown, or options do not fit.
         """
-        self.rewards = {
-            task: {name: IsolatedReward(name, settings) for name, settings in rewards_of(config, task).items()}
-            for task in TASKS
-        }
-        self._weights = {
-            task: {name: settings.weight for name, settings in rewards_of(config, task).items()} for task in TASKS
-        }
+        for task in TASKS:
+            if not config.active(task):
+                # All its advantages would be zero.
+                raise ValueError(f"rewards.{task}: expected at least one reward with a weight; got none; name one")
+        self._rewards = {task: {n: IsolatedReward(n, c) for n, c in config.active(task).items()} for task in TASKS}
+        self._weights = {task: {n: c.weight for n, c in config.active(task).items()} for task in TASKS}
 
     def score(self, group: RolloutGroup) -> ScoredGroup:
         """The group with the rewards of its task."""
         task = group.request.task
-        components = {name: reward.score(group) for name, reward in self.rewards[task].items()}
+        components = {name: reward.score(group) for name, reward in self._rewards[task].items()}
         return combine(group, components, self._weights[task])
 
-
-def rewards_of(config: RewardsConfig, task: Task) -> dict[str, RewardConfig]:
-    """Settings of a task's rewards by name.
-
-    Raises:
-        ValueError: the task has none, so that all its advantages would be zero.
-    """
-    settings = config.understanding if task == "understanding" else config.generation
-    if not settings:
-        raise ValueError(f"rewards.{task}: expected at least one reward; got none; name one, e.g. {{accuracy: {{}}}}")
-    return settings
+    def close(self) -> None:
+        """End the rewards' child processes."""
+        for rewards in self._rewards.values():
+            for reward in rewards.values():
+                reward.close()
