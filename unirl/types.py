@@ -217,6 +217,31 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedGroup:
+    """A scored group with what the algorithm made of its rewards."""
+
+    scored: ScoredGroup
+    pair: PairRecord
+    pair_weight: float
+    """Factor that the advantages of this group already hold."""
+    advantages: NDArray[np.float64]
+    """[G] group-relative advantages times `pair_weight`; 0 where not judged."""
+
+    def __post_init__(self) -> None:
+        request = self.scored.group.request
+        _check(
+            self.pair.pair_id == request.pair_id,
+            f"weighted group {request.request_id}: expected its own pair {request.pair_id}; got {self.pair.pair_id}; "
+            "look pairs up by pair_id",
+        )
+        _check(
+            self.advantages.shape == self.scored.rewards.shape and bool(np.isfinite(self.advantages).all()),
+            f"weighted group {request.request_id}: expected {len(self.scored.rewards)} finite advantages; got "
+            f"{self.advantages}; compute them with unirl.algorithms.advantages",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerRow:
     """One trajectory as the learner needs it."""
 

@@ -32,7 +32,9 @@ def count_parameters(checkpoint: Path) -> int:
     """
     files = sorted(checkpoint.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"model.path: expected *.safetensors in {checkpoint}; got none; give a checkpoint folder")
+        raise FileNotFoundError(
+            f"model.path: expected *.safetensors in {checkpoint}; got none; give a checkpoint folder"
+        )
     total = 0
     for file in files:
         with file.open("rb") as stream:

@@ -102,11 +102,7 @@ class RewardPool:
     def _overdue(self, calls: dict["ray.ObjectRef", _Call]) -> list["ray.ObjectRef"]:
         """Calls that even the worker's own limit did not end: the worker itself hangs."""
         now = time.monotonic()
-        return [
-            reference
-            for reference, call in calls.items()
-            if now - call.started > self._patience_s(call, calls)
-        ]
+        return [reference for reference, call in calls.items() if now - call.started > self._patience_s(call, calls)]
 
     def _patience_s(self, call: _Call, calls: dict["ray.ObjectRef", _Call]) -> float:
         config = self._configs[call.key]
@@ -147,4 +143,3 @@ class RewardPool:
         """End every worker."""
         for handle in itertools.chain.from_iterable(self._workers.values()):
             ray.kill(handle)
-

@@ -72,5 +72,3 @@ def check_resources(needed: dict[str, float], present: dict[str, float], plan: l
             f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus or "
             f"num_gpus, or join a larger cluster (cluster.address). The plan:\n{render_plan(plan)}"
         )
-
-

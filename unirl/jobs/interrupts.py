@@ -36,6 +36,11 @@ class Interrupts:
             raise KeyboardInterrupt
         self._received = signum
 
+    @property
+    def received(self) -> bool:
+        """Whether a signal came since the block was entered."""
+        return self._received is not None
+
     def check(self) -> None:
         """Raise `Interrupted` if a signal came since the block was entered."""
         if self._received is not None:

@@ -50,13 +50,9 @@ class LocalRewards:
 
     def __init__(self, config: RewardsConfig) -> None:
         self._rewards = {
-            task: {name: IsolatedReward(name, reward) for name, reward in config.active(task).items()}
-            for task in TASKS
+            task: {name: IsolatedReward(name, reward) for name, reward in config.active(task).items()} for task in TASKS
         }
-        self._weights = {
-            task: {name: reward.weight for name, reward in config.active(task).items()}
-            for task in TASKS
-        }
+        self._weights = {task: {name: reward.weight for name, reward in config.active(task).items()} for task in TASKS}
 
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """One scored group per group, sorted by request id."""

@@ -1,107 +1,52 @@
 """PairGRPO: sample both sides of each pair, score them, weigh them by similarity, update the one policy.
 
-`rl_step` is the whole method on one page. `train` repeats it with evaluation and checkpoints; `main` wires the rooms.
+`rl_step` is the whole method on one page, `train` repeats it, `main` wires the rooms.
 """
 
-import dataclasses
-import logging
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from unirl.config import RlConfig, SamplingConfig
+from unirl.config import RlConfig
 from unirl.data.pair_source import StepResult
+from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
+from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.interrupts import Interrupted, Interrupts
-from unirl.learner.batching import build_batch
+from unirl.jobs.parts import Parts, open_parts
+from unirl.jobs.run_dirs import choose_run_dir, has_checkpoint
+from unirl.jobs.run_summary import banner, show_plan, show_result
+from unirl.learner.batching import build_batch, weigh_groups
+from unirl.monitoring.run_log import RunLog
+from unirl.monitoring.step_clock import StepClock
+from unirl.monitoring.step_data import StepData
+from unirl.monitoring.terminal import Terminal
 from unirl.rollout.seeds import sample_seed
-from unirl.types import LearnerBatch, PairRecord, RolloutGroup, RolloutRequest, ScoredGroup
-
-log = logging.getLogger(__name__)
+from unirl.types import PairRecord, RolloutRequest, ScoredGroup, WeightedGroup
 
 
-class Pairs(Protocol):
-    """The pairing service."""
-
-    def lease(self, step: int) -> tuple[PairRecord, ...]: ...
-    def record(self, step: int, results: Sequence[StepResult]) -> None: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> None: ...
-    def close(self) -> None: ...
-
-
-class Rollouts(Protocol):
-    """The rollout pool."""
-
-    def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterable[RolloutGroup]: ...
-    def load_weights(self, publication: Any) -> None: ...
-    def close(self) -> None: ...
-
-
-class Rewards(Protocol):
-    """The reward pool."""
-
-    def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]: ...
-    def close(self) -> None: ...
-
-
-class Learners(Protocol):
-    """The learner group."""
-
-    def update(self, batch: LearnerBatch, step: int) -> dict[str, float]: ...
-    def publish_weights(self) -> Any: ...
-    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None: ...
-    def restore(self, folder: Path) -> dict[str, Any]: ...
-    def export(self, folder: Path) -> None: ...
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a step needs, in the order in which a step uses it."""
-
-    pairs: Pairs
-    rollouts: Rollouts
-    rewards: Rewards
-    learner: Learners
-
-
-@dataclass(slots=True)
-class StepReport:
-    """What one step did, for the log."""
-
-    step: int
-    pairs: tuple[PairRecord, ...]
-    scored: list[ScoredGroup]
-    batch: LearnerBatch
-    update: dict[str, float]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def rl_step(step: int, parts: Parts, config: RlConfig, clock: "PhaseClock") -> StepReport:
-    """Sample, score, weigh, learn, publish. Rewards score groups while later ones are still being sampled."""
+def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> StepData:
+    """Sample, score, weigh, learn, publish. Groups are scored while later ones are still being sampled."""
     with clock.phase("pairs"):
-        pairs = parts.pairs.lease(step)
+        pairs = parts.pairs.lease(step - 1)
         requests = make_requests(pairs, step, config)
     with clock.phase("rollout"):
         groups = parts.rollouts.sample(requests, config.rollout.sampling)
         scored = parts.rewards.score(groups)
-    with clock.phase("batch"):
         check_judged(scored, config.rewards.max_unjudged_fraction)
-        batch = build_batch(scored, pairs, config.algorithm)
+    with clock.phase("batch"):
+        weighted = weigh_groups(scored, pairs, config.algorithm)
+        batch = build_batch(weighted, config.algorithm)
     with clock.phase("update"):
         update = parts.learner.update(batch, step)
     with clock.phase("publish"):
         parts.rollouts.load_weights(parts.learner.publish_weights())
-    return StepReport(step, pairs, scored, batch, update, clock.seconds)
+    parts.pairs.record(step - 1, results_of(weighted))
+    return StepData(step=step, groups=weighted, learner=update, seconds=clock.take_seconds())
 
 
 def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> list[RolloutRequest]:
     """Both prompts of every pair, with one seed per completion, keyed so that nothing else can change the tokens."""
-    requests = []
+    requests: list[RolloutRequest] = []
     for pair in pairs:
         for task, sample, count in (
             ("understanding", pair.understanding, config.rollout.num_understanding),
@@ -116,7 +61,7 @@ def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> l
 
 
 def check_judged(scored: Sequence[ScoredGroup], limit: float) -> None:
-    """Stop when rewards fail on more than a share of the step.
+    """Stop when rewards failed on more than a share of the step.
 
     Raises:
         RuntimeError: names the share, the limit and the first problem.
@@ -124,30 +69,128 @@ def check_judged(scored: Sequence[ScoredGroup], limit: float) -> None:
     total = sum(len(group.judged) for group in scored)
     unjudged = sum(int((~group.judged).sum()) for group in scored)
     if unjudged > limit * total:
-        problems = [f"{name}: {scores.problem}" for group in scored for name, scores in group.components.items()
-                    if scores.problem]  # fmt: skip
+        problems = (f"{name}: {s.problem}" for group in scored for name, s in group.components.items() if s.problem)
         raise RuntimeError(
             f"rewards: expected at most {limit:.0%} of a step unjudged (rewards.max_unjudged_fraction); got {unjudged} of "
-            f"{total}; first problem: {problems[0] if problems else 'none given'}; mend the reward and resume"
+            f"{total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
         )
 
 
-class PhaseClock:
-    """Seconds of each phase of a step, and which phase is running now."""
+def results_of(weighted: Sequence[WeightedGroup]) -> list[StepResult]:
+    """What each side of each pair earned, for the pairing service's ledger."""
+    results: list[StepResult] = []
+    for group in weighted:
+        rewards = group.scored.rewards[group.scored.judged]
+        results.append(
+            StepResult(
+                pair_id=group.pair.pair_id,
+                task=group.scored.group.request.task,
+                mean_reward=float(rewards.mean()) if len(rewards) else None,
+                zero_variance=bool(len(rewards) and (rewards == rewards[0]).all()),
+            )
+        )
+    return results
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.current = "start"
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time the block under this name."""
-        started, self.current = time.perf_counter(), name
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's record and face: where it writes, what it shows, and whether it was asked to end."""
 
-    def restart(self) -> None:
-        """Begin the next step."""
-        self.seconds = {}
+    config: RlConfig
+    record: RunLog
+    terminal: Terminal
+    clock: StepClock
+    interrupts: Interrupts
+
+    def evaluate(self, parts: Parts, step: int) -> None:
+        """Measure the current policy on the held-out samples."""
+        with self.clock.phase("evaluate"):
+            heldout = resolve_heldout(self.config.evaluation.data, self.config.evaluation.num_prompts)
+            result = evaluate_policy(heldout, parts, self.config, self.record.save_evaluation_image)
+            self.record.write_evaluation(step, asdict(result))
+
+    def save(self, parts: Parts, step: int) -> None:
+        """Commit a checkpoint from which the run goes on as if nothing had happened."""
+        with self.clock.phase("save"):
+            parts.learner.save(self.record.run_dir / "checkpoints", step, {"step": step, "pairs": parts.pairs.state()})
+            self.record.sync()
+            self.record.event("checkpoint", f"saved after step {step}", {"step": step})
+
+
+def train(parts: Parts, run: Run, first_step: int) -> None:
+    """Steps `first_step` to the last, with evaluations and checkpoints between them.
+
+    Raises:
+        Interrupted: a signal came; the steps finished so far are saved.
+    """
+    config = run.config
+    parts.rollouts.load_weights(parts.learner.publish_weights())
+    if config.evaluation.enabled and first_step == 1:
+        run.evaluate(parts, 0)
+    for step in range(first_step, config.train.num_steps + 1):
+        data = rl_step(step, parts, config, run.clock)
+        run.terminal.step(step, run.record.record_step(data))
+        last = step == config.train.num_steps
+        if run.interrupts.received or last or is_due(step, config.train.save_every):
+            run.save(parts, step)
+        run.interrupts.check()
+        if config.evaluation.enabled and not last and is_due(step, config.evaluation.every):
+            run.evaluate(parts, step)
+    if config.evaluation.enabled:
+        run.evaluate(parts, config.train.num_steps)
+    parts.learner.export(run.record.run_dir / "policy")
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something done every n steps is due; 0 means never."""
+    return bool(every) and step % every == 0
+
+
+def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dry_run: bool = False) -> int:
+    """Run or resume a training job; returns the exit code.
+
+    Args:
+        config: all settings.
+        local: run everything in this process, without Ray.
+        resume: a run directory to go on with, or "auto" for the newest unfinished run of this name.
+        dry_run: show the actor plan and memory; start nothing.
+    """
+    checkpoint = resolve_checkpoint(config.model.path)
+    if dry_run:
+        return show_plan(config, checkpoint)
+    run_dir, resumed = choose_run_dir(config, resume)
+    pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
+    with (
+        Interrupts() as interrupts,
+        RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed) as record,
+    ):
+        clock = StepClock()
+        terminal = Terminal(
+            config.train.num_steps,
+            stall_after_s=config.monitoring.stall_after_s,
+            waiting_for=lambda: clock.current,
+            on_stall=lambda message: record.event("stall", message),
+        )
+        run = Run(config, record, terminal, clock, interrupts)
+        with open_parts(config, checkpoint, pairs, local=local) as parts:
+            first_step = restore(parts, run) if resumed else 1
+            terminal.banner(banner(config, run_dir, checkpoint, first_step, local=local))
+            try:
+                with terminal:
+                    train(parts, run, first_step)
+            except Interrupted as interrupted:
+                record.end("interrupted", str(interrupted))
+                sys.stderr.write(f"saved and ended; go on with: unirl train --resume {run_dir}\n")
+                return interrupted.exit_code
+        record.end("finished")
+        show_result(config, run_dir, checkpoint, terminal)
+    return 0
+
+
+def restore(parts: Parts, run: Run) -> int:
+    """Load the newest checkpoint, if the run got that far; returns the step to go on with."""
+    if not has_checkpoint(run.record.run_dir):
+        return 1
+    state = parts.learner.restore(run.record.run_dir / "checkpoints")
+    parts.pairs.restore(state["pairs"])
+    return state["step"] + 1

@@ -10,67 +10,81 @@ from unirl.algorithms.advantages import group_relative_advantages
 from unirl.algorithms.pair_grpo import weigh_pairs
 from unirl.config import AlgorithmConfig
 from unirl.models.policy import Policy, Scoring
-from unirl.types import TASKS, LearnerBatch, LearnerRow, PairRecord, ScoredGroup, Trajectory, UnderstandingSample
+from unirl.types import (
+    TASKS,
+    LearnerBatch,
+    LearnerRow,
+    PairRecord,
+    ScoredGroup,
+    Trajectory,
+    UnderstandingSample,
+    WeightedGroup,
+)
 
 
-def build_batch(scored: Sequence[ScoredGroup], pairs: Sequence[PairRecord], config: AlgorithmConfig) -> LearnerBatch:
-    """All rows of a step, each with its group-relative advantage times the weight of its pair (PairUni eq. 3, eq. 4).
-
-    Left out of the rows and of the counts: trajectories that no reward judged. Left out of the rows only: those
-    without a loss token, and, when there is no KL penalty, those with advantage 0, whose gradient is exactly 0.
+def weigh_groups(
+    scored: Sequence[ScoredGroup], pairs: Sequence[PairRecord], config: AlgorithmConfig
+) -> tuple[WeightedGroup, ...]:
+    """Each group with its group-relative advantages times the weight of its pair (PairUni eq. 3, eq. 4).
 
     Raises:
         ValueError: no group, a group of a pair that is not in `pairs`, or what the advantages refuse.
     """
     if not scored:
         raise ValueError("batch: expected at least one scored group; got none; the step sampled nothing")
-    weights = _pair_weights(pairs, config)
-    rows: list[LearnerRow] = []
-    trajectories: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
-    tokens: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
-    for group in scored:
-        request = group.group.request
-        if request.pair_id not in weights:
-            raise ValueError(
-                f"batch: expected the pair of every group among the {len(weights)} pairs of the step; got group "
-                f"{request.request_id} of pair {request.pair_id}; pass the pairs that the requests were made from"
-            )
-        for trajectory, judged, advantage in zip(
-            group.group.trajectories, group.judged, _advantages(group, weights[request.pair_id], config), strict=True
-        ):
-            if not judged:
-                continue
-            loss_tokens = int(trajectory.loss_mask.sum())
-            trajectories[request.task] += 1
-            tokens[request.task] += loss_tokens
-            if loss_tokens and (advantage != 0.0 or config.kl_beta != 0.0):
-                rows.append(_row(group, trajectory, advantage))
-    return LearnerBatch(
-        rows=tuple(rows),
-        num_trajectories=dict(trajectories),
-        num_loss_tokens=dict(tokens),
-        num_pairs=len({group.group.request.pair_id for group in scored}),
-        policy_version=min(t.policy_version for group in scored for t in group.group.trajectories),
-    )
-
-
-def _pair_weights(pairs: Sequence[PairRecord], config: AlgorithmConfig) -> dict[str, float]:
     weights = weigh_pairs(
         [pair.kind for pair in pairs],
         [pair.similarity for pair in pairs],
         objective=config.objective,
         rule=config.pair_weight,
     )
-    return {pair.pair_id: weight for pair, weight in zip(pairs, weights.tolist(), strict=True)}
+    by_id = {pair.pair_id: (pair, weight) for pair, weight in zip(pairs, weights.tolist(), strict=True)}
+    for group in scored:
+        if group.group.request.pair_id not in by_id:
+            raise ValueError(
+                f"batch: expected the pair of every group among the {len(by_id)} pairs of the step; got group "
+                f"{group.group.request.request_id} of pair {group.group.request.pair_id}; pass the pairs that the "
+                "requests were made from"
+            )
+    return tuple(_weigh(group, *by_id[group.group.request.pair_id], config) for group in scored)
 
 
-def _advantages(group: ScoredGroup, weight: float, config: AlgorithmConfig) -> list[float]:
-    return group_relative_advantages(
+def _weigh(group: ScoredGroup, pair: PairRecord, weight: float, config: AlgorithmConfig) -> WeightedGroup:
+    advantages = group_relative_advantages(
         torch.from_numpy(group.rewards.astype("float64"))[None],
         torch.from_numpy(group.judged.copy())[None],
         torch.tensor([weight], dtype=torch.float64),
         std=config.advantage_std,
-    )[0].tolist()
+    )
+    return WeightedGroup(scored=group, pair=pair, pair_weight=weight, advantages=advantages[0].numpy())
+
+
+def build_batch(groups: Sequence[WeightedGroup], config: AlgorithmConfig) -> LearnerBatch:
+    """All rows of a step.
+
+    Left out of the rows and of the counts: trajectories that no reward judged. Left out of the rows only: those
+    without a loss token, and, when there is no KL penalty, those with advantage 0, whose gradient is exactly 0.
+    """
+    rows: list[LearnerRow] = []
+    trajectories: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
+    tokens: Counter[str] = Counter(dict.fromkeys(TASKS, 0))
+    for group in groups:
+        scored, task = group.scored, group.scored.group.request.task
+        for index, trajectory in enumerate(scored.group.trajectories):
+            if not scored.judged[index]:
+                continue
+            loss_tokens, advantage = int(trajectory.loss_mask.sum()), float(group.advantages[index])
+            trajectories[task] += 1
+            tokens[task] += loss_tokens
+            if loss_tokens and (advantage != 0.0 or config.kl_beta != 0.0):
+                rows.append(_row(scored, trajectory, advantage))
+    return LearnerBatch(
+        rows=tuple(rows),
+        num_trajectories=dict(trajectories),
+        num_loss_tokens=dict(tokens),
+        num_pairs=len({group.pair.pair_id for group in groups}),
+        policy_version=min(t.policy_version for group in groups for t in group.scored.group.trajectories),
+    )
 
 
 def _row(group: ScoredGroup, trajectory: Trajectory, advantage: float) -> LearnerRow:

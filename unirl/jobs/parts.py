@@ -1,0 +1,105 @@
+"""What a step is made of: the four parts a driver talks to, as Ray actors or in this process."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from unirl.config import RlConfig, SamplingConfig
+from unirl.data.pair_source import PairSource, StepResult
+from unirl.types import LearnerBatch, PairRecord, RolloutGroup, RolloutRequest, ScoredGroup
+
+
+class Pairs(Protocol):
+    """The pairing service: hands each batch out once, counted from 0, and keeps the ledger."""
+
+    def lease(self, step: int) -> tuple[PairRecord, ...]: ...
+    def record(self, step: int, results: Sequence[StepResult]) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Rollouts(Protocol):
+    """The rollout pool."""
+
+    def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterable[RolloutGroup]: ...
+    def load_weights(self, publication: Any) -> None: ...
+
+
+class Rewards(Protocol):
+    """The reward pool."""
+
+    def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]: ...
+
+
+class Learners(Protocol):
+    """The learner group."""
+
+    def update(self, batch: LearnerBatch, step: int) -> dict[str, float]: ...
+    def publish_weights(self) -> Any: ...
+    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None: ...
+    def restore(self, folder: Path) -> dict[str, Any]: ...
+    def export(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a step needs, in the order in which a step uses it."""
+
+    pairs: Pairs
+    rollouts: Rollouts
+    rewards: Rewards
+    learner: Learners
+
+
+@contextmanager
+def open_parts(config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool) -> Iterator[Parts]:
+    """Start everything a step needs and end it afterwards, whatever happened in between."""
+    with ExitStack() as stack:
+        yield _local_parts(config, checkpoint, pairs, stack) if local else _actors(config, checkpoint, pairs, stack)
+
+
+def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
+    from unirl.jobs.local import LocalLearner, LocalRewards, LocalRollouts
+
+    source = PairSource.open(pairs, **_pair_settings(config))
+    learner = LocalLearner(config, checkpoint)
+    stack.callback(learner.close)
+    return Parts(source, LocalRollouts(config, checkpoint), LocalRewards(config.rewards), learner)
+
+
+def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
+    """All actors start at once; the learner comes first, since its ranks need their places together."""
+    import ray
+
+    from unirl.cluster.learner_group import LearnerGroup
+    from unirl.cluster.pairing_service import PairingService
+    from unirl.cluster.placement import place
+    from unirl.cluster.plan import actor_plan, count_parameters
+    from unirl.cluster.reward_pool import RewardPool
+    from unirl.cluster.rollout_pool import RolloutPool
+    from unirl.cluster.runtime import start_ray
+
+    stack.callback(ray.shutdown)
+    start_ray(config.cluster, actor_plan(config, count_parameters(checkpoint)))
+    placement = place(config)
+    stack.callback(placement.release)
+    rollouts = RolloutPool(config, checkpoint, placement)
+    stack.callback(rollouts.close)
+    rewards = RewardPool(config.rewards, rollouts.references)
+    stack.callback(rewards.close)
+    service = PairingService(pairs, **_pair_settings(config))
+    stack.callback(service.close)
+    learner = LearnerGroup(config, checkpoint, placement)
+    stack.callback(learner.close)
+    return Parts(service, rollouts, rewards, learner)
+
+
+def _pair_settings(config: RlConfig) -> dict[str, Any]:
+    return {
+        "pairs_per_step": config.rollout.pairs_per_step,
+        "seed": config.train.seed,
+        "shuffle": config.data.shuffle,
+        "max_pairs": config.data.max_pairs,
+    }

@@ -1,0 +1,114 @@
+"""What a training job tells people: the plan before it, the banner at its start, tables and the report at its end."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from unirl.cluster.plan import actor_plan, count_parameters, render_plan, total_resources
+from unirl.config import RlConfig, differences
+from unirl.evaluation.evaluate import Estimate, Gain, find_measures
+from unirl.evaluation.report import write_report
+from unirl.evaluation.run_reader import read_run
+from unirl.lab.ceiling import NOTES, clean_ceiling
+from unirl.monitoring.terminal import Terminal
+
+GIB = 1 << 30
+
+
+def show_plan(config: RlConfig, checkpoint: Path) -> int:
+    """Print settings, actors, memory and disk of a run on stdout; 2 when one actor cannot fit where it would run."""
+    plan = actor_plan(config, count_parameters(checkpoint))
+    needed = total_resources(plan)
+    lines = [
+        "settings that differ from the defaults:",
+        *(f"  {key} = {value}" for key, value in changed_settings(config).items()),
+        "",
+        render_plan(plan),
+        "",
+        f"needs {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs at once; on disk about {disk_gib(config, checkpoint):.2f} "
+        "GiB (checkpoints, journal, images)",
+    ]
+    main_memory = sum(actor.count * actor.memory_gib for actor in plan if not actor.num_gpus)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    problems = [
+        f"{actor.role}: {actor.memory_gib:.1f} GiB do not fit an 80 GB GPU"
+        for actor in plan
+        if actor.num_gpus and actor.memory_gib > 80 * actor.num_gpus * 0.93
+    ]
+    if not needed["GPU"] and main_memory > present:
+        problems.append(f"the actors need {main_memory:.1f} GiB of memory; this machine has {present:.1f} GiB")
+    sys.stdout.write("\n".join(lines + [f"does not fit: {problem}" for problem in problems]) + "\n")
+    return 2 if problems else 0
+
+
+def disk_gib(config: RlConfig, checkpoint: Path) -> float:
+    """Estimate of what the run directory will hold."""
+    weights = count_parameters(checkpoint) * 4
+    kept = config.train.keep_checkpoints or config.train.num_steps // max(1, config.train.save_every)
+    rollout = config.rollout
+    rows = rollout.pairs_per_step * (rollout.num_understanding + rollout.num_generation)
+    journal = config.train.num_steps * rows * 10 * config.rollout.max_model_len if config.monitoring.journal else 0
+    return (weights * (3 * kept + 1) + journal) / GIB
+
+
+def changed_settings(config: RlConfig) -> dict[str, Any]:
+    """Settings that differ from the defaults, with their values."""
+    changed = differences(RlConfig(), config)
+    return {key: value for key, (_, value) in changed.items()}
+
+
+def banner(config: RlConfig, run_dir: Path, checkpoint: Path, first_step: int, *, local: bool) -> dict[str, object]:
+    """Lines for the start of a run."""
+    plan = actor_plan(config, count_parameters(checkpoint))
+    actors = "all in this process" if local else ", ".join(f"{actor.count} x {actor.role}" for actor in plan)
+    changed = " ".join(f"{key}={value}" for key, value in changed_settings(config).items())
+    facts: dict[str, object] = {"run": run_dir, "actors": actors, "changed": changed or "nothing"}
+    if first_step > 1:
+        facts["resumed"] = f"at step {first_step}"
+    return facts | {"stop": "Ctrl-C saves and ends; again ends at once"}
+
+
+def show_result(config: RlConfig, run_dir: Path, checkpoint: Path, terminal: Terminal) -> None:
+    """Write the report; print first, last and best rewards and the held-out evaluation before and after."""
+    ceiling = clean_ceiling(checkpoint, config.rollout.sampling.image.guidance_scale)
+    notes = NOTES if ceiling else ()
+    report = write_report(run_dir, notes=notes, ceiling=ceiling, num_examples=config.evaluation.num_examples)
+    terminal.summary({"report": report, "policy": run_dir / "policy"})
+    rows = evaluation_rows(run_dir, ceiling)
+    if rows:
+        head = ("held-out", "before", "after", "gain", "greedy before", "greedy after", "ceiling")
+        terminal.table("evaluation, 95 % intervals", head, rows)
+
+
+def evaluation_rows(run_dir: Path, ceiling: dict[str, float]) -> list[tuple[str, ...]]:
+    """One row per measure of the first and last evaluation; none when the run was not evaluated twice."""
+    results = list(read_run(run_dir).evaluations.values())
+    if len(results) < 2:
+        return []
+    rows = []
+    for measure in find_measures(results[0], results[-1]):
+        best = next(
+            (ceiling[name] for part in measure.parts if (name := f"{measure.task}/sampled/{part}") in ceiling), None
+        )
+        rows.append(
+            (
+                f"{measure.task} {measure.label}",
+                *_cells(measure.sampled),
+                *_cells(measure.greedy)[:2],
+                "" if best is None else f"{best:.3f}",
+            )
+        )
+    return rows
+
+
+def _cells(gain: Gain | None) -> tuple[str, str, str]:
+    if gain is None:
+        return "", "", ""
+    return _estimate(gain.before), _estimate(gain.after), f"{gain.difference.mean:+.3f}"
+
+
+def _estimate(estimate: Estimate) -> str:
+    if estimate.low is None:
+        return f"{estimate.mean:.3f}"
+    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
