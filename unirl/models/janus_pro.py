@@ -370,7 +370,9 @@ class JanusPro:
                 raise ValueError(
                     f"image: expected RGB pixels [height, width, 3]; got shape {image.shape}; repair or drop the record"
                 )
-        return self.image_processor(list(images), input_data_format="channels_last", return_tensors="pt").pixel_values
+        # Copies, because torch takes neither flipped nor, without a warning, read-only arrays.
+        copies = [np.array(image, order="C") for image in images]
+        return self.image_processor(copies, input_data_format="channels_last", return_tensors="pt").pixel_values
 
     def _vq(self) -> nn.Module:
         """The image tokenizer in float32; a copy where training holds it in less."""
