@@ -51,12 +51,15 @@ class LearnerRank:
         return publication
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """This rank's part of a checkpoint."""
         self._learner.save(folder, step, state)
 
     def restore(self, folder: Path) -> dict[str, Any]:
+        """Load the newest committed checkpoint; returns the state saved with it."""
         return self._learner.restore(folder)
 
     def export(self, folder: Path) -> None:
+        """Write the policy as a checkpoint folder."""
         self._learner.export(folder)
 
 
@@ -78,8 +81,8 @@ class LearnerGroup:
             ray.get(calls, timeout=limit)
         except GetTimeoutError:
             raise RuntimeError(
-                f"learner: expected {learner.num_ranks} ranks to be up within {limit:g} s (cluster.start_timeout_s); some "
-                "are not; look at their logs, or allow more time"
+                f"learner: expected {learner.num_ranks} ranks to be up within {limit:g} s (cluster.start_timeout_s); "
+                "some are not; look at their logs, or allow more time"
             ) from None
         except RayTaskError as error:
             raise error.cause from None

@@ -20,15 +20,19 @@ class PairingActor:
         )
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
+        """The pairs of this step, handed out once."""
         return self._source.lease(step)
 
     def record(self, step: int, results: Sequence[StepResult]) -> None:
+        """Note what each pair earned."""
         self._source.record(step, results)
 
     def state(self) -> dict[str, Any]:
+        """Ledger and finished steps."""
         return self._source.state()
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
         self._source.restore(state)
 
 

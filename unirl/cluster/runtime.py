@@ -69,6 +69,6 @@ def check_resources(needed: dict[str, float], present: dict[str, float], plan: l
              if need > present.get(name, 0.0) + 1e-6]  # fmt: skip
     if short:
         raise PlacementError(
-            f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus or "
-            f"num_gpus, or join a larger cluster (cluster.address). The plan:\n{render_plan(plan)}"
+            f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus "
+            f"or num_gpus, or join a larger cluster (cluster.address). The plan:\n{render_plan(plan)}"
         )

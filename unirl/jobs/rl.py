@@ -71,8 +71,8 @@ def check_judged(scored: Sequence[ScoredGroup], limit: float) -> None:
     if unjudged > limit * total:
         problems = (f"{name}: {s.problem}" for group in scored for name, s in group.components.items() if s.problem)
         raise RuntimeError(
-            f"rewards: expected at most {limit:.0%} of a step unjudged (rewards.max_unjudged_fraction); got {unjudged} of "
-            f"{total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
+            f"rewards: expected at most {limit:.0%} of a step unjudged (rewards.max_unjudged_fraction); got {unjudged} "
+            f"of {total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
         )
 
 

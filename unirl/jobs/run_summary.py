@@ -26,8 +26,8 @@ def show_plan(config: RlConfig, checkpoint: Path) -> int:
         "",
         render_plan(plan),
         "",
-        f"needs {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs at once; on disk about {disk_gib(config, checkpoint):.2f} "
-        "GiB (checkpoints, journal, images)",
+        f"needs {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs at once",
+        f"writes about {disk_gib(config, checkpoint):.2f} GiB: checkpoints, journal, images",
     ]
     main_memory = sum(actor.count * actor.memory_gib for actor in plan if not actor.num_gpus)
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
