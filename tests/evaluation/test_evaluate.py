@@ -7,7 +7,6 @@ import pytest
 
 from tests.monitoring.made_run import make_samples, sample_group, score
 from unirl.evaluation.evaluate import (
-    comparison_table,
     find_gains,
     find_measures,
     from_document,
@@ -133,10 +132,6 @@ def test_parts_with_equal_numbers_share_a_row(requests):
     assert measures[0].parts == ("reward", "accuracy", "accuracy/correct")
     assert measures[0].label == "correct"
     assert [m.label for m in measures if m.task == "generation"] == ["lab_verifier", "exact", "partial"]
-    head, rows = comparison_table(measures)
-    assert all(len(row) == len(head) for row in rows)
-    assert rows[0][0] == "understanding correct"
-    assert rows[0][2].startswith(f"{before.estimates['understanding/sampled/reward'].mean:.3f} [")
 
 
 def test_an_evaluation_alone_is_measured_against_itself(requests):

@@ -11,7 +11,7 @@ from unirl.evaluation.evaluate import make_requests, summarise
 from unirl.lab.verifier import verify
 from unirl.lab.world import HELDOUT_CATEGORIES, caption, make_question, render, sample_scene
 from unirl.monitoring.run_log import RunLog
-from unirl.monitoring.step_data import StepData, WeightedGroup
+from unirl.monitoring.step_data import StepData
 from unirl.types import (
     GenerationSample,
     PairRecord,
@@ -21,6 +21,7 @@ from unirl.types import (
     ScoredGroup,
     Trajectory,
     UnderstandingSample,
+    WeightedGroup,
 )
 
 NUM_SAMPLES = 8

@@ -237,31 +237,6 @@ def find_measures(before: EvaluationResult | None, after: EvaluationResult) -> l
     ]
 
 
-def comparison_table(measures: Sequence[Measure]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of the evaluation table as text, for the terminal."""
-    head = ("held-out", "n", "before", "after", "gain", "greedy before", "greedy after")
-    return head, [
-        (
-            f"{measure.task} {measure.label}",
-            str(measure.any.after.num),
-            *(_words(estimate) for estimate in _sides(measure.sampled)),
-            *(f"{estimate.mean:.3f}" if estimate else "" for estimate in _sides(measure.greedy)[:2]),
-        )
-        for measure in measures
-    ]
-
-
-def _sides(gain: Gain | None) -> tuple[Estimate | None, ...]:
-    return (gain.before, gain.after, gain.difference) if gain else (None, None, None)
-
-
-def _words(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    interval = "" if estimate.low is None else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return f"{estimate.mean:.3f}{interval}"
-
-
 def from_document(document: Mapping[str, Any]) -> EvaluationResult:
     """An evaluation as it was before it was written as JSON.
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unirl.monitoring.durable_files import write_atomic
-from unirl.monitoring.step_data import StepData, WeightedGroup
-from unirl.types import FinishReason, PairKind, Task
+from unirl.monitoring.step_data import StepData
+from unirl.types import FinishReason, PairKind, Task, WeightedGroup
 
 VERSION = 1
 

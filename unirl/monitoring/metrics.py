@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from unirl.monitoring.step_data import StepData, WeightedGroup
-from unirl.types import TASKS, Trajectory
+from unirl.monitoring.step_data import StepData
+from unirl.types import TASKS, Trajectory, WeightedGroup
 
 Reduction = Literal["mean", "sum", "max", "min", "last"]
 

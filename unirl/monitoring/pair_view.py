@@ -5,8 +5,8 @@ from pathlib import Path
 
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.images import encode_webp
-from unirl.monitoring.step_data import StepData, WeightedGroup
-from unirl.types import UnderstandingSample
+from unirl.monitoring.step_data import StepData
+from unirl.types import UnderstandingSample, WeightedGroup
 
 ImageNames = dict[tuple[str, int], str]
 """File name by (request_id, index of the completion)."""

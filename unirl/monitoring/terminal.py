@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -116,7 +117,9 @@ class Terminal:
         """End of the run: first, last and best reward of the steps seen, and where things lie."""
         rows = [row for task in TASKS for row in self._summary_rows(f"reward/{task}")]
         if rows:
-            self.table(f"training rewards, mean of {WINDOW} steps", ("", "first", "last", "best", "at step"), rows)
+            self.table(
+                f"training rewards, means of up to {WINDOW} steps", ("", "first", "last", "best", "at step"), rows
+            )
         self.banner(facts)
 
     def _summary_rows(self, prefix: str) -> list[tuple[str, ...]]:
@@ -133,7 +136,8 @@ class Terminal:
         return rows
 
     def _eta_s(self) -> float:
-        return sum(self._durations) / max(1, len(self._durations)) * (self._num_steps - self._step)
+        """By the median of the last steps, since evaluations and checkpoints fall between some of them."""
+        return (median(self._durations) if self._durations else 0.0) * (self._num_steps - self._step)
 
     def _table(self) -> Table:
         eta = format_duration(self._eta_s()) if self._durations else "-"
