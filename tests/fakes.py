@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from unirl.algorithms.logprobs import token_entropies, token_logprobs
@@ -142,19 +143,21 @@ class TinyPolicy:
 
     def _logits(self, rows: Sequence[LearnerRow], tokens: Tensor, seen: Tensor, *, null: bool) -> Tensor:
         net = self.module
-        prompts = []
-        for row in rows:
-            ids = torch.from_numpy(row.prompt_ids.astype(np.int64)).to(tokens.device)
-            prompt = net.words(torch.zeros_like(ids) if null else ids).mean(dim=0)
-            if row.image is not None:
-                pixels = torch.from_numpy(row.image.astype(np.float32)).mean(dim=(0, 1)).to(prompt) / 255
-                prompt = prompt + net.vision(pixels)
-            prompts.append(prompt)
+        # Every module is called as often whatever the rows: under ZeRO-3 each call is a collective of all ranks.
+        prompts = pad_sequence(
+            [torch.from_numpy(row.prompt_ids.astype(np.int64)) + 1 for row in rows], batch_first=True
+        )
+        prompts = prompts.to(tokens.device)
+        real = (prompts > 0)[..., None]
+        asked = (net.words((prompts - 1).clamp(min=0) * (0 if null else 1)) * real).sum(dim=1) / real.sum(dim=1)
+        if rows[0].image is not None:
+            pixels = np.stack([row.image.mean(axis=(0, 1)) / 255 for row in rows])
+            asked = asked + net.vision(torch.from_numpy(pixels).to(asked))
         image = rows[0].task == "generation"
         embedded = (net.codes if image else net.words)(tokens % (NUM_CODES if image else NUM_WORDS))
         context = seen @ embedded / seen.sum(dim=2, keepdim=True).clamp(min=1)
         place = net.positions(torch.arange(tokens.shape[1], device=tokens.device))
-        state = torch.stack(prompts)[:, None] + context + place
+        state = asked[:, None] + context + place
         state = state + net.think(state)
         return net.image_head(state) if image else net.word_head(state)
 

@@ -46,7 +46,9 @@ class DurableFiles(TorchCheckpointEngine):
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            self.problem = self.problem or f"{Path(path).name}: {error}"
+            # torch reports what it was doing; the error of the operating system stands behind that.
+            cause = error if isinstance(error, OSError) else error.__context__ or error
+            self.problem = self.problem or f"{Path(path).name}: {cause}"
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file; refuses any object but tensors, containers and DeepSpeed's few known classes."""

@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,8 @@ def start_process_group(place: RankPlace) -> None:
     import deepspeed
 
     deepspeed.utils.logger.setLevel("WARNING")
+    # DeepSpeed's own calls; one warning per collective would drown the log.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if cpu:
         # Without an entry here DeepSpeed compiles a shared-memory reduction on first use, for minutes.
         deepspeed.ops.__compatible_ops__ = {}

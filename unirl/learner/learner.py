@@ -26,7 +26,8 @@ from unirl.learner.engine import (
 )
 from unirl.learner.passes import MicroTensors, micro_tensors, scored_passes
 from unirl.learner.tally import Tally
-from unirl.learner.weights import Bucket, WeightExport, to_tensor
+from unirl.learner.weights import Bucket, WeightExport
+from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import Policy, Scoring, TokenScores, load_policy
 from unirl.types import LearnerBatch, Task, WeightsManifest
 
@@ -138,7 +139,10 @@ class Learner:
             lr = self._next_rate()
             if work:
                 problems = self._accumulate(work, tally, first=index == 0, on_policy=on_policy)
-                learners = {row.task for row in batch.rows if row.advantage != 0.0} if index == 0 else set()
+                # Later updates, and stale batches, may rightly find every token clipped.
+                learners = (
+                    {row.task for row in batch.rows if row.advantage != 0.0} if on_policy and index == 0 else set()
+                )
                 self._refuse(problems, learners, step)
                 norm = max(norm, self._step(step))
             self.policy_version += 1
@@ -215,7 +219,7 @@ class Learner:
             square = self._grad_square.item()
             squares[data.task] = squares.get(data.task, 0.0) + square
             if bad or not math.isfinite(square):
-                rows = [data.micro.indices[row] for row in sorted(bad)] or list(data.micro.indices)
+                rows = sorted([data.micro.indices[row] for row in bad] or data.micro.indices)
                 problems.append(f"a {'log-probability' if bad else 'gradient'} of {data.task} rows {rows}")
         return problems, squares
 
@@ -309,8 +313,7 @@ class Learner:
         """Write the policy as a checkpoint folder in its family's public layout. Rank 0 holds all weights meanwhile."""
         arrays = [named for bucket in self.weight_buckets() for named in bucket]
         if self._place.rank == 0:
-            dtypes = {spec.name: spec.dtype for spec in self.manifest().tensors}
-            self.policy.save(folder, {name: to_tensor(array, dtypes[name]) for name, array in arrays})
+            self.policy.save(folder, {name: to_tensor(array) for name, array in arrays})
         dist.barrier()
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unirl.models.named_arrays import to_array
 from unirl.types import TensorSpec, WeightsManifest
 
 BUCKET_BYTES = 64 * 2**20
@@ -51,12 +51,13 @@ class WeightExport:
     def _take(self, named: list[tuple[str, Tensor]]) -> Bucket:
         bucket: Bucket = []
         for name, tensor in named if self._holds_arrays else ():
-            array = to_array(tensor)
+            # A copy: the next update changes the tensor in place.
+            array = to_array(tensor.detach().to("cpu", copy=True))
             self._specs.append(
                 TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
             )
             self._sha256.update(name.encode())
-            self._sha256.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+            self._sha256.update(array.reshape(-1).view(np.uint8))
             bucket.append((name, array))
         return bucket
 
@@ -81,15 +82,3 @@ def _parts(named: list[tuple[str, nn.Parameter]], limit: int) -> Iterator[list[t
         size += num_bytes
     if part:
         yield part
-
-
-def to_array(tensor: Tensor) -> NDArray[np.generic]:
-    """A copy in main memory; bfloat16, which numpy lacks, as uint16 of the same shape."""
-    tensor = tensor.detach().to("cpu", copy=True).contiguous()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def to_tensor(array: NDArray[np.generic], dtype: str) -> Tensor:
-    """The tensor that `to_array` was given; `dtype` is the manifest's."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
