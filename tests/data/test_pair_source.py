@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,7 +128,9 @@ def test_a_restored_source_goes_on_where_the_saved_one_was():
 
 def test_the_state_of_another_run_is_refused():
     state = source().state()
-    for other in (source(seed=1), source(count=11), source(pairs_per_step=5), source(shuffle=False)):
+    renamed = [replace(p, generation=replace(p.generation, prompt="other")) for p in make_pairs(10)]
+    same_ids = PairSource(renamed, pairs_per_step=4, seed=0)
+    for other in (same_ids, source(seed=1), source(count=11), source(pairs_per_step=5), source(shuffle=False)):
         with pytest.raises(DataError, match="resume with the settings that the run began with"):
             other.restore(state)
 

@@ -61,7 +61,7 @@ class PairSource:
                 f"expected at least rollout.pairs_per_step = {pairs_per_step} pairs, and that at least 1; got "
                 f"{len(ids)} pairs; lower rollout.pairs_per_step or make a larger pair set"
             )
-        self._fingerprint = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+        self._fingerprint = hashlib.sha256("\n".join(map(_text, self._pairs)).encode()).hexdigest()
         self._order: tuple[int, list[int]] = (0, self._permutation(0))
         self._leased: dict[int, tuple[PairRecord, ...]] = {}
         self._done: set[int] = set()
@@ -205,6 +205,13 @@ class PairSource:
             order = head + [place for place in fresh if place not in taken]
         self._order = (known, order)
         return order
+
+
+def _text(pair: PairRecord) -> str:
+    asked, drawn = pair.understanding, pair.generation
+    return repr(
+        (pair.pair_id, pair.kind, pair.similarity, asked.id, asked.question, asked.answer, drawn.id, drawn.prompt)
+    )
 
 
 def _add(earned: PairEarnings, result: StepResult) -> None:

@@ -1,5 +1,6 @@
 """What a teacher must offer, and the pipeline that completes single-task samples to quadruples (I, C, Q, A) with it."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +10,11 @@ from numpy.typing import NDArray
 
 from unirl.data.records import Rejected
 from unirl.types import GenerationSample, Task, UnderstandingSample
+
+LOG_EVERY = 1000
+"""Samples between two lines of progress."""
+
+_log = logging.getLogger(__name__)
 
 
 class Consistency(Protocol):
@@ -75,6 +81,8 @@ def complete(
     quadruples: list[Quadruple] = []
     refused: list[Rejected] = []
     for row, sample in enumerate(samples):
+        if row and row % LOG_EVERY == 0:
+            _log.info("teacher: %d samples seen, %d completed, %d refused", row, len(quadruples), len(refused))
         try:
             quadruple = _complete_one(sample, teacher)
         except ValueError as refusal:
