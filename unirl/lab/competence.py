@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import JanusForConditionalGeneration
 
 from unirl.lab.plain_sampling import SamplingPlan, encode, sample_answers, sample_codes
-from unirl.lab.tiny_janus import decode_codes, to_pixels
+from unirl.lab.tiny_janus import decode_codes, encode_images, to_pixels
 from unirl.lab.tokenizer import answered_letter, generation_prompt, understanding_prompt
 from unirl.lab.verifier import detect, verify
 from unirl.lab.world import HELDOUT_CATEGORIES, Question, Scene, caption, make_question, render, sample_scene
@@ -37,8 +36,8 @@ class Exam:
 def make_exam(num_scenes: int, seed: int = HELDOUT_SEED) -> Exam:
     """An exam whose categories take turns; equal arguments give equal exams."""
     rng = random.Random(seed)
-    turns = (HELDOUT_CATEGORIES[i % len(HELDOUT_CATEGORIES)] for i in range(num_scenes))
-    scenes = tuple(sample_scene(rng, category, heldout=True) for category in turns)
+    turns = len(HELDOUT_CATEGORIES)
+    scenes = tuple(sample_scene(rng, HELDOUT_CATEGORIES[i % turns], heldout=True) for i in range(num_scenes))
     return Exam(scenes=scenes, questions=tuple(make_question(rng, scene) for scene in scenes))
 
 
@@ -80,15 +79,12 @@ def measure_generation(model: JanusForConditionalGeneration, exam: Exam) -> dict
     return scores
 
 
-@torch.no_grad()
 def measure_reconstruction(model: JanusForConditionalGeneration, exam: Exam) -> dict[str, float]:
     """How many held-out pictures survive VQ encode and decode: judged exact, and with every object unchanged.
 
     `exact` bounds what generation can score.
     """
-    vq = model.model.vqmodel
-    codes = vq.encode(to_pixels(exam.images)).image_tokens.view(len(exam.scenes), -1)
-    images = decode_codes(model, codes)
+    images = decode_codes(model, encode_images(model, exam.images))
     exact = [verify(scene.spec, image).exact for scene, image in zip(exam.scenes, images, strict=True)]
     same = [_kinds(image) == _kinds(original) for image, original in zip(images, exam.images, strict=True)]
     return {"reconstruction_exact": float(np.mean(exact)), "reconstruction_same_objects": float(np.mean(same))}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from unirl.lab.world import (
     COLORS,
     COUNT_WORDS,
+    DIRECTIONS,
     LETTERS,
     RELATIONS,
     SHAPES,
@@ -26,7 +27,7 @@ from unirl.lab.world import (
 class NoiseRates:
     """Probabilities in [0, 1]."""
 
-    caption: float = 0.42
+    caption: float = 0.55
     """A caption differs from its picture in one mentioned attribute."""
     belief: float = 0.22
     """A wrong choice is used consistently in the description, the word and the letter of an answer."""
@@ -101,7 +102,7 @@ def _believe(scene: Scene, question: Question, wrong: str) -> str:
     items, relation = facts(scene)
     match question.asks:
         case "relation":
-            relation = next(r for r in RELATIONS if r.startswith(wrong))
+            relation = RELATIONS[DIRECTIONS.index(wrong)]
         case "count":
             items = items[:1] * next(n for n, word in COUNT_WORDS.items() if word == wrong)
         case "color":

@@ -4,6 +4,7 @@ Prompts are padded on the left, completions on the right; positions count real t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ def encode(texts: list[str], *, prompts: bool) -> PaddedText:
 
 def null_prompts(prompts: PaddedText) -> PaddedText:
     """The unconditional prompts of Janus: all but BOS and begin-of-image becomes padding, the mask stays."""
-    keep = (prompts.ids == _id(BOS)) | (prompts.ids == _id(BEGIN_OF_IMAGE))
-    return PaddedText(ids=prompts.ids.where(keep, torch.tensor(_id(PAD))), mask=prompts.mask)
+    keep = (prompts.ids == _IDS[BOS]) | (prompts.ids == _IDS[BEGIN_OF_IMAGE])
+    return PaddedText(ids=prompts.ids.where(keep, torch.tensor(_IDS[PAD])), mask=prompts.mask)
 
 
 def image_logits(model: JanusForConditionalGeneration, prompts: PaddedText, codes: Tensor) -> Tensor:
@@ -102,23 +103,18 @@ def sample_answers(
     while open_rows.any() and len(columns) < MAX_ANSWER_TOKENS:
         logits = model.lm_head(_hidden(model, embeddings, mask, cache)[:, -1])
         tokens = _draw(logits.masked_fill(_FORBIDDEN, -torch.inf), plan, generator)
-        columns.append(tokens.where(open_rows, torch.tensor(_id(PAD))))
-        open_rows &= tokens != _TOKENIZER.eos_token_id
+        columns.append(tokens.where(open_rows, torch.tensor(_IDS[PAD])))
+        open_rows &= tokens != _IDS[EOS]
         embeddings = model.get_input_embeddings()(columns[-1][:, None])
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return [text.replace(PAD, "").strip() for text in _TOKENIZER.batch_decode(torch.stack(columns, 1))]
 
 
 _TOKENIZER = make_tokenizer()
-
-
-def _id(token: str) -> int:
-    return _TOKENIZER.convert_tokens_to_ids(token)
-
-
+_IDS = _TOKENIZER.get_vocab()
 # Spare ids have no word, and a drawn placeholder would ask for image features that do not exist.
 _FORBIDDEN = torch.arange(EMBEDDING_ROWS) >= len(_TOKENIZER)
-_FORBIDDEN[[_id(token) for token in SPECIAL_TOKENS if token != EOS]] = True
+_FORBIDDEN[[_IDS[token] for token in SPECIAL_TOKENS if token != EOS]] = True
 
 
 def _hidden(
@@ -138,8 +134,9 @@ def _hidden(
 
 def _with_image(model: JanusForConditionalGeneration, prompts: PaddedText, pixels: Tensor) -> Tensor:
     """Prompt embeddings with the picture's features in place of the placeholders."""
-    features = model.model.get_image_features(pixels, return_dict=True).pooler_output
-    placeholders = (prompts.ids == _id(IMAGE_PLACEHOLDER)).unsqueeze(-1)
+    inner: Any = model.model  # its annotations ask for FloatTensor
+    features = inner.get_image_features(pixels).pooler_output
+    placeholders = (prompts.ids == _IDS[IMAGE_PLACEHOLDER]).unsqueeze(-1)
     embeddings = model.get_input_embeddings()(prompts.ids)
     return embeddings.masked_scatter(placeholders, features.reshape(-1, features.shape[-1]))
 

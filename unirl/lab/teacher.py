@@ -35,6 +35,7 @@ from unirl.lab.world import (
     relation_between,
 )
 
+QuestionKind = Literal["shown", "color", "shape of color", "count", "partner", "relation"]
 RefusalKind = Literal["unreadable picture", "unknown question", "wrong answer", "wrong caption", "held-out caption"]
 _OPPOSITE: dict[Relation, Relation] = {
     "left of": "right of",
@@ -64,7 +65,7 @@ class Consistency:
 class _Asked:
     """A question taken apart: its kind and the shape or colour words in it."""
 
-    kind: Literal["shown", "color", "shape of color", "count", "partner", "relation"]
+    kind: QuestionKind
     words: tuple[str, ...] = ()
 
 
@@ -177,7 +178,7 @@ class Teacher:
 
 
 _SHAPE, _COLOR, _PLURAL = (f"({'|'.join(words)})" for words in (SHAPES, COLORS, PLURALS.values()))
-_QUESTIONS = {
+_QUESTIONS: dict[QuestionKind, re.Pattern[str]] = {
     "shown": re.compile(r"what shape is shown \?"),
     "color": re.compile(rf"what color is the {_SHAPE} \?"),
     "shape of color": re.compile(rf"what shape is {_COLOR} \?"),

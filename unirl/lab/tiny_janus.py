@@ -24,7 +24,7 @@ from transformers import (
     LlamaConfig,
 )
 
-from unirl.lab.tokenizer import BEGIN_OF_IMAGE, EMBEDDING_ROWS, IMAGE_PLACEHOLDER, make_tokenizer
+from unirl.lab.tokenizer import BEGIN_OF_IMAGE, BOS, EMBEDDING_ROWS, EOS, IMAGE_PLACEHOLDER, PAD, make_tokenizer
 from unirl.lab.world import CELL_PX, IMAGE_PX, NUM_IMAGE_TOKENS
 
 HIDDEN = 96
@@ -38,7 +38,7 @@ def make_config() -> JanusConfig:
 
     The base channels are 32 because the VQ's GroupNorm has 32 groups.
     """
-    tokenizer = make_tokenizer()
+    ids = make_tokenizer().get_vocab()
     text = LlamaConfig(
         vocab_size=EMBEDDING_ROWS,
         hidden_size=HIDDEN,
@@ -50,9 +50,9 @@ def make_config() -> JanusConfig:
         max_position_embeddings=128,
         rms_norm_eps=1e-6,
         initializer_range=0.06,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=ids[PAD],
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[EOS],
         tie_word_embeddings=True,
     )
     vision = JanusVisionConfig(
@@ -82,7 +82,7 @@ def make_config() -> JanusConfig:
         text_config=text,
         vision_config=vision,
         vq_config=vq,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
+        image_token_id=ids[IMAGE_PLACEHOLDER],
         tie_word_embeddings=True,
     )
 
@@ -106,9 +106,10 @@ def load_model(path: Path) -> JanusForConditionalGeneration:
     Raises:
         ValueError: the weights lack tensors that the model has, or hold others.
     """
-    model, report = JanusForConditionalGeneration.from_pretrained(
+    loaded: Any = JanusForConditionalGeneration.from_pretrained(
         path, dtype=torch.float32, output_loading_info=True, local_files_only=True
     )
+    model, report = loaded
     wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys and kind != "error_msgs"}
     if wrong:
         raise ValueError(
@@ -153,8 +154,16 @@ def to_pixels(images: NDArray[np.uint8]) -> Tensor:
 @torch.no_grad()
 def decode_codes(model: JanusForConditionalGeneration, codes: Tensor) -> NDArray[np.uint8]:
     """Image codes int64 [N, 25] -> RGB uint8 [N, 20, 20, 3]."""
-    pixels = torch.cat([model.model.vqmodel.decode(chunk) for chunk in codes.split(128)])
+    vq: Any = model.model.vqmodel  # its annotations ask for LongTensor
+    pixels = torch.cat([vq.decode(chunk) for chunk in codes.split(128)])
     return ((pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+
+
+@torch.no_grad()
+def encode_images(model: JanusForConditionalGeneration, images: NDArray[np.uint8]) -> Tensor:
+    """RGB uint8 [N, 20, 20, 3] -> image codes int64 [N, 25]."""
+    vq: Any = model.model.vqmodel
+    return vq.encode(to_pixels(images)).image_tokens.view(len(images), -1)
 
 
 def _write_files(model: JanusForConditionalGeneration, path: Path) -> None:

@@ -121,7 +121,7 @@ def verify(spec: Spec, image: NDArray[np.uint8]) -> Verdict:
     arranged = True
     if spec.relation is not None:
         first, second = found[0], found[1]
-        arranged = None not in (first, second) and relation_between(first.centre, second.centre) == spec.relation
+        arranged = bool(first and second and relation_between(first.centre, second.centre) == spec.relation)
     elif spec.category == "counting":
         # Otherwise "always four copies" would earn 0.86 on counting prompts.
         arranged = len(detection.objects) == len(spec.items)
@@ -152,6 +152,7 @@ def parse_caption(prompt: str) -> Spec:
 _COLOR = rf"(?:({'|'.join(COLORS)}) )?"
 _ITEM = rf"a {_COLOR}({'|'.join(SHAPES)})"
 _COUNTING = re.compile(rf"(two|three|four) {_COLOR}({'|'.join(PLURALS.values())})")
+_RELATION_OF: dict[str, Relation] = {str(relation): relation for relation in RELATIONS}
 _ITEMS = re.compile(rf"{_ITEM}(?: (and|{'|'.join(RELATIONS)}) {_ITEM})?")
 
 
@@ -173,7 +174,7 @@ def _parse_items(text: str) -> Spec | None:
     first, second = Item(shape=shape, color=color), Item(shape=other_shape, color=other_color)
     if link is None:
         return Spec(category="colors" if color else "single_object", items=(first,))
-    relation: Relation | None = None if link == "and" else link
+    relation: Relation | None = _RELATION_OF.get(link)
     category = _pair_category(first, second, relation)
     return category and Spec(category=category, items=(first, second), relation=relation)
 

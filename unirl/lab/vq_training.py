@@ -5,6 +5,7 @@ With the codes known, encoder and decoder are two supervised problems that two p
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,9 +89,10 @@ def train_encoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_
 
 def train_decoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_steps: int, seed: int) -> float:
     """Teach the decoder each code's patch in place; returns the last L1 + squared error, pixels in [-1, 1]."""
+    quantize: Any = vq.quantize  # its annotations ask for LongTensor
 
     def loss(batch: Tensor) -> Tensor:
-        latents = vq.post_quant_conv(vq.quantize.get_codebook_entry(codes[batch]))
+        latents = vq.post_quant_conv(quantize.get_codebook_entry(codes[batch]))
         pixels, target = vq.decoder(latents), to_pixels(images[batch.numpy()])
         return l1_loss(pixels, target) + mse_loss(pixels, target)
 
