@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from unirl.config import RewardsConfig, RlConfig, SamplingConfig
 from unirl.learner.learner import Learner
-from unirl.rewards.isolation import IsolatedReward
-from unirl.rewards.reward import combine
+from unirl.rewards.reward_set import RewardSet
 from unirl.rollout.build import build_sampler
 from unirl.rollout.units import units_of_work
-from unirl.types import TASKS, LearnerBatch, RolloutGroup, RolloutRequest, ScoredGroup, WeightsManifest
+from unirl.types import LearnerBatch, RolloutGroup, RolloutRequest, ScoredGroup, WeightsManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +40,20 @@ class LocalRollouts:
         """Take over the learner's weights."""
         self._sampler.load_weights(publication.manifest, publication.tensors)
 
-    def close(self) -> None:
-        """Nothing to end: the engine goes with the process."""
-
 
 class LocalRewards:
     """Every reward in this process, with the same retries and time limits."""
 
     def __init__(self, config: RewardsConfig) -> None:
-        self._rewards = {
-            task: {name: IsolatedReward(name, reward) for name, reward in config.active(task).items()} for task in TASKS
-        }
-        self._weights = {task: {name: reward.weight for name, reward in config.active(task).items()} for task in TASKS}
+        self._set = RewardSet(config)
 
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """One scored group per group, sorted by request id."""
-        scored = []
-        for group in groups:
-            task = group.request.task
-            components = {name: reward.score(group) for name, reward in self._rewards[task].items()}
-            scored.append(combine(group, components, self._weights[task]))
-        return sorted(scored, key=lambda s: s.group.request.request_id)
+        return sorted(map(self._set.score, groups), key=lambda scored: scored.group.request.request_id)
 
     def close(self) -> None:
         """End the rewards' child processes."""
-        for rewards in self._rewards.values():
-            for reward in rewards.values():
-                reward.close()
+        self._set.close()
 
 
 class LocalLearner:

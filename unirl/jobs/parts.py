@@ -4,11 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
 from unirl.types import LearnerBatch, PairRecord, RolloutGroup, RolloutRequest, ScoredGroup
+
+if TYPE_CHECKING:
+    from unirl.cluster.placement import Placement
 
 
 class Pairs(Protocol):
@@ -89,43 +92,73 @@ class Parts:
 def open_parts(config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool) -> Iterator[Parts]:
     """Start everything a step needs and end it afterwards, whatever happened in between."""
     with ExitStack() as stack:
-        yield _local_parts(config, checkpoint, pairs, stack) if local else _actors(config, checkpoint, pairs, stack)
+        yield (_local_parts if local else _actors)(config, checkpoint, pairs, stack)
+
+
+@contextmanager
+def open_judged_rollouts(config: RlConfig, checkpoint: Path, *, local: bool) -> Iterator[tuple[Rollouts, Rewards]]:
+    """Start samplers and rewards alone, for a measurement without training."""
+    with ExitStack() as stack:
+        if not local:
+            _join_ray(config, checkpoint, stack, with_learner=False)
+        yield (_local_rollouts if local else _rollout_actors)(config, checkpoint, stack)
 
 
 def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
-    from unirl.jobs.local import LocalLearner, LocalRewards, LocalRollouts
+    from unirl.jobs.local import LocalLearner
 
     source = PairSource.open(pairs, **_pair_settings(config))
     learner = LocalLearner(config, checkpoint)
     stack.callback(learner.close)
-    return Parts(source, LocalRollouts(config, checkpoint), LocalRewards(config.rewards), learner)
+    return Parts(source, *_local_rollouts(config, checkpoint, stack), learner)
+
+
+def _local_rollouts(config: RlConfig, checkpoint: Path, stack: ExitStack) -> tuple[Rollouts, Rewards]:
+    from unirl.jobs.local import LocalRewards, LocalRollouts
+
+    rewards = LocalRewards(config.rewards)
+    stack.callback(rewards.close)
+    return LocalRollouts(config, checkpoint), rewards
 
 
 def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
-    """All actors start at once; the learner comes first, since its ranks need their places together."""
-    import ray
-
+    """All actors start at once; the learner's places are reserved first, since its ranks need them together."""
     from unirl.cluster.learner_group import LearnerGroup
     from unirl.cluster.pairing_service import PairingService
     from unirl.cluster.placement import place
-    from unirl.cluster.plan import actor_plan, count_parameters
-    from unirl.cluster.reward_pool import RewardPool
-    from unirl.cluster.rollout_pool import RolloutPool
-    from unirl.cluster.runtime import start_ray
 
-    stack.callback(ray.shutdown)
-    start_ray(config.cluster, actor_plan(config, count_parameters(checkpoint)))
+    _join_ray(config, checkpoint, stack, with_learner=True)
     placement = place(config)
     stack.callback(placement.release)
-    rollouts = RolloutPool(config, checkpoint, placement)
-    stack.callback(rollouts.close)
-    rewards = RewardPool(config.rewards, rollouts.references)
-    stack.callback(rewards.close)
+    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement)
     service = PairingService(pairs, **_pair_settings(config))
     stack.callback(service.close)
     learner = LearnerGroup(config, checkpoint, placement)
     stack.callback(learner.close)
     return Parts(service, rollouts, rewards, learner)
+
+
+def _join_ray(config: RlConfig, checkpoint: Path, stack: ExitStack, *, with_learner: bool) -> None:
+    import ray
+
+    from unirl.cluster.plan import actor_plan, count_parameters
+    from unirl.cluster.runtime import start_ray
+
+    stack.callback(ray.shutdown)
+    start_ray(config.cluster, actor_plan(config, count_parameters(checkpoint), with_learner=with_learner))
+
+
+def _rollout_actors(
+    config: RlConfig, checkpoint: Path, stack: ExitStack, placement: "Placement | None" = None
+) -> tuple[Rollouts, Rewards]:
+    from unirl.cluster.reward_pool import RewardPool
+    from unirl.cluster.rollout_pool import RolloutPool
+
+    rollouts = RolloutPool(config, checkpoint, placement)
+    stack.callback(rollouts.close)
+    rewards = RewardPool(config.rewards, rollouts.references)
+    stack.callback(rewards.close)
+    return rollouts, rewards
 
 
 def _pair_settings(config: RlConfig) -> dict[str, Any]:

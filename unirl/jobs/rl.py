@@ -16,6 +16,7 @@ from unirl.jobs.parts import Parts, open_parts
 from unirl.jobs.run_dirs import choose_run_dir, has_checkpoint
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.learner.batching import build_batch, weigh_groups
+from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
@@ -106,7 +107,8 @@ class Run:
         """Measure the current policy on the held-out samples."""
         with self.clock.phase("evaluate"):
             heldout = resolve_heldout(self.config.evaluation.data, self.config.evaluation.num_prompts)
-            result = evaluate_policy(heldout, parts, self.config, self.record.save_evaluation_image)
+            save_image = self.record.save_evaluation_image
+            result = evaluate_policy(heldout, parts.rollouts, parts.rewards, self.config, save_image)
             self.record.write_evaluation(step, asdict(result))
 
     def save(self, parts: Parts, step: int) -> None:
@@ -163,6 +165,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     with (
         Interrupts() as interrupts,
         RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed) as record,
+        log_to_files(run_dir),
     ):
         clock = StepClock()
         terminal = Terminal(

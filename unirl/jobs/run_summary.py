@@ -91,24 +91,28 @@ def evaluation_rows(run_dir: Path, ceiling: dict[str, float]) -> list[tuple[str,
         best = next(
             (ceiling[name] for part in measure.parts if (name := f"{measure.task}/sampled/{part}") in ceiling), None
         )
+        before, after, gain = _cells(measure.sampled, with_interval=True)
         rows.append(
             (
                 f"{measure.task} {measure.label}",
-                *_cells(measure.sampled),
-                *_cells(measure.greedy)[:2],
+                before,
+                after,
+                gain,
+                *_cells(measure.greedy, with_interval=False)[:2],
                 "" if best is None else f"{best:.3f}",
             )
         )
     return rows
 
 
-def _cells(gain: Gain | None) -> tuple[str, str, str]:
+def _cells(gain: Gain | None, *, with_interval: bool) -> tuple[str, str, str]:
     if gain is None:
         return "", "", ""
-    return _estimate(gain.before), _estimate(gain.after), f"{gain.difference.mean:+.3f}"
+    before, after = (_estimate(side, with_interval) for side in (gain.before, gain.after))
+    return before, after, f"{gain.difference.mean:+.3f}"
 
 
-def _estimate(estimate: Estimate) -> str:
-    if estimate.low is None:
+def _estimate(estimate: Estimate, with_interval: bool) -> str:
+    if estimate.low is None or not with_interval:
         return f"{estimate.mean:.3f}"
     return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

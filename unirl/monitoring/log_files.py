@@ -13,7 +13,8 @@ _NOISY = ("vllm", "transformers", "DeepSpeed", "ray")
 def log_to_files(run_dir: Path, *, name: str = "driver", verbose: bool = False) -> Iterator[None]:
     """Inside the block, log records from INFO on go to logs/<name>.log.
 
-    The terminal gets warnings, or all of them if `verbose`. Engines and libraries stay at WARNING unless `verbose`.
+    The terminal gets warnings, or all of them if `verbose`, in place of what the handlers so far gave it. Engines and
+    libraries stay at WARNING unless `verbose`.
     """
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,13 +27,12 @@ def log_to_files(run_dir: Path, *, name: str = "driver", verbose: bool = False) 
         logger.setLevel(logging.INFO if logger is root else logging.WARNING)
     for handler in (file, console):
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
+    before, root.handlers = root.handlers, [file, console]
     try:
         yield
     finally:
-        for handler in (file, console):
-            root.removeHandler(handler)
-            handler.close()
+        root.handlers = before
+        file.close()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -1,6 +1,7 @@
 """What a run shows in the terminal: a live table for people, one line per step for logs, a word when it hangs."""
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -59,7 +60,9 @@ class Terminal:
         """
         self._num_steps, self._stall_after_s = num_steps, stall_after_s
         self._waiting_for, self._on_stall = waiting_for, on_stall
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        # A log has no width; tables need one.
+        width = None if sys.stderr.isatty() else 140
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True, width=width)
         self._quiet = quiet
         self._history: dict[str, list[tuple[int, float]]] = {}
         self._durations: deque[float] = deque(maxlen=20)

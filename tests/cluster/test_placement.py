@@ -1,0 +1,38 @@
+from dataclasses import replace
+
+import pytest
+
+from unirl.cluster.placement import place, planned_bundles
+from unirl.cluster.plan import actor_plan
+from unirl.cluster.runtime import PlacementError, check_resources
+from unirl.config import ClusterConfig, LearnerConfig, RlConfig, RolloutConfig, WorkersConfig
+
+
+def test_separate_bundles_hold_the_learner_alone():
+    assert planned_bundles(RlConfig()) == [{"CPU": 1.0}]
+
+
+def test_colocated_workers_are_dealt_out_over_the_ranks():
+    config = replace(
+        RlConfig(),
+        cluster=ClusterConfig(placement="colocated"),
+        learner=LearnerConfig(num_ranks=2, num_gpus=0.5),
+        rollout=RolloutConfig(
+            text=WorkersConfig(num_workers=1, num_gpus=0.25), image=WorkersConfig(num_workers=2, num_gpus=0.25)
+        ),
+    )
+    assert planned_bundles(config) == [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 0.75}]
+
+
+def test_too_small_a_cluster_is_refused_with_both_numbers_and_the_plan():
+    with pytest.raises(PlacementError, match=r"GPU 8 needed, 2 present.*num_workers(?s:.*)rollout\.text"):
+        check_resources({"CPU": 4, "GPU": 8}, {"CPU": 16, "GPU": 2}, actor_plan(RlConfig(), 1))
+
+
+def test_bundles_that_never_become_free_are_an_error_not_a_wait(ray_session):
+    config = replace(
+        RlConfig(), learner=LearnerConfig(num_cpus=1000), cluster=ClusterConfig(start_timeout_s=1.0)
+    )  # fmt: skip
+    with pytest.raises(PlacementError, match=r"expected bundles .*1000.* within 1 s; got .* available"):
+        place(config)
+    assert ray_session.available_resources()["CPU"] > 0

@@ -1,0 +1,47 @@
+from dataclasses import replace
+
+import pytest
+from safetensors.numpy import load_file
+
+from unirl.cluster.plan import actor_plan, count_parameters, render_plan, total_resources
+from unirl.config import LearnerConfig, ModelConfig, RewardConfig, RewardsConfig, RlConfig
+
+
+def test_the_headers_give_the_number_of_weights(checkpoint):
+    assert count_parameters(checkpoint) == sum(a.size for a in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected \*\.safetensors.*got none"):
+        count_parameters(tmp_path)
+
+
+def test_the_default_plan_names_every_actor_once():
+    plan = actor_plan(RlConfig(), 1_000_000)
+    roles = ["pairing", "learner", "rollout.text", "rollout.image", "reward.accuracy", "reward.lab_verifier"]
+    assert [actor.role for actor in plan] == roles
+    assert total_resources(plan) == {"CPU": 0 + 1 + 1 + 1 + 0.5 + 0.5, "GPU": 0}
+    assert all(role in render_plan(plan) for role in roles)
+
+
+def test_a_reward_of_weight_0_starts_no_actor():
+    rewards = RewardsConfig(generation={"lab_verifier": RewardConfig(weight=0), "hpsv2": RewardConfig()})
+    roles = [actor.role for actor in actor_plan(replace(RlConfig(), rewards=rewards), 1)]
+    assert "reward.lab_verifier" not in roles
+    assert "reward.hpsv2" in roles
+
+
+def test_zero_stages_shard_what_they_should():
+    """7e9 weights in bf16 on 4 ranks: 13.04 GiB of weights, as much of gradients, 78.2 GiB of float32 states."""
+
+    def learner_gib(stage):
+        config = replace(
+            RlConfig(), model=ModelConfig(dtype="bfloat16"), learner=LearnerConfig(num_ranks=4, zero_stage=stage)
+        )
+        return next(a.memory_gib for a in actor_plan(config, 7_000_000_000) if a.role == "learner") - 0.8
+
+    weights, states = 7e9 * 2 / 2**30, 7e9 * 12 / 2**30
+    assert learner_gib(0) == pytest.approx(2 * weights + states)
+    assert learner_gib(1) == pytest.approx(2 * weights + states / 4)
+    assert learner_gib(2) == pytest.approx(weights + weights / 4 + states / 4)
+    assert learner_gib(3) == pytest.approx((2 * weights + states) / 4)

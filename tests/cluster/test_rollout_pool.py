@@ -1,0 +1,77 @@
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unirl.cluster.rollout_pool import RolloutPool
+from unirl.jobs.local import LocalRollouts
+from unirl.rollout.units import units_of_work
+
+
+@pytest.fixture
+def pool(ray_session, config, checkpoint):
+    pool = RolloutPool(config, checkpoint, None)
+    yield pool
+    pool.close()
+
+
+def tokens_of(groups):
+    return {g.request.request_id: [t.completion_ids.tolist() for t in g.trajectories] for g in groups}
+
+
+def test_units_hold_one_task_and_at_most_the_asked_size(requests_of):
+    requests = requests_of(5, 3)
+    units = units_of_work(requests, 7)
+    assert [len(unit) for unit in units] == [2, 2, 1, 2, 2, 1]
+    assert [request.task for request in units[0] + units[-1]] == ["generation"] * 2 + ["understanding"]
+    assert sorted(r.request_id for unit in units for r in unit) == sorted(r.request_id for r in requests)
+
+
+def test_two_workers_give_the_tokens_of_one_process(pool, config, checkpoint, requests_of):
+    requests = requests_of(4, 2)
+    alone = tokens_of(LocalRollouts(config, checkpoint).sample(requests, config.rollout.sampling))
+    assert tokens_of(pool.sample(requests, config.rollout.sampling)) == alone
+
+
+def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, config, requests_of, kill_actor):
+    requests = requests_of(8, 2)
+    stream = pool.sample(requests, config.rollout.sampling)
+    groups = [next(stream)]
+    for worker in list(pool._workers):
+        kill_actor(worker.handle)
+    groups += stream
+    assert sorted(g.request.request_id for g in groups) == sorted(r.request_id for r in requests)
+    assert pool.restarts == 2
+    assert tokens_of(groups) == tokens_of(pool.sample(requests, config.rollout.sampling))
+
+
+def test_a_hung_worker_is_replaced_and_a_unit_that_always_fails_stops_the_run(
+    ray_session, config, checkpoint, requests_of
+):
+    config = replace(config, rollout=replace(config.rollout, timeout_s=0.0, max_attempts=2))
+    pool = RolloutPool(config, checkpoint, None)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"failed 2 times; last error: no answer within 0 s"):
+        list(pool.sample(requests_of(1, 1), config.rollout.sampling))
+    assert time.monotonic() - started < 60
+    pool.close()
+
+
+def test_groups_lie_in_the_store_so_that_images_are_not_sent_again(pool, config, requests_of, ray_session):
+    groups = list(pool.sample(requests_of(2, 2), config.rollout.sampling))
+    for group in groups:
+        reference, index = pool.references.take(group)
+        stored = ray_session.get(reference)[index]
+        assert stored.request.request_id == group.request.request_id
+        assert all(np.array_equal(a.completion_ids, b.completion_ids)
+                   for a, b in zip(stored.trajectories, group.trajectories, strict=True))  # fmt: skip
+    assert not pool.references.places
+
+
+def test_a_task_without_workers_is_named(ray_session, config, checkpoint, requests_of):
+    rollout = replace(config.rollout, both=replace(config.rollout.both, num_workers=0))
+    pool = RolloutPool(replace(config, rollout=replace(rollout, text=config.rollout.both)), checkpoint, None)
+    with pytest.raises(RuntimeError, match=r"expected a worker for \['generation'\]"):
+        list(pool.sample(requests_of(1, 1), config.rollout.sampling))
+    pool.close()
