@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from tests.fakes import TinyPolicy, score_all, tiny_batch
+from tests.janus_checkpoints import write_janus
 from tests.learner.conftest import SETTINGS
-from unirl.config import AlgorithmConfig
+from unirl.config import AlgorithmConfig, ModelConfig
 from unirl.learner.engine import learning_rate
 from unirl.learner.learner import scoring_of
+from unirl.models.janus_pro import JanusPro
+from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import TokenScores
+from unirl.rollout.completions import verified_weights
+from unirl.types import GenerationSample, LearnerBatch, LearnerRow, UnderstandingSample
 
 SCORING = scoring_of(SETTINGS.sampling, AlgorithmConfig())
 
@@ -311,3 +316,66 @@ def test_rate_rises_from_the_first_update_and_would_end_at_zero(schedule, wanted
     assert [learning_rate(config, update, 8) for update in range(8)] == pytest.approx(wanted)
     assert learning_rate(config, 8, 8) == pytest.approx(1.0 if schedule == "constant" else 0.0)
     assert learning_rate(config, 90, 8) == pytest.approx(1.0 if schedule == "constant" else 0.0)
+
+
+@pytest.fixture(scope="module")
+def janus_folder(tmp_path_factory):
+    return write_janus(tmp_path_factory.mktemp("janus") / "small")
+
+
+def janus_batch(policy, scoring):
+    """Two answers of different length and two pictures, scored by the policy itself as its own sampler."""
+    generator = np.random.default_rng(0)
+    picture = generator.integers(0, 255, (11, 7, 3), dtype=np.uint8)
+    question = UnderstandingSample(
+        id="q", image=picture, question="what colour is the cat ?", choices=("red", "blue"), answer="A"
+    )
+    drawing = GenerationSample(id="g", prompt="a red cat on a blue mat")
+    words = np.flatnonzero(policy.allowed_text_ids.numpy())
+    rows = []
+    for index, length in enumerate((3, 5, policy.num_image_tokens, policy.num_image_tokens)):
+        draws = length == policy.num_image_tokens
+        draft = LearnerRow(
+            task="generation" if draws else "understanding",
+            prompt_ids=policy.encode_generation(drawing) if draws else policy.encode_understanding(question),
+            image=None if draws else picture,
+            completion_ids=generator.choice(np.arange(policy.num_codes) if draws else words, length).astype(np.int32),
+            loss_mask=np.ones(length, bool),
+            old_logprobs=np.zeros(length, np.float32),
+            advantage=(-1.0) ** index,
+        )
+        rows.append(replace(draft, old_logprobs=score_all(policy, draft, scoring)))
+    return LearnerBatch(
+        rows=tuple(rows),
+        num_trajectories={"understanding": 2, "generation": 2},
+        num_loss_tokens={"understanding": 8, "generation": 2 * policy.num_image_tokens},
+        num_pairs=1,
+        policy_version=-1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype", "recompute"), [(2, "float32", False), (3, "float32", True), (3, "bfloat16", False)]
+)
+def test_janus_pro_learns_publishes_and_exports(make_learner, janus_folder, tmp_path, zero_stage, dtype, recompute):
+    config = ModelConfig(dtype=dtype)
+    batch = janus_batch(JanusPro.load(config, janus_folder), SCORING)
+    learner = make_learner(
+        JanusPro.load(config, janus_folder), zero_stage=zero_stage, activation_checkpointing=recompute
+    )
+    before = weights(learner)
+    metrics = learner.update(batch, 0)
+    assert metrics["policy/logprob_gap_max"] < (1e-5 if dtype == "float32" else 0.1)
+    assert metrics["policy/guidance_gap"] > 0
+    later = learner.update(batch, 1)
+    assert later["learner/loss"] < metrics["learner/loss"] - 0.01
+    named = list(weights(learner).items())
+    still = {name for name, array in named if np.array_equal(array, before[name])}
+    assert {name for name, _ in named if "vision_model" in name or "vqmodel" in name} <= still
+    assert not [name for name in still if "language_model" in name]
+    # What the sampler checks before it takes weights, and what a later run loads.
+    verified_weights(learner.manifest(), named, learner.policy.shapes)
+    learner.export(tmp_path / "policy")
+    loaded = JanusPro.load(config, tmp_path / "policy").module.state_dict()
+    for name, array in named:
+        assert torch.equal(loaded[name], to_tensor(array).to(loaded[name].dtype)), name
