@@ -12,7 +12,7 @@ HANGS = "9^{9^{9^{9}}}"
 
 @pytest.fixture(scope="module")
 def judge():
-    judge = MathJudge(timeout_s=2.0)
+    judge = MathJudge(timeout_s=10.0)
     yield judge
     judge.close()
 
@@ -41,16 +41,18 @@ def test_one_child_serves_many_items(judge):
     assert judge.pid == pid
 
 
-def test_a_hang_is_killed_within_its_limit_and_the_child_replaced(judge):
+def test_a_hang_is_killed_within_its_limit_and_the_child_replaced():
+    judge = MathJudge(timeout_s=2.0)
     judge.judge(["1"], ["1"])
     pid = judge.pid
     start = time.monotonic()
     with pytest.raises(CouldNotJudgeError, match="nothing after 2 s"):
         judge.judge(["2"], [HANGS])
-    assert 2.0 <= time.monotonic() - start < 4.0
+    assert 2.0 <= time.monotonic() - start < 5.0
     assert not is_running(pid)
     assert judge.judge(["2"], ["2"]) == "equal"
     assert judge.pid != pid
+    judge.close()
 
 
 def test_a_killed_child_is_replaced(judge):

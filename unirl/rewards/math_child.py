@@ -48,6 +48,8 @@ def main() -> None:
     # Only replies may reach the pipe, whatever a library prints.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # The first comparison builds the parser's tables; no item should pay for that out of its own limit.
+    judge([r"\frac{(x+1)^2}{2}"], ["x^2/2+x+1/2"])
     replies.write(json.dumps("ready") + "\n")
     replies.flush()
     for line in sys.stdin:
