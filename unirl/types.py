@@ -114,7 +114,8 @@ class RolloutRequest:
         wanted = UnderstandingSample if self.task == "understanding" else GenerationSample
         _check(
             isinstance(self.sample, wanted),
-            f"request {self.request_id}: expected a {wanted.__name__} for {self.task}; got {type(self.sample).__name__}",
+            f"request {self.request_id}: expected a {wanted.__name__} for {self.task}; got a "
+            f"{type(self.sample).__name__}; pair the task with its own kind of sample",
         )
 
 
@@ -149,7 +150,8 @@ class Trajectory:
             value = getattr(self, name)
             _check(
                 value is None or value.shape == (length,),
-                f"trajectory: expected {name} of shape ({length},) like completion_ids; got {getattr(value, 'shape', 0)}",
+                f"trajectory: expected {name} of shape ({length},) like completion_ids; got "
+                f"{getattr(value, 'shape', None)}; give one value per token",
             )
         _check(
             (self.text is None) != (self.image is None) and (self.modality == "text") == (self.image is None),
@@ -213,7 +215,11 @@ class ScoredGroup:
             self.rewards.shape == (size,) and self.judged.shape == (size,),
             f"scored group {self.group.request.request_id}: expected {size} rewards; got {self.rewards.shape}",
         )
-        _check(bool(np.isfinite(self.rewards).all()), f"scored group {self.group.request.request_id}: reward not finite")
+        _check(
+            bool(np.isfinite(self.rewards).all()),
+            f"scored group {self.group.request.request_id}: expected finite rewards; got {self.rewards}; mark what "
+            "could not be judged",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

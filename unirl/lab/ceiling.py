@@ -6,8 +6,8 @@ from pathlib import Path
 NOTES = (
     "The base model was trained with wrong captions and wrong answers on purpose. The ceiling is what the same weights "
     "reached before that, sampled at temperature 1.",
-    "Understanding is mostly sharpening: training removes label noise, it adds little visual skill; compare the sampled "
-    "column with the greedy one. Generation learns from the verifier and can pass the ceiling.",
+    "Understanding is mostly sharpening: training removes label noise, it adds little visual skill; compare the "
+    "sampled column with the greedy one. Generation learns from the verifier and can pass the ceiling.",
     "Held-out prompts repeat: 480 prompts hold about a hundred distinct captions, so for generation trust the interval "
     "by prompt.",
 )
