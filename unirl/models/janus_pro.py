@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,10 @@ IMAGES_AT_ONCE = 32
 class Float32Linear(nn.Linear):
     """A head whose product is taken in float32 whatever its weights are stored in: guidance amplifies rounding."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Logits float32 [..., V] of hidden states [..., H]."""
         bias = None if self.bias is None else self.bias.float()
-        return functional.linear(hidden.float(), self.weight.float(), bias)
+        return functional.linear(input.float(), self.weight.float(), bias)
 
 
 @dataclass(slots=True)
@@ -46,8 +47,8 @@ class JanusPro:
     """A Janus-Pro policy; see `unirl.models.policy.AutoregressivePolicy` for what each method promises."""
 
     module: JanusForConditionalGeneration
-    config: JanusConfig
-    """Of the whole model, also when the trunk was left out."""
+    config: Any
+    """JanusConfig of the whole model, also when the trunk was left out; its class types the parts as maybe absent."""
     prompts: JanusPrompts
     image_processor: JanusImageProcessor
     folder: Path
@@ -80,7 +81,7 @@ class JanusPro:
         stored = stored_tensors(path)
         # The class default is "tied"; the public checkpoints are not, and some conversions do not say so.
         tied = raw.get("tie_word_embeddings") is not False and HEAD not in stored.shapes
-        janus = JanusConfig.from_dict(raw)
+        janus: Any = JanusConfig.from_dict(raw)
         janus.tie_word_embeddings = janus.text_config.tie_word_embeddings = tied
         shapes = _weight_shapes(janus)
         stored.check(shapes)
@@ -347,8 +348,8 @@ class JanusPro:
             length = len(row.completion_ids)
             tokens[index, :length], exists[index, :length] = row.completion_ids, 1
             counts[index, :length] = row.loss_mask
-        device = self.device
-        return tuple(torch.from_numpy(array).to(device) for array in (tokens, exists, counts))
+        on_device = [torch.from_numpy(array).to(self.device) for array in (tokens, exists, counts)]
+        return on_device[0], on_device[1], on_device[2]
 
     def _image_features(self, images: Sequence[NDArray[np.uint8]]) -> dict[int, Tensor]:
         """Aligned features [N, H] of each distinct array, by its id()."""
@@ -374,13 +375,13 @@ class JanusPro:
         copies = [np.array(image, order="C") for image in images]
         return self.image_processor(copies, input_data_format="channels_last", return_tensors="pt").pixel_values
 
-    def _vq(self) -> nn.Module:
+    def _vq(self) -> Any:
         """The image tokenizer in float32; a copy where training holds it in less."""
         vq = self.module.model.vqmodel
         return vq if next(vq.parameters()).dtype == torch.float32 else copy.deepcopy(vq).float()
 
 
-def _weight_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
+def _weight_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         module = JanusForConditionalGeneration(copy.deepcopy(config))
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -389,7 +390,7 @@ def _weight_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _empty_module(config: JanusConfig, dtype: torch.dtype, *, trunk: bool) -> JanusForConditionalGeneration:
+def _empty_module(config: Any, dtype: torch.dtype, *, trunk: bool) -> JanusForConditionalGeneration:
     config = copy.deepcopy(config)
     if not trunk:
         config.text_config.num_hidden_layers = 0
@@ -424,9 +425,7 @@ def _image_processor(folder: Path) -> JanusImageProcessor:
     return JanusImageProcessor.from_pretrained(folder, local_files_only=True)
 
 
-def _check_agreement(
-    config: JanusConfig, prompts: JanusPrompts, image_processor: JanusImageProcessor, folder: Path
-) -> None:
+def _check_agreement(config: Any, prompts: JanusPrompts, image_processor: JanusImageProcessor, folder: Path) -> None:
     """Raise ValueError where tokenizer, processors and config.json contradict each other."""
     vision = config.vision_config
     grid = (vision.image_size // vision.patch_size) ** 2

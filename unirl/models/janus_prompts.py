@@ -124,7 +124,7 @@ class JanusPrompts:
 
     def decode(self, ids: NDArray[np.int32]) -> str:
         """Text of ids, special tokens kept; an id without a word gives nothing."""
-        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
 
     def allowed_text_ids(self, vocab_size: int) -> Tensor:
         """Which ids an answer may hold, bool [V]: words and the end token, but no padding and no image marks."""

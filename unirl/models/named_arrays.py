@@ -30,5 +30,5 @@ def checksum(named: Iterable[tuple[str, NDArray[np.generic]]]) -> str:
     digest = hashlib.sha256()
     for name, array in named:
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -47,8 +47,10 @@ class Policy(Protocol):
     in one pass per canvas, each pass with its own backward, so that one canvas of activations is held at a time.
     """
 
-    module: nn.Module
-    """Parameters under the checkpoint's own names; frozen parts have requires_grad False."""
+    @property
+    def module(self) -> nn.Module:
+        """Parameters under the checkpoint's own names; frozen parts have requires_grad False."""
+        ...
 
     def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
         """Prompt ids [P] of a question, image placeholders expanded."""
@@ -86,10 +88,15 @@ class Policy(Protocol):
 class AutoregressivePolicy(Policy, Protocol):
     """What a family that draws token after token adds for its samplers. H is the trunk's width."""
 
-    shapes: dict[str, tuple[int, ...]]
-    """Name and shape of every weight of the whole model; tied ones once."""
-    allowed_text_ids: Tensor
-    """Which text ids may be sampled, bool [V]."""
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight of the whole model; tied ones once."""
+        ...
+
+    @property
+    def allowed_text_ids(self) -> Tensor:
+        """Which text ids may be sampled, bool [V]."""
+        ...
 
     @property
     def num_image_tokens(self) -> int:

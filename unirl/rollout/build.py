@@ -1,12 +1,12 @@
 """The one place that lists the sampling backends."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from unirl.config import ModelConfig, RolloutConfig
-from unirl.models.policy import load_policy
+from unirl.models.policy import AutoregressivePolicy, load_policy
 from unirl.rollout.sampler import Sampler
 
 Role = Literal["text", "image", "both"]
@@ -33,7 +33,8 @@ def build_sampler(model: ModelConfig, path: Path, rollout: RolloutConfig, role: 
         case "torch":
             from unirl.rollout.torch_sampler import TorchSampler
 
-            policy = load_policy(model, path)
+            # Every family of today draws token after token.
+            policy = cast(AutoregressivePolicy, load_policy(model, path))
             policy.module.to("cuda" if torch.cuda.is_available() else "cpu")
             return TorchSampler(policy, rollout.max_model_len, rollout.max_num_seqs)
         case _:

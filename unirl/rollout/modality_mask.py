@@ -46,7 +46,7 @@ class ModalityMask(LogitsProcessor):
         if batch_update is None:
             return
         for row, params, _, _ in batch_update.added:
-            self._rows[row] = MODALITIES.index(params.extra_args["modality"])
+            self._rows[row] = MODALITIES.index((params.extra_args or {})["modality"])
         for source, target, direction in batch_update.moved:
             moved = int(self._rows[source])
             if direction == MoveDirectionality.SWAP:

@@ -1,4 +1,4 @@
-"""Requests cut into units of work. The cut depends on the requests alone, so that tokens do not depend on the workers."""
+"""Requests cut into units of work, by the requests alone, so that tokens do not depend on the workers."""
 
 from collections.abc import Sequence
 

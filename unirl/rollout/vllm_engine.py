@@ -3,13 +3,14 @@
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from unirl.config import ModelConfig, RolloutConfig, SamplingConfig
 from unirl.models.checkpoint import copy_into
@@ -40,14 +41,20 @@ class VllmSampler:
     def __init__(self, model: ModelConfig, path: Path, rollout: RolloutConfig, role: str) -> None:
         guidance_scale = rollout.sampling.image.guidance_scale
         self.policy_version = -1
+        self.always_all_streams = not rollout.enforce_eager
+        """Run every stream and head whatever is asked for; a compiled graph keeps the streams it was traced with."""
         self._rollout, self._role = rollout, role
         self._num_streams = 2 if role != "text" and guidance_scale != 1.0 else 1
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._front = JanusPro.load(model, path, trunk=False)
-        self._front.module.to(device)
+        _set_environment()
+        self._front, write_engine_folder = _family(model, path)
+        nn.Module.to(self._front.module, device)
         self._dtype = getattr(torch, model.dtype)
-        self._llm = self._start(model.dtype)
-        self._model = self._llm.apply_model(lambda module: module)[0]
+        with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
+            write_engine_folder(self._front, Path(folder), self._num_streams)
+            self._llm = self._start(folder, model.dtype)
+        # In one process the worker's model is this very object.
+        self._model: Any = self._llm.apply_model(lambda module: module)[0]
         self._is_broken = False
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
@@ -91,46 +98,35 @@ class VllmSampler:
         self.policy_version = manifest.policy_version
         self._is_broken = False
 
-    def _start(self, dtype: str) -> "LLM":
-        # vLLM reads these when it is imported. One process: the engine's steps are driven from here.
-        for name, value in (
-            ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
-            ("VLLM_USE_V2_MODEL_RUNNER", "0"),
-            ("VLLM_LOGGING_LEVEL", "WARNING"),
-            ("VLLM_NO_USAGE_STATS", "1"),
-        ):
-            os.environ.setdefault(name, value)
+    def _start(self, folder: str, dtype: Literal["float32", "bfloat16"]) -> "LLM":
         from vllm import LLM
+
+        from unirl.rollout.modality_mask import ModalityMask
 
         # It complains about a missing tokenizer, which the engine is not meant to have.
         logging.getLogger("vllm.renderers.base").addFilter(lambda record: record.levelno >= logging.ERROR)
-        from unirl.rollout.modality_mask import ModalityMask
-        from unirl.rollout.vllm_models.janus import write_engine_folder
-
         rollout = self._rollout
-        with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
-            write_engine_folder(self._front, Path(folder), self._num_streams)
-            return LLM(
-                folder,
-                skip_tokenizer_init=True,
-                use_tqdm_on_load=False,
-                dtype=dtype,
-                enforce_eager=rollout.enforce_eager,
-                max_model_len=rollout.max_model_len,
-                max_num_seqs=rollout.max_num_seqs,
-                # A seeded request whose prompt is read in pieces fails on the CPU, so prompts are read whole.
-                enable_chunked_prefill=False,
-                max_num_batched_tokens=max(
-                    rollout.max_model_len, min(BATCH_TOKENS, rollout.max_num_seqs * rollout.max_model_len)
-                ),
-                kv_cache_memory_bytes=int(rollout.kv_cache_memory_gib * 2**30),
-                block_size=BLOCK_TOKENS,
-                enable_prefix_caching=True,
-                enable_prompt_embeds=True,
-                logits_processors=[ModalityMask],
-                logprobs_mode="processed_logprobs",
-                seed=0,
-            )
+        return LLM(
+            folder,
+            skip_tokenizer_init=True,
+            use_tqdm_on_load=False,
+            dtype=dtype,
+            enforce_eager=rollout.enforce_eager,
+            max_model_len=rollout.max_model_len,
+            max_num_seqs=rollout.max_num_seqs,
+            # A seeded request whose prompt is read in pieces fails on the CPU, so prompts are read whole.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(
+                rollout.max_model_len, min(BATCH_TOKENS, rollout.max_num_seqs * rollout.max_model_len)
+            ),
+            kv_cache_memory_bytes=int(rollout.kv_cache_memory_gib * 2**30),
+            block_size=BLOCK_TOKENS,
+            enable_prefix_caching=True,
+            enable_prompt_embeds=True,
+            logits_processors=[ModalityMask],
+            logprobs_mode="processed_logprobs",
+            seed=0,
+        )
 
     def _check(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> None:
         for request in requests:
@@ -147,13 +143,11 @@ class VllmSampler:
             )
 
     def _set_streams(self, tasks: set[str], guidance_scale: float) -> None:
-        """Tell the model what the coming steps need. A compiled graph keeps the streams it was traced with."""
+        """Tell the model what the coming steps need."""
         streams = self._model.streams
         guided = "generation" in tasks and guidance_scale != 1.0
-        streams.num_active = 2 if guided else 1
-        if not self._rollout.enforce_eager:
-            streams.num_active = self._num_streams
-        streams.modalities = frozenset(MODALITY[task] for task in tasks)
+        streams.num_active = self._num_streams if guided or self.always_all_streams else 1
+        streams.modalities = frozenset(MODALITY.values() if self.always_all_streams else (MODALITY[t] for t in tasks))
         streams.guidance_scale = guidance_scale
 
     def _engine_prompts(
@@ -186,14 +180,20 @@ class VllmSampler:
         self, prompts: Sequence["EngineInput"], requests: Sequence[RolloutRequest], sampling: SamplingConfig
     ) -> dict[str, "RequestOutput"]:
         engine = self._llm.llm_engine
-        for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-            for seed_index, seed in enumerate(request.seeds):
-                engine.add_request(f"{index}/{seed_index}", prompt, self._params(request, seed, sampling))
-        outputs = {}
+        outputs: dict[str, RequestOutput] = {}
+        pending: set[str] = set()
         # vLLM compiles a helper of its log-probabilities even in eager mode, which takes half a minute on a CPU.
         with torch.compiler.set_stance("force_eager" if self._rollout.enforce_eager else "default"):
-            while engine.has_unfinished_requests():
-                outputs |= {output.request_id: output for output in engine.step() if output.finished}
+            try:
+                for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+                    for seed_index, seed in enumerate(request.seeds):
+                        pending.add(name := f"{index}/{seed_index}")
+                        engine.add_request(name, prompt, self._params(request, seed, sampling))
+                while engine.has_unfinished_requests():
+                    outputs |= {output.request_id: output for output in engine.step() if output.finished}
+            finally:
+                # After an interrupt nothing may linger in the engine and mix with the next call.
+                engine.abort_request(list(pending - outputs.keys()))
         return outputs
 
     def _params(self, request: RolloutRequest, seed: int, sampling: SamplingConfig) -> "SamplingParams":
@@ -216,10 +216,13 @@ class VllmSampler:
         )
 
     def _completion(self, output: "RequestOutput", request: RolloutRequest) -> Completion:
+        from vllm.logprobs import FlatLogprobs
+
         completion = output.outputs[0]
         ids = np.asarray(completion.token_ids, dtype=np.int32)
         logprobs = completion.logprobs
         # With logprobs=0 each position holds the sampled token alone.
+        assert isinstance(logprobs, FlatLogprobs)
         assert logprobs.token_ids == list(completion.token_ids), (
             f"request {request.request_id}: tokens without logprobs"
         )
@@ -235,3 +238,25 @@ class VllmSampler:
     def _forget_prefixes(self) -> None:
         done = self._llm.reset_prefix_cache()
         assert done, "vLLM kept its prefix cache, which it does while requests run; none may run here"
+
+
+def _set_environment() -> None:
+    """What vLLM reads when it is imported: one process, since the engine's steps are driven from here."""
+    for name, value in (
+        ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+        ("VLLM_USE_V2_MODEL_RUNNER", "0"),
+        ("VLLM_LOGGING_LEVEL", "WARNING"),
+        ("VLLM_NO_USAGE_STATS", "1"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _family(model: ModelConfig, path: Path) -> tuple[JanusPro, Callable[[JanusPro, Path, int], None]]:
+    """The family without its trunk, and what writes a folder that vLLM can load."""
+    match model.family:
+        case "janus_pro":
+            from unirl.rollout.vllm_models.janus import write_engine_folder
+
+            return JanusPro.load(model, path, trunk=False), write_engine_folder
+        case _:
+            raise ValueError(f"model.family: expected one that vLLM can sample, 'janus_pro'; got {model.family!r}")

@@ -95,7 +95,7 @@ class JanusForRollout(nn.Module):
         trunk.vocab_size = config.text_vocab_size
         layers: dict[str, Any] = {}
         if self.num_streams == 2:
-            attention = functools.partial(TwoStreamAttention, streams=self.streams)
+            attention: Any = functools.partial(TwoStreamAttention, streams=self.streams)
             layers["layer_type"] = functools.partial(LlamaDecoderLayer, attn_layer_type=attention)
         self.model = LlamaModel(
             vllm_config=vllm_config.with_hf_config(trunk, architectures=["LlamaForCausalLM"]),
@@ -133,6 +133,7 @@ class JanusForRollout(nn.Module):
     ) -> Tensor:
         """Last hidden states [T, S H] of the active streams side by side."""
         if inputs_embeds is None:
+            assert input_ids is not None, "vLLM gives ids or embeddings"
             inputs_embeds = self.embed_input_ids(input_ids)
         active = self.streams.num_active
         stacked = torch.cat(inputs_embeds.split(self.hidden_size, dim=-1)[:active])
