@@ -12,7 +12,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -130,6 +130,7 @@ def _fresh_folder(folder: Path) -> None:
 def _publish(temporary: Path, folder: Path, commit: dict[str, Any]) -> None:
     sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in temporary.rglob("*") if file.is_file()}
     _write_durably(temporary / COMMIT, json.dumps(commit | {"files": sizes}, indent=1))
+    _sync_folder(temporary)
     replaced = folder.with_name(f"{TEMPORARY}replaced")
     if folder.exists():
         folder.rename(replaced)
@@ -137,7 +138,11 @@ def _publish(temporary: Path, folder: Path, commit: dict[str, Any]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
     _write_durably(folder.parent / f"{LATEST}.new", folder.name)
     (folder.parent / f"{LATEST}.new").replace(folder.parent / LATEST)
-    directory = os.open(folder.parent, os.O_RDONLY)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
@@ -207,7 +212,7 @@ def load_checkpoint(engine: Any, root: Path, *, layout: dict[str, Any]) -> dict[
 
 
 def _random_states() -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

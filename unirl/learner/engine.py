@@ -6,7 +6,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ def start_process_group(place: RankPlace) -> None:
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if cpu:
         # Without an entry here DeepSpeed compiles a shared-memory reduction on first use, for minutes.
-        deepspeed.ops.__compatible_ops__ = {}
+        cast(Any, deepspeed.ops).__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)
     if torch.distributed.get_world_size() != place.world_size:
         raise RuntimeError(
@@ -102,7 +102,7 @@ def build_engine(module: nn.Module, config: LearnerConfig) -> Any:
         raise ValueError("learner: expected trainable weights; got none; shorten model.frozen")
     engine, _, _, _ = deepspeed.initialize(
         model=ScoringModule(module),
-        model_parameters=trainable,
+        model_parameters=cast(Any, trainable),
         optimizer=_optimizer(trainable, config),
         config=deepspeed_config(config, trainable[0].dtype),
         dist_init_required=False,
@@ -110,13 +110,13 @@ def build_engine(module: nn.Module, config: LearnerConfig) -> Any:
     return engine
 
 
-def build_frozen_engine(module: nn.Module, config: LearnerConfig) -> Any:
+def build_frozen_engine(module: nn.Module, config: LearnerConfig, device: torch.device | str) -> Any:
     """`ScoringModule(module)` for scoring only: partitioned over the ranks under ZeRO-3, else a plain copy."""
     import deepspeed
 
     module.requires_grad_(False).eval()
     if config.zero_stage < 3:
-        return ScoringModule(module).to(deepspeed.get_accelerator().current_device_name())
+        return ScoringModule(module).to(device)
     settings = deepspeed_config(config, next(module.parameters()).dtype)
     settings["zero_optimization"].pop("offload_optimizer", None)
     engine, _, _, _ = deepspeed.initialize(model=ScoringModule(module), config=settings, dist_init_required=False)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unirl.algorithms.losses import BatchTotals, masked_sum, mean_metrics, token_scales
+from unirl.algorithms.losses import BatchTotals, masked_sum, token_scales
 from unirl.algorithms.pair_grpo import LossRule, policy_loss
 from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig, SamplingConfig
 from unirl.learner.batching import plan_micro_batches
@@ -24,14 +24,12 @@ from unirl.learner.engine import (
     learning_rate,
     start_process_group,
 )
-from unirl.learner.passes import MicroTensors, micro_tensors, scored_passes
-from unirl.learner.tally import Tally
+from unirl.learner.passes import MicroTensors, Runner, micro_tensors, scored_passes
+from unirl.learner.tally import Tally, measure, metrics_of
 from unirl.learner.weights import Bucket, WeightExport
 from unirl.models.named_arrays import to_tensor
-from unirl.models.policy import Policy, Scoring, TokenScores, load_policy
+from unirl.models.policy import Policy, Scoring, load_policy
 from unirl.types import LearnerBatch, Task, WeightsManifest
-
-MODALITIES: dict[Task, str] = {"understanding": "text", "generation": "image"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +82,10 @@ class Learner:
         _set_mode(policy.module, settings.learner.activation_checkpointing)
         self._engine = build_engine(policy.module, settings.learner)
         self._dtype = self._trainable[0].dtype
-        self._reference = reference
-        self._reference_engine = build_frozen_engine(reference.module, settings.learner) if reference else None
+        self._reference: tuple[Policy, Runner] | None = None
+        if reference is not None:
+            runner = build_frozen_engine(reference.module, settings.learner, self._engine.device)
+            self._reference = reference, runner
         self._grad_square = torch.zeros((), dtype=torch.float64, device=self._engine.device)
         for parameter in self._trainable:
             parameter.register_hook(self._measure_gradient)
@@ -140,10 +140,8 @@ class Learner:
             if work:
                 problems = self._accumulate(work, tally, first=index == 0, on_policy=on_policy)
                 # Later updates, and stale batches, may rightly find every token clipped.
-                learners = (
-                    {row.task for row in batch.rows if row.advantage != 0.0} if on_policy and index == 0 else set()
-                )
-                self._refuse(problems, learners, step)
+                strict = on_policy and index == 0
+                self._refuse(problems, {row.task for row in batch.rows if strict and row.advantage != 0.0}, step)
                 norm = max(norm, self._step(step))
             self.policy_version += 1
         metrics = metrics_of(*tally.reduce(), num_updates=num_updates)
@@ -212,8 +210,8 @@ class Learner:
         squares: dict[str, float] = {}
         clear_gradients(self._engine)
         for data in work:
-            if first and self._reference_engine is not None:
-                data.ref_logprobs = self._reference_logprobs(data)
+            if first and self._reference is not None:
+                data.ref_logprobs = self._reference_logprobs(data, *self._reference)
             self._grad_square.zero_()
             bad = self._backward(data, tally, first=first, on_policy=on_policy)
             square = self._grad_square.item()
@@ -255,13 +253,13 @@ class Learner:
             # DeepSpeed averages gradients over ranks; the losses of the ranks are parts of one sum.
             self._engine.backward(loss * self._place.world_size)
             tally.add(sums | {f"loss/{data.task}": sums["loss"]})
-            _measure(tally, data, scores, mask, difference)
+            measure(tally, data, scores, mask, difference)
         return bad
 
     @torch.no_grad()
-    def _reference_logprobs(self, data: MicroTensors) -> Tensor:
+    def _reference_logprobs(self, data: MicroTensors, policy: Policy, runner: Runner) -> Tensor:
         logprobs = torch.zeros_like(data.old_logprobs)
-        for scores, mask in scored_passes(self._reference, self._reference_engine, data, self._scoring):
+        for scores, mask in scored_passes(policy, runner, data, self._scoring):
             logprobs = torch.where(mask, scores.logprobs, logprobs)
         return logprobs
 
@@ -399,48 +397,3 @@ def _no_gradient(tasks: str) -> str:
         f"learner: expected a gradient from every task whose rows have advantages; got none at all from {tasks}; check "
         "that model.frozen leaves weights that this task passes through"
     )
-
-
-def _measure(tally: Tally, data: MicroTensors, scores: TokenScores, mask: Tensor, difference: Tensor) -> None:
-    modality = MODALITIES[data.task]
-    tally.add(
-        {
-            f"entropy/{modality}": masked_sum(scores.entropy, mask),
-            f"tokens/{modality}": mask.sum(),
-        }
-    )
-    if data.micro.counted and bool(mask.any()):
-        scored = scores.scored.sum()
-        for name, value in scores.metrics.items():
-            tally.add({name: value, f"{name}_tokens": scored})
-    tally.maximum("log_ratio", torch.where(mask, difference, -math.inf))
-    tally.maximum("negative_log_ratio", torch.where(mask, -difference, -math.inf))
-
-
-def metrics_of(sums: dict[str, float], maxima: dict[str, float], *, num_updates: int) -> dict[str, float]:
-    """Full metric names from reduced sums and maxima; a metric without tokens behind it is left out."""
-    means = mean_metrics({"tokens": 0.0} | sums)
-    metrics = {
-        name: means[key]
-        for name, key in (("policy/ratio_mean", "ratio_mean"), ("policy/kl", "kl_old_mean"))
-        if key in means
-    }
-    if "kl_ref_mean" in means:
-        metrics["policy/kl_reference"] = means["kl_ref_mean"]
-    if "clip_low_fraction" in means:
-        metrics["policy/clip_fraction"] = means["clip_low_fraction"] + means["clip_high_fraction"]
-    for name, value in sums.items():
-        if name == "loss" or name.startswith("loss/"):
-            metrics[f"learner/{name}"] = value / num_updates
-        elif sums.get(f"{name}_tokens"):
-            metrics[f"policy/{name}"] = value / sums[f"{name}_tokens"]
-    for modality in MODALITIES.values():
-        if sums.get(f"tokens/{modality}"):
-            metrics[f"policy/entropy/{modality}"] = sums[f"entropy/{modality}"] / sums[f"tokens/{modality}"]
-    if means:
-        # Beyond e^700 a float is infinite; the loss holds the ratio far below.
-        metrics["policy/ratio_max"] = math.exp(min(maxima["log_ratio"], 700.0))
-        metrics["policy/ratio_min"] = math.exp(min(-maxima["negative_log_ratio"], 700.0))
-    if maxima.get("logprob_gap", -math.inf) >= 0:
-        metrics["policy/logprob_gap_max"] = maxima["logprob_gap"]
-    return metrics

@@ -1,9 +1,17 @@
 """What an update measures: sums, counts and extremes that reduce exactly over passes, micro-batches and ranks."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from unirl.algorithms.losses import masked_sum, mean_metrics
+from unirl.learner.passes import MicroTensors
+from unirl.models.policy import TokenScores
+from unirl.types import Task
+
+MODALITIES: dict[Task, str] = {"understanding": "text", "generation": "image"}
 
 
 class Tally:
@@ -38,3 +46,57 @@ class Tally:
             for name, value in rank_maxima.items():
                 maxima[name] = max(maxima.get(name, value), value)
         return sums, maxima
+
+
+def measure(tally: Tally, data: MicroTensors, scores: TokenScores, mask: Tensor, difference: Tensor) -> None:
+    """Tally what a scoring pass says beside its loss.
+
+    Args:
+        tally: where it goes.
+        data: the micro-batch.
+        scores: of the pass.
+        mask: bool [B, T], tokens whose loss the pass carries.
+        difference: float32 [B, T] nats, new minus old log-probability.
+    """
+    modality = MODALITIES[data.task]
+    tally.add(
+        {
+            f"entropy/{modality}": masked_sum(scores.entropy, mask),
+            f"tokens/{modality}": mask.sum(),
+        }
+    )
+    if data.micro.counted and bool(mask.any()):
+        scored = scores.scored.sum()
+        for name, value in scores.metrics.items():
+            tally.add({name: value, f"{name}_tokens": scored})
+    tally.maximum("log_ratio", torch.where(mask, difference, -math.inf))
+    tally.maximum("negative_log_ratio", torch.where(mask, -difference, -math.inf))
+
+
+def metrics_of(sums: dict[str, float], maxima: dict[str, float], *, num_updates: int) -> dict[str, float]:
+    """Full metric names from reduced sums and maxima; a metric without tokens behind it is left out."""
+    means = mean_metrics({"tokens": 0.0} | sums)
+    metrics = {
+        name: means[key]
+        for name, key in (("policy/ratio_mean", "ratio_mean"), ("policy/kl", "kl_old_mean"))
+        if key in means
+    }
+    if "kl_ref_mean" in means:
+        metrics["policy/kl_reference"] = means["kl_ref_mean"]
+    if "clip_low_fraction" in means:
+        metrics["policy/clip_fraction"] = means["clip_low_fraction"] + means["clip_high_fraction"]
+    for name, value in sums.items():
+        if name == "loss" or name.startswith("loss/"):
+            metrics[f"learner/{name}"] = value / num_updates
+        elif sums.get(f"{name}_tokens"):
+            metrics[f"policy/{name}"] = value / sums[f"{name}_tokens"]
+    for modality in MODALITIES.values():
+        if sums.get(f"tokens/{modality}"):
+            metrics[f"policy/entropy/{modality}"] = sums[f"entropy/{modality}"] / sums[f"tokens/{modality}"]
+    if means:
+        # Beyond e^700 a float is infinite; the loss holds the ratio far below.
+        metrics["policy/ratio_max"] = math.exp(min(maxima["log_ratio"], 700.0))
+        metrics["policy/ratio_min"] = math.exp(min(-maxima["negative_log_ratio"], 700.0))
+    if maxima.get("logprob_gap", -math.inf) >= 0:
+        metrics["policy/logprob_gap_max"] = maxima["logprob_gap"]
+    return metrics

@@ -1,7 +1,7 @@
 """The policy's weights out of the engine, bucket by bucket, whatever the ZeRO stage."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class WeightExport:
         yield self._take([(name, buffer) for name, buffer in self._module.named_buffers() if name in persistent])
         self._complete = True
 
-    def _take(self, named: list[tuple[str, Tensor]]) -> Bucket:
+    def _take(self, named: Sequence[tuple[str, Tensor]]) -> Bucket:
         bucket: Bucket = []
         for name, tensor in named if self._holds_arrays else ():
             # A copy: the next update changes the tensor in place.
@@ -57,7 +57,7 @@ class WeightExport:
                 TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
             )
             self._sha256.update(name.encode())
-            self._sha256.update(array.reshape(-1).view(np.uint8))
+            self._sha256.update(array.reshape(-1).view(np.uint8).data)
             bucket.append((name, array))
         return bucket
 
