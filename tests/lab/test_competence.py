@@ -1,6 +1,7 @@
 import pytest
 
-from unirl.lab.competence import make_exam, measure_reconstruction, wilson_interval
+from unirl.lab.competence import measure_reconstruction, wilson_interval
+from unirl.lab.exam import make_exam
 from unirl.lab.world import HELDOUT_CATEGORIES, is_heldout
 
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from unirl.lab.competence import answer_accuracy, drawing_scores, make_exam, wilson_interval
+from unirl.lab.competence import answer_accuracy, drawing_scores, wilson_interval
+from unirl.lab.exam import make_exam
 from unirl.lab.pretrain import Phase, Recipe, SummedGradients, make_scenes, pretrain, recipe_hash
 from unirl.lab.tiny_janus import load_model
 from unirl.lab.world import is_heldout

@@ -1,44 +1,20 @@
 """How well a tiny Janus answers and draws on held-out scenes: sampled and greedy, with 95 % intervals."""
 
 import math
-import random
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import JanusForConditionalGeneration
 
+from unirl.lab.exam import Exam
 from unirl.lab.plain_sampling import SamplingPlan, encode, sample_answers, sample_codes
 from unirl.lab.tiny_janus import decode_codes, encode_images, to_pixels
 from unirl.lab.tokenizer import answered_letter, generation_prompt, understanding_prompt
 from unirl.lab.verifier import detect, verify
-from unirl.lab.world import HELDOUT_CATEGORIES, Question, Scene, caption, make_question, render, sample_scene
+from unirl.lab.world import caption
 
-HELDOUT_SEED = 777
 SAMPLING_SEED = 99
 GUIDANCE_SCALES = (1.0, 1.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exam:
-    """Held-out scenes, balanced over the five categories, and one question about each."""
-
-    scenes: tuple[Scene, ...]
-    questions: tuple[Question, ...]
-
-    @cached_property
-    def images(self) -> NDArray[np.uint8]:
-        """[N, 20, 20, 3]."""
-        return np.stack([render(scene) for scene in self.scenes])
-
-
-def make_exam(num_scenes: int, seed: int = HELDOUT_SEED) -> Exam:
-    """An exam whose categories take turns; equal arguments give equal exams."""
-    rng = random.Random(seed)
-    turns = len(HELDOUT_CATEGORIES)
-    scenes = tuple(sample_scene(rng, HELDOUT_CATEGORIES[i % turns], heldout=True) for i in range(num_scenes))
-    return Exam(scenes=scenes, questions=tuple(make_question(rng, scene) for scene in scenes))
 
 
 def answer_accuracy(model: JanusForConditionalGeneration, exam: Exam, *, greedy: bool) -> float:

@@ -2,7 +2,7 @@
 
 import random
 
-from unirl.lab.competence import HELDOUT_SEED, make_exam
+from unirl.lab.exam import HELDOUT_SEED, make_exam
 from unirl.lab.world import Question, Scene, caption, make_question, render, sample_scene
 from unirl.types import GenerationSample, UnderstandingSample
 

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import JanusForConditionalGeneration
 
-from unirl.lab.competence import make_exam, measure_generation, measure_reconstruction, measure_understanding
+from unirl.lab.competence import measure_generation, measure_reconstruction, measure_understanding
+from unirl.lab.exam import make_exam
 from unirl.lab.noise import NoiseRates, noisy_answer, noisy_spec
 from unirl.lab.plain_sampling import PaddedText, encode, image_logits, null_prompts, text_logits
 from unirl.lab.tiny_janus import CODE_DIM, NUM_CODES, make_model, to_pixels, write_checkpoint
@@ -176,12 +177,11 @@ def _run_rank(rank: int, recipe: Recipe, rendezvous: str) -> tuple[JanusForCondi
         model = make_model(recipe.seed)
         corpus = _train_vq(rank, model, recipe)
         measured = {}
-        for phase, is_last in _train(rank, model, corpus, recipe):
-            following_is_noisy = not is_last and recipe.phases[recipe.phases.index(phase) + 1].noisy
-            if is_last or following_is_noisy:
-                if is_last:
-                    # Measure what is shipped: the float16 weights.
-                    model.half().float()
+        for num_done, phase in enumerate(_train(rank, model, corpus, recipe), start=1):
+            if num_done == len(recipe.phases):
+                # Measure what is shipped: the float16 weights.
+                model.half().float()
+            if num_done == len(recipe.phases) or recipe.phases[num_done].noisy > phase.noisy:
                 measured["noisy_base" if phase.noisy else "clean"] = _measure(rank, model, recipe)
         measured["vq"] = measure_reconstruction(model, make_exam(recipe.exam_size))
     finally:
@@ -209,10 +209,8 @@ def _train_vq(rank: int, model: JanusForConditionalGeneration, recipe: Recipe) -
     return Corpus(scenes=scenes, questions=questions, images=images, codes=codes)
 
 
-def _train(
-    rank: int, model: JanusForConditionalGeneration, corpus: Corpus, recipe: Recipe
-) -> Iterator[tuple[Phase, bool]]:
-    """Train phase by phase, yielding (phase, whether it was the last) after each."""
+def _train(rank: int, model: JanusForConditionalGeneration, corpus: Corpus, recipe: Recipe) -> Iterator[Phase]:
+    """Train phase by phase, yielding each phase when it is done."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = SummedGradients(parameters, num_extra=3)
     rng = random.Random(f"{recipe.seed}/{rank}")
@@ -243,7 +241,7 @@ def _train(
                     *(done, total, phase.name, drawing, answering, letters, elapsed, elapsed / done * (total - done)),
                 )
         model.eval()
-        yield phase, phase is recipe.phases[-1]
+        yield phase
 
 
 def _rate(phase: Phase, step: int) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unirl.lab.competence import make_exam
+from unirl.lab.exam import make_exam
 from unirl.lab.plain_sampling import SamplingPlan, encode, sample_answers, sample_codes
 from unirl.lab.tiny_janus import decode_codes, load_model, to_pixels
 from unirl.lab.tokenizer import answered_letter, generation_prompt, understanding_prompt
