@@ -1,3 +1,4 @@
+import sys
 import threading
 import time
 
@@ -94,6 +95,15 @@ def test_what_is_no_valid_score_counts_as_a_failure(bad):
     assert_masked(safe.score(GROUP), "scripted")
 
 
+@pytest.fixture
+def no_tracing():
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)
+
+
+@pytest.mark.usefixtures("no_tracing")
 @pytest.mark.parametrize("hang", [spin, spin_and_swallow])
 def test_a_hang_in_python_is_ended_and_the_reward_lives_on(hang):
     reward = Scripted(hang)
@@ -122,6 +132,20 @@ def test_a_hang_outside_python_is_abandoned_and_the_reward_built_anew():
     while safe.num_hung and time.monotonic() < deadline:
         time.sleep(0.01)
     assert safe.score(GROUP).judged.all()
+
+
+def test_under_a_debugger_a_late_thread_is_only_abandoned():
+    release = threading.Event()
+    safe, _ = isolated(Scripted(lambda: release.wait() and None), timeout_s=0.05, max_attempts=1)
+    tracer = sys.gettrace()
+    sys.settrace(lambda *_: None)
+    try:
+        scores = safe.score(GROUP)
+    finally:
+        sys.settrace(tracer)
+    assert_masked(scores, "no scores after")
+    assert safe.num_hung == 1
+    release.set()
 
 
 def test_closing_ends_what_the_reward_started():

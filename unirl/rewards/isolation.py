@@ -1,12 +1,14 @@
 """Keeps one reward's trouble to itself: a time limit, retries, and an answer in any case.
 
 Each attempt runs in a thread. A late one gets an exception raised inside it, which ends a loop in Python. A call that
-hangs outside Python cannot be ended this way: its thread is abandoned and the reward is built anew, twice at most. In a
-Ray actor the pool can do better and kill the process; `num_hung` tells it when.
+hangs outside Python cannot be ended this way: its thread is abandoned and the reward is built anew, twice at most; one
+that also keeps the interpreter to itself (a runaway regular expression) stops even the clock. In a Ray actor the pool
+can do better and kill the process; `num_hung` tells it when.
 """
 
 import ctypes
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
@@ -123,8 +125,11 @@ class IsolatedReward:
     def _end(self, thread: threading.Thread) -> None:
         """End a late thread, or abandon it together with the reward it is in."""
         assert thread.ident is not None, "the thread was started"
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeIsUp))
-        thread.join(END_GRACE_S)
+        # Python 3.11 under a debugger or coverage: while the exception waits for a blocked thread, this one would spin
+        # at its next call for ever.
+        if sys.gettrace() is None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeIsUp))
+            thread.join(END_GRACE_S)
         if thread.is_alive():
             self._hung.append(thread)
             self._reward = None
