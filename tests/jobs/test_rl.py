@@ -17,6 +17,7 @@ SMALL = (
     "rollout.pairs_per_step=4", "rollout.num_understanding=4", "rollout.num_generation=4", "train.num_steps=5",
     "train.save_every=2", "evaluation.enabled=false", "data.max_pairs=64",
 )  # fmt: skip
+UNIRL = str(Path(sys.executable).with_name("unirl"))
 IN_ONE_PROCESS = ("--local", "rollout.backend=torch")
 
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def start(folder, run, *arguments):
-    command = [sys.executable, "-m", "unirl.cli", "train", f"data.cache_dir={folder / 'cache'}", *arguments]
+    command = [UNIRL, "train", f"data.cache_dir={folder / 'cache'}", *arguments]
     with (folder / f"{run}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
 
@@ -98,7 +99,7 @@ def test_a_resumed_run_through_ray_vllm_and_deepspeed_is_bit_identical(folder, s
 
 def run_unirl(folder, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "unirl.cli", "train", f"data.cache_dir={folder / 'cache'}", *arguments],
+        [UNIRL, "train", f"data.cache_dir={folder / 'cache'}", *arguments],
         capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
 
