@@ -1,11 +1,15 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import JanusProcessor
 
+import unirl.lab
 from tests.janus_checkpoints import edit_json
+from unirl.lab.data import make_heldout
+from unirl.lab.tokenizer import generation_prompt, make_tokenizer, understanding_prompt
 from unirl.models.janus_prompts import JanusPrompts
 
 
@@ -78,3 +82,12 @@ def test_decoding_keeps_special_tokens_and_survives_ids_without_words(prompts):
     text = prompts.decode(np.array([what, 63, prompts.ids.eos], np.int32))
     assert text.startswith("what")
     assert text.endswith("▁sentence｜>")  # noqa: RUF001
+
+
+def test_lab_prompts_are_those_its_model_was_trained_on():
+    folder = Path(unirl.lab.__file__).parent / "checkpoints" / "janus"
+    prompts, tokenizer = JanusPrompts.load(folder, None), make_tokenizer()
+    for question, drawing in zip(*make_heldout(20, 0), strict=True):
+        wanted = tokenizer(understanding_prompt(question.question, question.choices)).input_ids
+        assert prompts.understanding(question).tolist() == wanted
+        assert prompts.generation(drawing).tolist() == tokenizer(generation_prompt(drawing.prompt)).input_ids

@@ -14,6 +14,20 @@ from unirl.rollout.seeds import sample_seed
 from unirl.types import LearnerRow, RolloutRequest, TensorSpec, WeightsManifest
 
 MODEL = ModelConfig()
+FIGURES: list[str] = []
+
+
+@pytest.fixture
+def report():
+    """Takes a line of measured figures for the end of the session's output."""
+    return FIGURES.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FIGURES:
+        terminalreporter.section("rollout figures")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
 
 
 def sampling_with(guidance=3.0, temperature=1.0, max_tokens=24):

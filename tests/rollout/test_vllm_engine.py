@@ -1,4 +1,3 @@
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +12,6 @@ from unirl.models.janus_pro import JanusPro
 from unirl.models.policy import Scoring
 from unirl.rollout.build import build_sampler
 from unirl.types import GenerationSample, RolloutRequest, UnderstandingSample
-
-log = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +62,11 @@ def moved_policy(folder, seed=0):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 5.0])
-def test_logprobs_equal_the_learners(engine, plain, lab_requests, guidance):
+def test_logprobs_equal_the_learners(engine, plain, lab_requests, guidance, report):
     groups = engine.sample(lab_requests(12, 12, seeds=8), sampling_with(guidance))
     gaps = logprob_gap(plain.policy, groups, Scoring(guidance_scale=guidance))
-    log.info("guidance %.1f: max |sampler - learner| %s", guidance, gaps)
+    text, image = gaps["understanding"], gaps["generation"]
+    report(f"max |sampler - learner| log-prob at guidance {guidance}: text {text:.2g} nats, image {image:.2g} nats")
     assert gaps["understanding"] <= 1e-5
     assert gaps["generation"] <= 1e-5 * (2 * guidance - 1)
 
@@ -102,7 +100,7 @@ def test_greedy_tokens_equal_transformers_own(engine, lab_folder, lab_requests):
         assert ours.completion_ids.tolist() == wanted.tolist()
 
 
-def test_first_code_follows_the_exact_distribution(engine, plain, lab_requests):
+def test_first_code_follows_the_exact_distribution(engine, plain, lab_requests, report):
     (request,) = lab_requests(0, 1)
     count = 800
     request = replace(request, seeds=tuple(range(count)))
@@ -119,12 +117,12 @@ def test_first_code_follows_the_exact_distribution(engine, plain, lab_requests):
     seen = torch.cat([counts[common], counts[~common].sum()[None]])
     statistic = ((seen - expected) ** 2 / expected).sum()
     p_value = torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2, dtype=torch.double), statistic / 2)
-    log.info("chi-square %.1f at %d degrees of freedom, p = %.3f", statistic, len(expected) - 1, p_value)
+    report(f"first code: chi-square {statistic:.1f} at {len(expected) - 1} degrees of freedom, p = {p_value:.3f}")
     assert len(expected) > 5
     assert p_value > 1e-3
 
 
-def test_company_and_order_change_no_token(engine, lab_requests):
+def test_company_and_order_change_no_token(engine, lab_requests, report):
     requests, sampling = lab_requests(6, 6), sampling_with()
     mixed = engine.sample(requests, sampling)
     wanted = {group.request.request_id: tokens([group]) for group in mixed}
@@ -138,7 +136,7 @@ def test_company_and_order_change_no_token(engine, lab_requests):
     pairs = [(a, b) for g in groups for a, b in zip(tokens([g]), wanted[g.request.request_id], strict=True)]
     flips = sum(a != b for a, b in pairs)
     num_tokens = sum(len(b) for _, b in pairs)
-    log.info("%d of %d sequences (%d tokens) differ in other company", flips, len(pairs), num_tokens)
+    report(f"{flips} of {len(pairs)} sequences ({num_tokens} tokens) differ in other company")
     assert flips == 0
 
 
@@ -259,6 +257,15 @@ def test_long_prompt_is_refused_before_the_engine_sees_it(engine, lab_requests):
     assert not engine._llm.llm_engine.has_unfinished_requests()
 
 
+def test_memory_for_less_than_one_sequence_is_refused_by_its_key(lab_folder):
+    # 4 blocks of 32 tokens, keys and values, 2 streams, 4 layers, 3 heads of 32, float32.
+    least = 4 * 32 * 2 * 2 * 4 * 3 * 32 * 4 / 2**30
+    with pytest.raises(
+        ValueError, match=rf"rollout.kv_cache_memory_gib: expected at least {least:.3g}.*2 streams; got"
+    ):
+        build_sampler(MODEL, lab_folder, engine_config(kv_cache_memory_gib=0.99 * least), "both")
+
+
 def test_role_and_streams_limit_what_is_served(text_engine, lab_requests):
     with pytest.raises(ValueError, match="expected text requests as this sampler's role says; got image"):
         text_engine.sample(lab_requests(0, 1), sampling_with())
@@ -293,12 +300,13 @@ def test_untied_public_layout_with_little_memory_equals_the_plain_sampler(public
     )
 
 
-def test_bfloat16_engine_stays_near_the_learner(lab_folder, lab_requests):
+def test_bfloat16_engine_stays_near_the_learner(lab_folder, lab_requests, report):
     model = ModelConfig(dtype="bfloat16")
     sampler = build_sampler(model, lab_folder, engine_config(), "both")
     policy = JanusPro.load(model, lab_folder)
     groups = sampler.sample(lab_requests(8, 8), sampling_with(1.5))
     gaps = logprob_gap(policy, groups, Scoring(guidance_scale=1.5))
-    log.info("bfloat16: max |sampler - learner| %s", gaps)
+    text, image = gaps["understanding"], gaps["generation"]
+    report(f"max |sampler - learner| log-prob in bfloat16: text {text:.2g} nats, image {image:.2g} nats")
     assert gaps["understanding"] < 0.5
     assert gaps["generation"] < 1.0

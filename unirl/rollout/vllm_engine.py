@@ -50,6 +50,7 @@ class VllmSampler:
         self._front, write_engine_folder = _family(model, path)
         nn.Module.to(self._front.module, device)
         self._dtype = getattr(torch, model.dtype)
+        self._check_memory()
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
             write_engine_folder(self._front, Path(folder), self._num_streams)
             self._llm = self._start(folder, model.dtype)
@@ -128,6 +129,18 @@ class VllmSampler:
             seed=0,
         )
 
+    def _check_memory(self) -> None:
+        text, rollout = self._front.config.text_config, self._rollout
+        values_per_token = 2 * self._num_streams * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        num_blocks = -(-rollout.max_model_len // BLOCK_TOKENS)
+        least = num_blocks * BLOCK_TOKENS * values_per_token * self._dtype.itemsize / 2**30
+        if rollout.kv_cache_memory_gib < least:
+            raise ValueError(
+                f"rollout.kv_cache_memory_gib: expected at least {least:.3g}, which one sequence of "
+                f"rollout.max_model_len {rollout.max_model_len} tokens takes in {self._num_streams} streams; got "
+                f"{rollout.kv_cache_memory_gib:.3g}; raise it to {least:.3g} times the sequences to decode at once"
+            )
+
     def _check(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> None:
         for request in requests:
             if self._role not in ("both", modality := MODALITY[request.task]):
@@ -180,7 +193,7 @@ class VllmSampler:
         self, prompts: Sequence["EngineInput"], requests: Sequence[RolloutRequest], sampling: SamplingConfig
     ) -> dict[str, "RequestOutput"]:
         engine = self._llm.llm_engine
-        outputs: dict[str, RequestOutput] = {}
+        outputs: dict[str, Any] = {}
         pending: set[str] = set()
         # vLLM compiles a helper of its log-probabilities even in eager mode, which takes half a minute on a CPU.
         with torch.compiler.set_stance("force_eager" if self._rollout.enforce_eager else "default"):
