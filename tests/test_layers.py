@@ -16,7 +16,7 @@ MAY_IMPORT = (
     | {part: ("config", *MATH) for part in PARTS}
     | {"rollout": ("config", *MATH, "models"), "learner": ("config", *MATH, "models")}
     | {"models": ("config", *MATH, "lab"), "rewards": ("config", *MATH, "lab")}  # the lab's encoder and verifier
-    | {"cluster": ("config", *MATH, *PARTS), "jobs": WHOLE, "cli": (*WHOLE, "jobs")}
+    | {"cluster": ("config", *MATH, *PARTS), "benchmarks": WHOLE, "jobs": WHOLE, "cli": (*WHOLE, "jobs")}
 )
 # Third-party package -> the rooms it is kept to.
 KEPT_TO = {

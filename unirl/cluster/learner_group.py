@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.placement import Placement
 from unirl.cluster.weight_sync import Publication
 from unirl.config import RlConfig
@@ -28,6 +29,7 @@ class LearnerRank:
 
     def setup(self, config: RlConfig, checkpoint: Path, rank: int, address: tuple[str, int]) -> None:
         """Join the process group and load the weights; blocks until every rank is there."""
+        open_actor_log(f"learner-{rank}")
         from unirl.learner.learner import Learner
 
         self._rank = rank

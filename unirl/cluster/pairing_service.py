@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from unirl.cluster.actor_log import open_actor_log
 from unirl.data.pair_source import PairSource, StepResult
 from unirl.types import PairRecord
 
@@ -15,6 +16,7 @@ class PairingActor:
     """Owns the pair source."""
 
     def __init__(self, folder: Path, pairs_per_step: int, seed: int, shuffle: bool, max_pairs: int | None) -> None:
+        open_actor_log("pairing")
         self._source = PairSource.open(
             folder, pairs_per_step=pairs_per_step, seed=seed, shuffle=shuffle, max_pairs=max_pairs
         )

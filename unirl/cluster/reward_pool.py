@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.rollout_pool import TICK_S, GroupReferences
 from unirl.config import RewardConfig, RewardsConfig
 from unirl.rewards.reward import combine
@@ -24,6 +26,7 @@ class RewardWorker:
     """One reward with its cache, retries and time limit."""
 
     def __init__(self, name: str, config: RewardConfig) -> None:
+        open_actor_log(f"reward-{name}-{os.getpid()}")
         from unirl.rewards.isolation import IsolatedReward
 
         self._reward = IsolatedReward(name, config)

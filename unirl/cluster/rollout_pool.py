@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.placement import Placement
 from unirl.cluster.weight_sync import Publication
 from unirl.config import ModelConfig, RlConfig, RolloutConfig, SamplingConfig, WorkersConfig
@@ -33,7 +34,8 @@ TICK_S = 5.0
 class RolloutWorker:
     """One sampler with its in-process engine."""
 
-    def __init__(self, model: ModelConfig, checkpoint: Path, rollout: RolloutConfig, role: Role) -> None:
+    def __init__(self, model: ModelConfig, checkpoint: Path, rollout: RolloutConfig, role: Role, index: int) -> None:
+        open_actor_log(f"rollout-{role}-{index}")
         from unirl.rollout.build import build_sampler
 
         self._sampler = build_sampler(model, checkpoint, rollout, role)
@@ -98,7 +100,7 @@ class RolloutPool:
         options: dict[str, object] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
         if self._placement is not None and (strategy := self._placement.for_rollout(index)) is not None:
             options["scheduling_strategy"] = strategy
-        arguments = (self._config.model, self._checkpoint, self._config.rollout, role)
+        arguments = (self._config.model, self._checkpoint, self._config.rollout, role, index)
         worker = _Worker(role, index, RolloutWorker.options(**options).remote(*arguments))
         if self._publication is not None:
             worker.handle.load_weights.remote(self._publication)

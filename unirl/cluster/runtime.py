@@ -2,9 +2,11 @@
 
 import logging
 import os
+from pathlib import Path
 
 import ray
 
+from unirl.cluster.actor_log import LOG_DIR
 from unirl.cluster.plan import PlannedActor, render_plan, total_resources
 from unirl.config import ClusterConfig
 
@@ -27,8 +29,10 @@ class PlacementError(RuntimeError):
     """The cluster cannot hold the actor plan."""
 
 
-def start_ray(config: ClusterConfig, plan: list[PlannedActor]) -> None:
+def start_ray(config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | None = None) -> None:
     """Join the cluster at `config.address` or RAY_ADDRESS, else start one on this machine that ends with the run.
+
+    Actors log into `log_dir`, a file each; what their engines print reaches the driver only when it logs at DEBUG (-v).
 
     Raises:
         PlacementError: the cluster has fewer CPUs or GPUs than the plan needs at once.
@@ -36,12 +40,14 @@ def start_ray(config: ClusterConfig, plan: list[PlannedActor]) -> None:
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
     environment = dict(ACTOR_ENVIRONMENT)
+    if log_dir is not None:
+        environment[LOG_DIR] = str(log_dir.resolve())
     if not any(actor.num_gpus for actor in plan):
         environment["TORCHDYNAMO_DISABLE"] = "1"
     needed = total_resources(plan)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
-        ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=True)
+        ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=log.isEnabledFor(logging.DEBUG))
     else:
         _start_local(config, needed, environment)
     check_resources(needed, ray.cluster_resources(), plan)
@@ -57,6 +63,7 @@ def _start_local(config: ClusterConfig, needed: dict[str, float], environment: d
         include_dashboard=False,
         object_store_memory=int(config.object_store_gib * (1 << 30)),
         logging_level=logging.ERROR,
+        log_to_driver=log.isEnabledFor(logging.DEBUG),
         runtime_env={"env_vars": environment},
     )
 

@@ -89,10 +89,16 @@ class Parts:
 
 
 @contextmanager
-def open_parts(config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool) -> Iterator[Parts]:
+def open_parts(
+    config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool, log_dir: Path | None = None
+) -> Iterator[Parts]:
     """Start everything a step needs and end it afterwards, whatever happened in between."""
     with ExitStack() as stack:
-        yield (_local_parts if local else _actors)(config, checkpoint, pairs, stack)
+        if local:
+            yield _local_parts(config, checkpoint, pairs, stack)
+        else:
+            _join_ray(config, checkpoint, stack, log_dir)
+            yield _actors(config, checkpoint, pairs, stack)
 
 
 @contextmanager
@@ -100,7 +106,7 @@ def open_judged_rollouts(config: RlConfig, checkpoint: Path, *, local: bool) -> 
     """Start samplers and rewards alone, for a measurement without training."""
     with ExitStack() as stack:
         if not local:
-            _join_ray(config, checkpoint, stack, with_learner=False)
+            _join_ray(config, checkpoint, stack, None, with_learner=False)
         yield (_local_rollouts if local else _rollout_actors)(config, checkpoint, stack)
 
 
@@ -127,7 +133,6 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -
     from unirl.cluster.pairing_service import PairingService
     from unirl.cluster.placement import place
 
-    _join_ray(config, checkpoint, stack, with_learner=True)
     placement = place(config)
     stack.callback(placement.release)
     rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement)
@@ -138,14 +143,17 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -
     return Parts(service, rollouts, rewards, learner)
 
 
-def _join_ray(config: RlConfig, checkpoint: Path, stack: ExitStack, *, with_learner: bool) -> None:
+def _join_ray(
+    config: RlConfig, checkpoint: Path, stack: ExitStack, log_dir: Path | None, *, with_learner: bool = True
+) -> None:
     import ray
 
     from unirl.cluster.plan import actor_plan, count_parameters
     from unirl.cluster.runtime import start_ray
 
     stack.callback(ray.shutdown)
-    start_ray(config.cluster, actor_plan(config, count_parameters(checkpoint), with_learner=with_learner))
+    plan = actor_plan(config, count_parameters(checkpoint), with_learner=with_learner)
+    start_ray(config.cluster, plan, log_dir)
 
 
 def _rollout_actors(

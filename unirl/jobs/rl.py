@@ -175,7 +175,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             on_stall=lambda message: record.event("stall", message),
         )
         run = Run(config, record, terminal, clock, interrupts)
-        with open_parts(config, checkpoint, pairs, local=local) as parts:
+        with open_parts(config, checkpoint, pairs, local=local, log_dir=run_dir / "logs") as parts:
             first_step = restore(parts, run) if resumed else 1
             terminal.banner(banner(config, run_dir, checkpoint, first_step, local=local))
             try:

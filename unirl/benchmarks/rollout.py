@@ -1,4 +1,4 @@
-"""Measures whether answers pay for the second stream: run `python -m unirl.jobs.bench_rollout [checkpoint folder]`.
+"""Measures whether answers pay for the second stream: run `python -m unirl.benchmarks.rollout [checkpoint folder]`.
 
 All variants take turns in one process, so that their ratios hold where single timings are noisy.
 """
