@@ -25,7 +25,10 @@ def _check(condition: bool, message: str) -> None:
 
 def _check_image(image: NDArray[np.uint8], owner: str) -> None:
     _check(
-        isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3,
+        isinstance(image, np.ndarray)  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        and image.dtype == np.uint8
+        and image.ndim == 3
+        and image.shape[2] == 3,
         f"{owner}: expected an RGB image, uint8 [height, width, 3] with pixels in 0..255; got "
         f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}; decode it to RGB first",
     )
@@ -113,7 +116,7 @@ class RolloutRequest:
         _check(bool(self.seeds), f"request {self.request_id}: expected at least one seed; got none")
         wanted = UnderstandingSample if self.task == "understanding" else GenerationSample
         _check(
-            isinstance(self.sample, wanted),
+            isinstance(self.sample, wanted),  # pyright: ignore[reportUnnecessaryIsInstance] - it is the task's kind
             f"request {self.request_id}: expected a {wanted.__name__} for {self.task}; got a "
             f"{type(self.sample).__name__}; pair the task with its own kind of sample",
         )

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
+from ray.actor import ActorHandle
 
 from unirl.cluster.actor_log import open_actor_log
 from unirl.data.pair_source import PairSource, StepResult
@@ -42,7 +43,8 @@ class PairingService:
     """The driver's side of the actor."""
 
     def __init__(self, folder: Path, *, pairs_per_step: int, seed: int, shuffle: bool, max_pairs: int | None) -> None:
-        self._actor = PairingActor.remote(folder, pairs_per_step, seed, shuffle, max_pairs)
+        actor = PairingActor.remote(folder, pairs_per_step, seed, shuffle, max_pairs)
+        self._actor = cast("ActorHandle", actor)
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import ray
@@ -71,7 +72,7 @@ class RewardPool:
     def _start(self, key: tuple[str, str]) -> ActorHandle:
         reward = self._configs[key]
         options = {"num_cpus": reward.num_cpus, "num_gpus": reward.num_gpus}
-        return RewardWorker.options(**options).remote(key[1], reward)
+        return cast("ActorHandle", RewardWorker.options(**options).remote(key[1], reward))
 
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """Score groups as they arrive, while later ones are still being sampled; sorted by request id."""
@@ -138,7 +139,7 @@ class RewardPool:
         if self._workers[call.key][call.slot] is not call.worker:
             return
         log.warning("reward worker %s %d is gone; starting another", call.key[1], call.slot)
-        ray.kill(call.worker)
+        ray.kill(self._workers[call.key][call.slot])
         self.restarts += 1
         self._workers[call.key][call.slot] = self._start(call.key)
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -101,7 +101,7 @@ class RolloutPool:
         if self._placement is not None and (strategy := self._placement.for_rollout(index)) is not None:
             options["scheduling_strategy"] = strategy
         arguments = (self._config.model, self._checkpoint, self._config.rollout, role, index)
-        worker = _Worker(role, index, RolloutWorker.options(**options).remote(*arguments))
+        worker = _Worker(role, index, cast("ActorHandle", RolloutWorker.options(**options).remote(*arguments)))
         if self._publication is not None:
             worker.handle.load_weights.remote(self._publication)
         return worker

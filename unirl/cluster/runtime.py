@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -68,7 +69,7 @@ def _start_local(config: ClusterConfig, needed: dict[str, float], environment: d
     )
 
 
-def check_resources(needed: dict[str, float], present: dict[str, float], plan: list[PlannedActor]) -> None:
+def check_resources(needed: Mapping[str, float], present: Mapping[str, float], plan: list[PlannedActor]) -> None:
     """Refuse a plan that the cluster cannot hold, instead of waiting for ever.
 
     Raises:

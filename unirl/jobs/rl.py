@@ -22,7 +22,15 @@ from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
 from unirl.rollout.seeds import sample_seed
-from unirl.types import PairRecord, RolloutRequest, ScoredGroup, WeightedGroup
+from unirl.types import (
+    GenerationSample,
+    PairRecord,
+    RolloutRequest,
+    ScoredGroup,
+    Task,
+    UnderstandingSample,
+    WeightedGroup,
+)
 
 
 def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> StepData:
@@ -49,10 +57,11 @@ def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> l
     """Both prompts of every pair, with one seed per completion, keyed so that nothing else can change the tokens."""
     requests: list[RolloutRequest] = []
     for pair in pairs:
-        for task, sample, count in (
+        sides: tuple[tuple[Task, UnderstandingSample | GenerationSample, int], ...] = (
             ("understanding", pair.understanding, config.rollout.num_understanding),
             ("generation", pair.generation, config.rollout.num_generation),
-        ):
+        )
+        for task, sample, count in sides:
             seeds = tuple(sample_seed(config.train.seed, step, pair.pair_id, task, index) for index in range(count))
             name = f"{pair.pair_id}/{task}"
             requests.append(
