@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.placement import Placement
@@ -117,8 +117,8 @@ class RolloutPool:
         for reference, worker in pending.items():
             try:
                 version = ray.get(reference, timeout=self._config.rollout.timeout_s)
-            except RayActorError:
-                self._replace(worker, "died while it loaded weights")
+            except (RayActorError, GetTimeoutError) as error:
+                self._replace(worker, f"did not load weights ({type(error).__name__})")
                 continue
             except RayTaskError as error:
                 raise error.cause from None
