@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -72,7 +73,9 @@ def test_the_project_asks_for_nothing_that_the_locks_lack():
 def test_the_environment_holds_what_the_lock_says():
     from importlib.metadata import distributions
 
-    installed = {normal(found.name): found.version for found in distributions()}
+    # Only the environment's own folder: setuptools, once imported, shows copies of packages that it carries inside.
+    folder = sysconfig.get_path("purelib")
+    installed = {normal(found.name): found.version for found in distributions(path=[folder])}
     wrong = {
         name: (version, installed.get(name)) for name, version in pins("cpu").items() if installed.get(name) != version
     }
