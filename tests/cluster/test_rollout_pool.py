@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from unirl.cluster.rollout_pool import RolloutPool
-from unirl.jobs.local import LocalRollouts
+from unirl.cluster.weight_sync import Publication
+from unirl.jobs.local import LocalLearner, LocalRollouts
 from unirl.rollout.units import units_of_work
 
 
@@ -67,6 +68,22 @@ def test_groups_lie_in_the_store_so_that_images_are_not_sent_again(pool, config,
         assert all(np.array_equal(a.completion_ids, b.completion_ids)
                    for a, b in zip(stored.trajectories, group.trajectories, strict=True))  # fmt: skip
     assert not pool.references.places
+
+
+def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
+    pool, config, checkpoint, requests_of, ray_session
+):
+    learner = LocalLearner(config, checkpoint)
+    tensors = learner.publish_weights()
+    learner.close()
+    manifest = replace(tensors.manifest, policy_version=7)
+    pool.load_weights(Publication(manifest, (ray_session.put(tensors.tensors),)))
+    ray_session.get(
+        pool._workers[0].handle.load_weights.remote(Publication(tensors.manifest, (ray_session.put(tensors.tensors),)))
+    )
+    groups = list(pool.sample(requests_of(4, 2), config.rollout.sampling))
+    assert {t.policy_version for group in groups for t in group.trajectories} == {7}
+    assert pool.restarts == 1
 
 
 def test_a_task_without_workers_is_named(ray_session, config, checkpoint, requests_of):

@@ -186,8 +186,20 @@ class RolloutPool:
         except RayTaskError as error:
             self._requeue(unit, todo, error.cause)
             return []
+        if stale := self._stale_version(groups):
+            self._replace(worker, stale)
+            self._requeue(unit, todo, RuntimeError(stale))
+            return []
         self.references.remember(reference, groups)
         return groups
+
+    def _stale_version(self, groups: Sequence[RolloutGroup]) -> str:
+        """What is wrong with the weights that sampled these groups; empty when they are the published ones."""
+        if self._publication is None:
+            return ""
+        wanted = self._publication.policy_version
+        versions = {t.policy_version for group in groups for t in group.trajectories} - {wanted}
+        return f"sampled with weights {sorted(versions)} instead of {wanted}" if versions else ""
 
     def _requeue(self, unit: _Unit, todo: deque[_Unit], error: BaseException) -> None:
         unit.attempts += 1
