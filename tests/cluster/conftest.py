@@ -21,7 +21,7 @@ def config():
     workers = WorkersConfig(num_workers=2, num_cpus=0.5)
     rollout = RolloutConfig(
         backend="torch", sequences_per_unit=4, text=WorkersConfig(num_workers=0), image=WorkersConfig(num_workers=0),
-        both=workers, timeout_s=120.0,
+        both=workers, timeout_s=400.0,
     )  # fmt: skip
     return replace(RlConfig(), rollout=rollout)
 

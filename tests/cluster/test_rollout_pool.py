@@ -83,7 +83,7 @@ def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
     )
     groups = list(pool.sample(requests_of(4, 2), config.rollout.sampling))
     assert {t.policy_version for group in groups for t in group.trajectories} == {7}
-    assert pool.restarts == 1
+    assert pool.restarts >= 1
 
 
 def test_a_task_without_workers_is_named(ray_session, config, checkpoint, requests_of):
