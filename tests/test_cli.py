@@ -145,7 +145,6 @@ def test_lab_data_is_what_the_readers_read(tmp_path):
 def test_the_saved_settings_of_a_run_come_first(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     assert cli.saved_config(str(tmp_path)) == [tmp_path / "config.yaml"]
-    assert cli.saved_config("auto") == []
     assert cli.saved_config(None) == []
 
 

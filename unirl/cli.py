@@ -102,7 +102,13 @@ def train(
     """Post-train a policy with PairGRPO."""
     start_logging(verbose)
     extra = [f"train.run_dir={run_dir}"] if run_dir else []
-    settings = load_rl(saved_config(resume) + (config or []), (overrides or []) + extra)
+    files, overrides = config or [], (overrides or []) + extra
+    if resume == "auto":
+        from unirl.jobs.run_dirs import newest_unfinished
+
+        # The files say which run is meant; what it runs with is its own saved configuration.
+        resume, files = str(newest_unfinished(load_rl(files, overrides).train.name)), []
+    settings = load_rl(saved_config(resume) + files, overrides)
     from unirl.jobs import rl
 
     raise typer.Exit(rl.main(settings, local=local, resume=resume, dry_run=dry_run))

@@ -1,10 +1,12 @@
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from unirl.cluster.placement import place, planned_bundles
 from unirl.cluster.plan import actor_plan
-from unirl.cluster.runtime import PlacementError, check_resources
+from unirl.cluster.rollout_pool import RolloutPool
+from unirl.cluster.runtime import PlacementError, check_resources, wait_until_up
 from unirl.config import ClusterConfig, LearnerConfig, RlConfig, RolloutConfig, WorkersConfig
 
 
@@ -36,3 +38,21 @@ def test_bundles_that_never_become_free_are_an_error_not_a_wait(ray_session):
     with pytest.raises(PlacementError, match=r"expected bundles .*1000.* within 1 s; got .* available"):
         place(config)
     assert ray_session.available_resources()["CPU"] > 0
+
+
+def test_an_actor_that_cannot_be_scheduled_is_named_after_the_patience(ray_session, config, checkpoint):
+    workers = replace(config.rollout.both, num_workers=1, num_cpus=1000)
+    pool = RolloutPool(replace(config, rollout=replace(config.rollout, both=workers)), checkpoint, None)
+    with pytest.raises(PlacementError, match=r"up within 2 s .*no answer from rollout\.both 0, with .* free"):
+        wait_until_up(pool.starting(), 2.0)
+    pool.close()
+
+
+def test_an_actor_that_fails_to_start_says_why(ray_session, config, checkpoint, tmp_path):
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    pool = RolloutPool(config, broken, None)
+    with pytest.raises(RuntimeError, match=r"(?s)expected rollout\.both 0 to start.*model\.safetensors"):
+        wait_until_up(pool.starting(), 120.0)
+    pool.close()

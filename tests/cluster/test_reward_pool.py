@@ -1,3 +1,6 @@
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,12 +49,57 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(pool, groups, kill_acto
     assert all(np.array_equal(a.rewards, b.rewards) for a, b in zip(before, after, strict=True))
 
 
-def test_a_group_whose_worker_keeps_dying_is_masked_not_scored_0(pool, groups, kill_actor, monkeypatch):
-    original = pool._submit
+@pytest.fixture
+def impatient(ray_session, rewards, reward, groups, monkeypatch):
+    """A warm pool whose patience with a call is about two seconds."""
+    quick = replace(reward, timeout_s=0.1, max_attempts=1)
+    pool = RewardPool(replace(rewards, understanding={"accuracy": quick}), GroupReferences())
+    pool.score(iter(groups))
+    monkeypatch.setattr("unirl.cluster.reward_pool.MARGIN_S", 2.0)
+    monkeypatch.setattr("unirl.cluster.reward_pool.TICK_S", 0.5)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def answers(groups):
+    return [group for group in groups if group.request.task == "understanding"]
+
+
+def test_a_stream_slower_than_any_patience_loses_nothing(impatient, answers):
+    def slowly():
+        for group in answers:
+            yield group
+            time.sleep(3.0)
+
+    scored = impatient.score(slowly())
+    assert len(scored) == len(answers)
+    assert all(s.judged.all() for s in scored)
+    assert impatient.restarts == 0
+
+
+def test_a_worker_that_hangs_is_replaced_and_only_its_present_group_is_masked(impatient, answers, monkeypatch):
+    handle = impatient._workers["understanding", "accuracy"][0]
+    handle.__ray_call__.remote(lambda self: time.sleep(600))
+    original = impatient._replace
+
+    def replace_and_be_patient(key, worker):
+        monkeypatch.setattr("unirl.cluster.reward_pool.MARGIN_S", 60.0)  # the new worker must start
+        return original(key, worker)
+
+    monkeypatch.setattr(impatient, "_replace", replace_and_be_patient)
+    scored = impatient.score(iter(answers))
+    assert impatient.restarts == 1
+    assert [s.components["accuracy"].problem for s in scored].count("its worker hung") == 1
+    assert [bool(s.judged.all()) for s in scored].count(False) == 1
+
+
+def test_a_worker_that_keeps_dying_masks_its_group_and_never_scores_it_0(pool, groups, kill_actor, monkeypatch):
+    submit = pool._submit
 
     def kill_and_submit(calls, call):
-        kill_actor(pool._workers[call.key][call.slot % len(pool._workers[call.key])])
-        original(calls, call)
+        kill_actor(call.worker)
+        submit(calls, call)
 
     monkeypatch.setattr(pool, "_submit", kill_and_submit)
     scored = pool.score(iter(groups[:1]))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unirl.data.atomic import DataError
-from unirl.data.pair_source import PairSource, StepResult
+from unirl.data.pair_source import PairSource, StepResult, unpair
 from unirl.data.pair_store import PairSet, write_pair_set
 from unirl.types import TASKS, GenerationSample, PairRecord, UnderstandingSample
 
@@ -149,3 +149,22 @@ def test_a_folder_is_opened_with_its_first_pairs(tmp_path):
     write_pair_set(tmp_path / "set", PairSet(pairs=pairs, weights=(1.0,) * 5, settings={}))
     opened = PairSource.open(tmp_path / "set", pairs_per_step=2, seed=0, shuffle=False, max_pairs=3)
     assert [ids(opened.batch(step)) for step in range(2)] == [["p0", "p1"], ["p2", "p0"]]
+
+
+def test_mixed_sides_are_the_same_samples_with_no_side_beside_its_partner():
+    pairs = make_pairs(7)
+    mixed = unpair(pairs, seed=3)
+    partner = {pair.understanding.id: pair.generation.id for pair in pairs}
+    assert {pair.understanding.id for pair in mixed} == set(partner)
+    assert {pair.generation.id for pair in mixed} == set(partner.values())
+    assert all(partner[pair.understanding.id] != pair.generation.id for pair in mixed)
+    assert {(pair.kind, pair.similarity) for pair in mixed} == {("retrieved", 0.0)}
+    assert ids(unpair(pairs, seed=3)) == ids(mixed) != ids(unpair(pairs, seed=4))
+
+
+def test_a_mixed_source_serves_mixed_pairs(tmp_path):
+    pairs = make_pairs(6)
+    write_pair_set(tmp_path / "set", PairSet(pairs=tuple(pairs), weights=(1.0,) * 6, settings={}))
+    batch = PairSource.open(tmp_path / "set", pairs_per_step=6, seed=0, mixed=True).batch(0)
+    partner = {pair.understanding.id: pair.generation.id for pair in pairs}
+    assert all(partner[pair.understanding.id] != pair.generation.id for pair in batch)

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def start(folder, run, *arguments):
     command = [UNIRL, "train", f"data.cache_dir={folder / 'cache'}", *arguments]
     with (folder / f"{run}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2], start_new_session=True)
 
 
 def finish(process, folder, run, code=0):
@@ -74,13 +74,38 @@ def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one(folder, undi
     run_dir = folder / name
     process = start(folder, name, f"train.run_dir={run_dir}", *SMALL, *IN_ONE_PROCESS)
     wait_for_step(run_dir, 3, process)
-    os.kill(process.pid, signum)
+    os.killpg(process.pid, signum)
     finish(process, folder, name, code)
     finish(start(folder, name, "--resume", str(run_dir), *IN_ONE_PROCESS), folder, name)
     assert weights_of(run_dir) == weights_of(undisturbed)
     for step in range(1, 6):
         ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
         assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
+
+
+def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed):
+    run_dir = folder / "ray"
+    evaluated = ("evaluation.enabled=true", "evaluation.num_prompts=8", "train.num_steps=2")
+    finish(start(folder, "ray", f"train.run_dir={run_dir}", *SMALL, *evaluated), folder, "ray")
+    assert sorted(path.name for path in (run_dir / "evaluations").glob("*.json")) == [
+        "step_000000.json",
+        "step_000002.json",
+    ]
+    result = json.loads((run_dir / "evaluations" / "step_000002.json").read_text())
+    assert result["estimates"]["generation/sampled/lab_verifier/exact"]["num"] == 8
+    assert result["estimates"]["understanding/greedy/accuracy"]["num"] == 8
+    # The engines draw what the plain sampler draws; the learner and the rewards are the same.
+    for step in (1, 2):
+        ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
+        assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
+    measured = subprocess.run(
+        [UNIRL, "eval", str(run_dir), "--local", "--json", "rollout.backend=torch"],
+        capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    estimates = json.loads(measured.stdout)["estimates"]
+    assert (
+        estimates["generation/greedy/lab_verifier/exact"] == result["estimates"]["generation/greedy/lab_verifier/exact"]
+    )
 
 
 @pytest.mark.slow
@@ -112,6 +137,7 @@ def run_unirl(folder, *arguments):
         (["model.path=nowhere"], 4, "expected"),
         (["data.pairs=nowhere"], 4, "expected"),
         (["learner.num_gpus=1", "--dry-run"], 0, "GPU"),
+        (["--local", "learner.num_ranks=2"], 2, "must be 1 with --local"),
     ],
 )
 def test_a_mistake_is_one_clear_error_before_anything_starts(folder, arguments, code, words):

@@ -16,11 +16,9 @@ from unirl.types import PairRecord
 class PairingActor:
     """Owns the pair source."""
 
-    def __init__(self, folder: Path, pairs_per_step: int, seed: int, shuffle: bool, max_pairs: int | None) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         open_actor_log("pairing")
-        self._source = PairSource.open(
-            folder, pairs_per_step=pairs_per_step, seed=seed, shuffle=shuffle, max_pairs=max_pairs
-        )
+        self._source = PairSource.open(folder, **settings)
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step, handed out once."""
@@ -42,9 +40,9 @@ class PairingActor:
 class PairingService:
     """The driver's side of the actor."""
 
-    def __init__(self, folder: Path, *, pairs_per_step: int, seed: int, shuffle: bool, max_pairs: int | None) -> None:
-        actor = PairingActor.remote(folder, pairs_per_step, seed, shuffle, max_pairs)
-        self._actor = cast("ActorHandle", actor)
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Start the actor; `settings` are those of `PairSource.open`."""
+        self._actor = cast("ActorHandle", PairingActor.remote(folder, settings))
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step."""

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,10 +16,18 @@ from ray.exceptions import RayActorError, RayTaskError
 from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.rollout_pool import TICK_S, GroupReferences
 from unirl.config import RewardConfig, RewardsConfig
+from unirl.rewards.isolation import MAX_HUNG
 from unirl.rewards.reward import combine
-from unirl.types import TASKS, RewardScores, RolloutGroup, ScoredGroup
+from unirl.types import TASKS, RewardScores, RolloutGroup, ScoredGroup, Task
 
 log = logging.getLogger(__name__)
+
+
+MARGIN_S = 60.0
+"""Beyond a reward's own limits: what starting a worker and moving a group may take."""
+
+Key = tuple[Task, str]
+"""Task and reward name."""
 
 
 @ray.remote(max_restarts=0)
@@ -32,116 +40,147 @@ class RewardWorker:
 
         self._reward = IsolatedReward(name, config)
 
+    def ready(self) -> None:
+        """Return once the reward is built."""
+
     def score(self, groups: list[RolloutGroup], index: int) -> RewardScores:
         """Score one group of a unit; the unit arrives by reference."""
+        if self._reward.num_hung >= MAX_HUNG:
+            # Threads stuck outside Python cannot be ended; the process can, and the pool then starts another.
+            ray.actor.exit_actor()
         return self._reward.score(groups[index])
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    key: tuple[str, str]
+    key: Key
     group: RolloutGroup
     place: tuple["ray.ObjectRef", int]
-    slot: int
-    started: float = 0.0
+    worker: ActorHandle
     attempts: int = 1
-    worker: ActorHandle | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    group: RolloutGroup
-    components: dict[str, RewardScores] = field(default_factory=dict)
 
 
 class RewardPool:
-    """All rewards of both tasks; k actors each, served in turn."""
+    """All rewards of both tasks; k actors each, served in turn. A worker scores its calls in the order they came."""
 
     def __init__(self, config: RewardsConfig, references: GroupReferences) -> None:
         self._references = references
-        self._configs: dict[tuple[str, str], RewardConfig] = {}
-        for task in TASKS:
-            for name, reward in config.active(task).items():
-                self._configs[(task, name)] = reward
-        self._workers: dict[tuple[str, str], list[ActorHandle]] = {
+        self._configs: dict[Key, RewardConfig] = {
+            (task, name): reward for task in TASKS for name, reward in config.active(task).items()
+        }
+        self._workers: dict[Key, list[ActorHandle]] = {
             key: [self._start(key) for _ in range(reward.num_workers)] for key, reward in self._configs.items()
         }
+        self._weights = {task: {n: c.weight for (t, n), c in self._configs.items() if t == task} for task in TASKS}
         self._turn = itertools.count()
+        self._progress: dict[ActorHandle, float] = {}
+        """When each worker last began or finished a call."""
         self.restarts = 0
 
-    def _start(self, key: tuple[str, str]) -> ActorHandle:
+    def _start(self, key: Key) -> ActorHandle:
         reward = self._configs[key]
         options = {"num_cpus": reward.num_cpus, "num_gpus": reward.num_gpus}
         return cast("ActorHandle", RewardWorker.options(**options).remote(key[1], reward))
 
+    def starting(self) -> dict[str, "ray.ObjectRef"]:
+        """What each worker answers once it is up, by its name."""
+        return {
+            f"reward.{key[1]} {slot}": handle.ready.remote()
+            for key, handles in self._workers.items()
+            for slot, handle in enumerate(handles)
+        }
+
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """Score groups as they arrive, while later ones are still being sampled; sorted by request id."""
         calls: dict[ray.ObjectRef, _Call] = {}
-        pending: dict[str, _Pending] = {}
+        found: dict[str, tuple[RolloutGroup, dict[str, RewardScores]]] = {}
         for group in groups:
-            pending[group.request.request_id] = _Pending(group)
+            found[group.request.request_id] = (group, {})
             place = self._references.take(group)
-            for key in self._configs:
+            for key, workers in self._workers.items():
                 if key[0] == group.request.task:
-                    self._submit(calls, _Call(key, group, place, next(self._turn)))
+                    self._submit(calls, _Call(key, group, place, workers[next(self._turn) % len(workers)]))
+            self._collect(calls, found, wait_s=0.0)
         while calls:
-            done, _ = ray.wait(list(calls), num_returns=1, timeout=TICK_S)
-            for reference in done + self._overdue(calls):
-                call = calls.pop(reference)
-                scores = self._collect(reference, call, calls, timed_out=reference not in done)
-                if scores is not None:
-                    pending[call.group.request.request_id].components[call.key[1]] = scores
-        weights = {task: {name: c.weight for (t, name), c in self._configs.items() if t == task}
-                   for task in TASKS}  # fmt: skip
-        scored = [combine(p.group, p.components, weights[p.group.request.task]) for p in pending.values()]
+            self._collect(calls, found, wait_s=TICK_S)
+        scored = [combine(group, parts, self._weights[group.request.task]) for group, parts in found.values()]
         return sorted(scored, key=lambda s: s.group.request.request_id)
 
     def _submit(self, calls: dict["ray.ObjectRef", _Call], call: _Call) -> None:
-        workers = self._workers[call.key]
-        call.slot %= len(workers)
-        call.worker, call.started = workers[call.slot], time.monotonic()
+        if not any(other.worker is call.worker for other in calls.values()):
+            self._progress[call.worker] = time.monotonic()
         reference, index = call.place
         calls[call.worker.score.remote(reference, index)] = call
 
-    def _overdue(self, calls: dict["ray.ObjectRef", _Call]) -> list["ray.ObjectRef"]:
-        """Calls that even the worker's own limit did not end: the worker itself hangs."""
-        now = time.monotonic()
-        return [reference for reference, call in calls.items() if now - call.started > self._patience_s(call, calls)]
-
-    def _patience_s(self, call: _Call, calls: dict["ray.ObjectRef", _Call]) -> float:
-        config = self._configs[call.key]
-        queued = sum(other.key == call.key for other in calls.values())
-        return 60.0 + config.timeout_s * config.max_attempts * max(1, queued)
-
     def _collect(
-        self, reference: "ray.ObjectRef", call: _Call, calls: dict["ray.ObjectRef", _Call], *, timed_out: bool
-    ) -> RewardScores | None:
-        """Scores of a finished call; None when it was submitted again."""
-        try:
-            if not timed_out:
-                return ray.get(reference)
-            problem = "its worker hung"
-        except RayActorError:
-            problem = "its worker died"
-        except RayTaskError as error:
-            raise error.cause from None
-        self._replace(call)
-        if call.attempts < self._configs[call.key].max_attempts:
-            call.attempts += 1
-            self._submit(calls, call)
-            return None
-        size = len(call.group.trajectories)
-        log.warning("reward %s: %s on %s; masked", call.key[1], problem, call.group.request.request_id)
-        return RewardScores(values=np.zeros(size, np.float32), judged=np.zeros(size, np.bool_), problem=problem)
+        self,
+        calls: dict["ray.ObjectRef", _Call],
+        found: dict[str, tuple[RolloutGroup, dict[str, RewardScores]]],
+        *,
+        wait_s: float,
+    ) -> None:
+        """Take in what is finished, then replace workers that died or hang and give their calls to others."""
+        done, _ = ray.wait(list(calls), num_returns=1 if wait_s else len(calls), timeout=wait_s)
+        lost: dict[ActorHandle, str] = {}
+        for reference in done:
+            call = calls[reference]
+            try:
+                scores = ray.get(reference)
+            except RayActorError:
+                lost[call.worker] = "its worker died"
+                continue
+            except RayTaskError as error:
+                raise error.cause from None
+            del calls[reference]
+            self._progress[call.worker] = time.monotonic()
+            found[call.group.request.request_id][1][call.key[1]] = scores
+        for worker, problem in (self._hung(calls, set(done)) | lost).items():
+            self._give_to_another(worker, problem, calls, found)
 
-    def _replace(self, call: _Call) -> None:
-        """Start another worker in the call's slot, unless an earlier call of the same worker already did."""
-        if self._workers[call.key][call.slot] is not call.worker:
-            return
-        log.warning("reward worker %s %d is gone; starting another", call.key[1], call.slot)
-        ray.kill(self._workers[call.key][call.slot])
+    def _hung(self, calls: dict["ray.ObjectRef", _Call], done: set["ray.ObjectRef"]) -> dict[ActorHandle, str]:
+        """Workers whose present call outlasts even the worker's own limits."""
+        present: dict[ActorHandle, tuple[ray.ObjectRef, _Call]] = {}
+        for reference, call in calls.items():
+            present.setdefault(call.worker, (reference, call))
+        now, hung = time.monotonic(), {}
+        for worker, (reference, call) in present.items():
+            config = self._configs[call.key]
+            patience_s = MARGIN_S + config.timeout_s * config.max_attempts
+            late = now - self._progress[worker] > patience_s and reference not in done
+            if late and not ray.wait([reference], timeout=0)[0]:
+                hung[worker] = "its worker hung"
+        return hung
+
+    def _give_to_another(
+        self,
+        worker: ActorHandle,
+        problem: str,
+        calls: dict["ray.ObjectRef", _Call],
+        found: dict[str, tuple[RolloutGroup, dict[str, RewardScores]]],
+    ) -> None:
+        """Replace a worker. Only the call it was at counts a try; when its tries are used up, its group is masked."""
+        theirs = [(reference, call) for reference, call in calls.items() if call.worker is worker]
+        another = self._replace(theirs[0][1].key, worker)
+        for number, (reference, call) in enumerate(theirs):
+            del calls[reference]
+            call.worker = another
+            call.attempts += number == 0
+            if call.attempts <= self._configs[call.key].max_attempts:
+                self._submit(calls, call)
+                continue
+            size = len(call.group.trajectories)
+            log.warning("reward %s: %s on %s; masked", call.key[1], problem, call.group.request.request_id)
+            masked = RewardScores(values=np.zeros(size, np.float32), judged=np.zeros(size, np.bool_), problem=problem)
+            found[call.group.request.request_id][1][call.key[1]] = masked
+
+    def _replace(self, key: Key, worker: ActorHandle) -> ActorHandle:
+        log.warning("a worker of reward %s is gone or hangs; starting another", key[1])
+        ray.kill(worker)
         self.restarts += 1
-        self._workers[call.key][call.slot] = self._start(call.key)
+        self._progress.pop(worker, None)
+        slot = next(index for index, handle in enumerate(self._workers[key]) if handle is worker)
+        self._workers[key][slot] = self._start(key)
+        return self._workers[key][slot]
 
     def close(self) -> None:
         """End every worker."""

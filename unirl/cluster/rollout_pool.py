@@ -40,6 +40,9 @@ class RolloutWorker:
 
         self._sampler = build_sampler(model, checkpoint, rollout, role)
 
+    def ready(self) -> None:
+        """Return once the engine is up."""
+
     def sample(self, unit: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
         """One group per request."""
         return self._sampler.sample(unit, sampling)
@@ -106,6 +109,10 @@ class RolloutPool:
             worker.handle.load_weights.remote(self._publication)
         return worker
 
+    def starting(self) -> dict[str, "ray.ObjectRef"]:
+        """What each worker answers once it is up, by its name."""
+        return {f"rollout.{worker.role} {worker.index}": worker.handle.ready.remote() for worker in self._workers}
+
     def load_weights(self, publication: Publication) -> None:
         """Bring every worker to the published version; a worker that dies here is replaced.
 
@@ -128,6 +135,7 @@ class RolloutPool:
         """Groups as their units finish, in no fixed order; every request is answered exactly once.
 
         Raises:
+            ValueError: a request that no sampler can serve, such as too long a prompt.
             RuntimeError: a unit failed `rollout.max_attempts` times; names its requests and the last error.
         """
         todo = deque(self._units(requests, sampling))
@@ -184,6 +192,9 @@ class RolloutPool:
             self._requeue(unit, todo, error)
             return []
         except RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                # The requests themselves are at fault: another try would say the same.
+                raise error.cause from None
             self._requeue(unit, todo, error.cause)
             return []
         if stale := self._stale_version(groups):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayActorError
 
 from unirl.cluster.actor_log import LOG_DIR
 from unirl.cluster.plan import PlannedActor, render_plan, total_resources
@@ -81,4 +82,30 @@ def check_resources(needed: Mapping[str, float], present: Mapping[str, float], p
         raise PlacementError(
             f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus "
             f"or num_gpus, or join a larger cluster (cluster.address). The plan:\n{render_plan(plan)}"
+        )
+
+
+def wait_until_up(starting: Mapping[str, "ray.ObjectRef"], timeout_s: float) -> None:
+    """Wait until every actor has answered for the first time.
+
+    Args:
+        starting: the pending answer of each actor, by its name.
+        timeout_s: patience for all of them together.
+
+    Raises:
+        PlacementError: some are not up in time; says what the cluster has left.
+        RuntimeError: an actor failed while it started; says why.
+    """
+    answers = {reference: name for name, reference in starting.items()}
+    done, pending = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
+    for reference in done:
+        try:
+            ray.get(reference)
+        except RayActorError as error:
+            raise RuntimeError(f"cluster: expected {answers[reference]} to start; got {error}") from None
+    if pending:
+        names = ", ".join(sorted(answers[reference] for reference in pending))
+        raise PlacementError(
+            f"cluster: expected every actor up within {timeout_s:g} s (cluster.start_timeout_s); got no answer from "
+            f"{names}, with {ray.available_resources()} free; free resources, lower num_workers, or allow more time"
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +38,23 @@ class PairEarnings:
     """Steps in which no completion could be judged."""
 
 
+def unpair(pairs: Sequence[PairRecord], seed: int) -> tuple[PairRecord, ...]:
+    """The same samples with no side beside its partner: the mixed batches of vanilla GRPO (PairUni eq. 1).
+
+    Each question travels with the prompt of another pair, at similarity 0, since nothing relates them. A single pair
+    stays as it is.
+    """
+    order = sorted(pairs, key=lambda pair: (_hash(f"{seed}/unpair/{pair.pair_id}"), pair.pair_id))
+    return tuple(
+        replace(pair, kind="retrieved", similarity=0.0, generation=other.generation)
+        for pair, other in zip(order, [*order[1:], *order[:1]], strict=True)
+    )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
 class PairSource:
     """Hands each step its batch of pairs once, and keeps the ledger of what the pairs earned.
 
@@ -69,14 +86,23 @@ class PairSource:
 
     @classmethod
     def open(
-        cls, folder: Path, *, pairs_per_step: int, seed: int, shuffle: bool = True, max_pairs: int | None = None
+        cls,
+        folder: Path,
+        *,
+        pairs_per_step: int,
+        seed: int,
+        shuffle: bool = True,
+        max_pairs: int | None = None,
+        mixed: bool = False,
     ) -> Self:
-        """Serve the first `max_pairs` pairs of a pair set's folder, or all.
+        """Serve the first `max_pairs` pairs of a pair set's folder, or all; `mixed` takes the sides apart (`unpair`).
 
         Raises:
             DataError: the pair set cannot be read, or has fewer pairs than a step needs.
         """
         pairs = read_pair_set(folder).pairs[:max_pairs]
+        if mixed:
+            pairs = unpair(pairs, seed)
         return cls(pairs, pairs_per_step=pairs_per_step, seed=seed, shuffle=shuffle)
 
     def batch(self, step: int) -> tuple[PairRecord, ...]:
@@ -186,10 +212,7 @@ class PairSource:
         if not self._shuffle:
             return places
         # A hash instead of a random generator: the order depends on no library's version.
-        keys = [
-            hashlib.blake2b(f"{self._seed}/{epoch}/{pair.pair_id}".encode(), digest_size=8).digest()
-            for pair in self._pairs
-        ]
+        keys = [_hash(f"{self._seed}/{epoch}/{pair.pair_id}") for pair in self._pairs]
         return sorted(places, key=lambda place: (keys[place], place))
 
     def _epoch(self, epoch: int) -> list[int]:

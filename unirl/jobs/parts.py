@@ -12,6 +12,8 @@ from unirl.types import LearnerBatch, PairRecord, RolloutGroup, RolloutRequest, 
 
 if TYPE_CHECKING:
     from unirl.cluster.placement import Placement
+    from unirl.cluster.reward_pool import RewardPool
+    from unirl.cluster.rollout_pool import RolloutPool
 
 
 class Pairs(Protocol):
@@ -30,7 +32,7 @@ class Pairs(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """What a checkpoint must keep."""
+        """Continue from a checkpoint's state."""
         ...
 
 
@@ -105,9 +107,15 @@ def open_parts(
 def open_judged_rollouts(config: RlConfig, checkpoint: Path, *, local: bool) -> Iterator[tuple[Rollouts, Rewards]]:
     """Start samplers and rewards alone, for a measurement without training."""
     with ExitStack() as stack:
-        if not local:
-            _join_ray(config, checkpoint, stack, None, with_learner=False)
-        yield (_local_rollouts if local else _rollout_actors)(config, checkpoint, stack)
+        if local:
+            yield _local_rollouts(config, checkpoint, stack)
+            return
+        from unirl.cluster.runtime import wait_until_up
+
+        _join_ray(config, checkpoint, stack, None, with_learner=False)
+        rollouts, rewards = _rollout_actors(config, checkpoint, stack)
+        wait_until_up(rollouts.starting() | rewards.starting(), config.cluster.start_timeout_s)
+        yield rollouts, rewards
 
 
 def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
@@ -132,14 +140,16 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -
     from unirl.cluster.learner_group import LearnerGroup
     from unirl.cluster.pairing_service import PairingService
     from unirl.cluster.placement import place
+    from unirl.cluster.runtime import wait_until_up
 
     placement = place(config)
     stack.callback(placement.release)
     rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement)
-    service = PairingService(pairs, **_pair_settings(config))
+    service = PairingService(pairs, _pair_settings(config))
     stack.callback(service.close)
     learner = LearnerGroup(config, checkpoint, placement)
     stack.callback(learner.close)
+    wait_until_up(rollouts.starting() | rewards.starting(), config.cluster.start_timeout_s)
     return Parts(service, rollouts, rewards, learner)
 
 
@@ -158,7 +168,7 @@ def _join_ray(
 
 def _rollout_actors(
     config: RlConfig, checkpoint: Path, stack: ExitStack, placement: "Placement | None" = None
-) -> tuple[Rollouts, Rewards]:
+) -> "tuple[RolloutPool, RewardPool]":
     from unirl.cluster.reward_pool import RewardPool
     from unirl.cluster.rollout_pool import RolloutPool
 
@@ -175,4 +185,5 @@ def _pair_settings(config: RlConfig) -> dict[str, Any]:
         "seed": config.train.seed,
         "shuffle": config.data.shuffle,
         "max_pairs": config.data.max_pairs,
+        "mixed": config.algorithm.objective == "vanilla_mixed",
     }

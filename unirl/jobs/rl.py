@@ -3,11 +3,12 @@
 `rl_step` is the whole method on one page, `train` repeats it, `main` wires the rooms.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from unirl.config import RlConfig
+from unirl.config import ConfigError, Problem, RlConfig, differences, load_config
 from unirl.data.pair_source import StepResult
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
@@ -23,6 +24,7 @@ from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
 from unirl.rollout.seeds import sample_seed
 from unirl.types import (
+    TASKS,
     GenerationSample,
     PairRecord,
     RolloutRequest,
@@ -31,6 +33,8 @@ from unirl.types import (
     UnderstandingSample,
     WeightedGroup,
 )
+
+log = logging.getLogger(__name__)
 
 
 def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> StepData:
@@ -71,19 +75,21 @@ def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> l
 
 
 def check_judged(scored: Sequence[ScoredGroup], limit: float) -> None:
-    """Stop when rewards failed on more than a share of the step.
+    """Stop when rewards failed on more than a share of a task's completions.
 
     Raises:
         RuntimeError: names the share, the limit and the first problem.
     """
-    total = sum(len(group.judged) for group in scored)
-    unjudged = sum(int((~group.judged).sum()) for group in scored)
-    if unjudged > limit * total:
-        problems = (f"{name}: {s.problem}" for group in scored for name, s in group.components.items() if s.problem)
-        raise RuntimeError(
-            f"rewards: expected at most {limit:.0%} of a step unjudged (rewards.max_unjudged_fraction); got {unjudged} "
-            f"of {total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
-        )
+    for task in TASKS:
+        groups = [group for group in scored if group.group.request.task == task]
+        total = sum(len(group.judged) for group in groups)
+        unjudged = sum(int((~group.judged).sum()) for group in groups)
+        if unjudged > limit * total:
+            problems = (f"{name}: {s.problem}" for g in groups for name, s in g.components.items() if s.problem)
+            raise RuntimeError(
+                f"rewards: expected at most {limit:.0%} of a step's {task} unjudged (rewards.max_unjudged_fraction); "
+                f"got {unjudged} of {total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
+            )
 
 
 def results_of(weighted: Sequence[WeightedGroup]) -> list[StepResult]:
@@ -163,13 +169,22 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     Args:
         config: all settings.
         local: run everything in this process, without Ray.
-        resume: a run directory to go on with, or "auto" for the newest unfinished run of this name.
+        resume: a run directory to go on with.
         dry_run: show the actor plan and memory; start nothing.
+
+    Raises:
+        ConfigError: several learner ranks in one process.
     """
+    if local and config.learner.num_ranks != 1:
+        rule = "must be 1 with --local, which has one process"
+        raise ConfigError(
+            [Problem(key="learner.num_ranks", value=config.learner.num_ranks, rule=rule, fix="try learner.num_ranks=1")]
+        )
     checkpoint = resolve_checkpoint(config.model.path)
     if dry_run:
         return show_plan(config, checkpoint)
     run_dir, resumed = choose_run_dir(config, resume)
+    changed = differences(load_config([run_dir / "config.yaml"], []), config) if resumed else {}
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     with (
         Interrupts() as interrupts,
@@ -184,6 +199,11 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             on_stall=lambda message: record.event("stall", message),
         )
         run = Run(config, record, terminal, clock, interrupts)
+        if changed:
+            log.warning("resumed with other settings: %s", changed)
+            record.event(
+                "settings", "resumed with other settings", {"changed": {k: list(v) for k, v in changed.items()}}
+            )
         with open_parts(config, checkpoint, pairs, local=local, log_dir=run_dir / "logs") as parts:
             first_step = restore(parts, run) if resumed else 1
             terminal.banner(banner(config, run_dir, checkpoint, first_step, local=local))

@@ -14,7 +14,7 @@ def choose_run_dir(config: RlConfig, resume: str | None) -> tuple[Path, bool]:
 
     Args:
         config: names the run, and the directory if it is set there.
-        resume: a run directory, "auto" for the newest unfinished run of this name, or None for a new run.
+        resume: a run directory, or None for a new run.
 
     Raises:
         FileNotFoundError: there is no such run to resume.
@@ -22,8 +22,6 @@ def choose_run_dir(config: RlConfig, resume: str | None) -> tuple[Path, bool]:
     if resume is None:
         chosen = config.train.run_dir or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.train.name}"
         return Path(chosen), False
-    if resume == "auto":
-        return _newest_unfinished(config.train.name), True
     if not (Path(resume) / "run.json").is_file():
         raise FileNotFoundError(
             f"--resume: expected a run directory with a run.json; got {resume}; see the folder runs/"
@@ -31,7 +29,12 @@ def choose_run_dir(config: RlConfig, resume: str | None) -> tuple[Path, bool]:
     return Path(resume), True
 
 
-def _newest_unfinished(name: str) -> Path:
+def newest_unfinished(name: str) -> Path:
+    """The newest run of this name in runs/ that has not finished.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     for record in sorted(RUNS.glob(f"*-{name}/run.json"), reverse=True):
         if json.loads(record.read_text())["status"] != "finished":
             return record.parent

@@ -76,13 +76,13 @@ def measure(tally: Tally, data: MicroTensors, scores: TokenScores, mask: Tensor,
 def metrics_of(sums: dict[str, float], maxima: dict[str, float], *, num_updates: int) -> dict[str, float]:
     """Full metric names from reduced sums and maxima; a metric without tokens behind it is left out."""
     means = mean_metrics({"tokens": 0.0} | sums)
-    metrics = {
-        name: means[key]
-        for name, key in (("policy/ratio_mean", "ratio_mean"), ("policy/kl", "kl_old_mean"))
-        if key in means
+    named = {
+        "policy/ratio_mean": "ratio_mean",
+        "policy/ratio_capped_fraction": "ratio_capped_fraction",
+        "policy/kl": "kl_old_mean",
+        "policy/kl_reference": "kl_ref_mean",
     }
-    if "kl_ref_mean" in means:
-        metrics["policy/kl_reference"] = means["kl_ref_mean"]
+    metrics = {name: means[key] for name, key in named.items() if key in means}
     if "clip_low_fraction" in means:
         metrics["policy/clip_fraction"] = means["clip_low_fraction"] + means["clip_high_fraction"]
     for name, value in sums.items():

@@ -67,6 +67,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy/ratio_max", "1", "max", "Largest such ratio."),
     Metric("policy/ratio_min", "1", "min", "Least such ratio."),
     Metric("policy/clip_fraction", "1", "mean", "Share of tokens whose ratio was clipped."),
+    Metric("policy/ratio_capped_fraction", "1", "mean", "Share of tokens whose log-ratio was held at 20 nats."),
     Metric("policy/kl", "nats", "mean", "KL per token from the policy that sampled, k3 estimate."),
     Metric("policy/kl_reference", "nats", "mean", "KL per token from the reference policy; with a KL penalty only."),
     Metric("policy/entropy/text", "nats", "mean", "Entropy of the next-token distribution in answers."),
@@ -139,6 +140,8 @@ def step_metrics(data: StepData) -> dict[str, float]:
 def find_alerts(metrics: Mapping[str, float]) -> list[str]:
     """What in a step's metrics says that learning has stopped or gone wrong; one sentence each."""
     alerts = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if metrics.get("policy/ratio_capped_fraction"):
+        alerts.append("log-ratios beyond 20 nats were held there: sampler and learner disagree, or steps are too long")
     for task in TASKS:
         if metrics.get(f"reward/{task}/zero_variance_fraction") == 1.0:
             alerts.append(f"no {task} group of this step carries a signal: all rewards are equal inside every group")

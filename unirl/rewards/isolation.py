@@ -2,8 +2,8 @@
 
 Each attempt runs in a thread. A late one gets an exception raised inside it, which ends a loop in Python. A call that
 hangs outside Python cannot be ended this way: its thread is abandoned and the reward is built anew, twice at most; one
-that also keeps the interpreter to itself (a runaway regular expression) stops even the clock. In a Ray actor the pool
-can do better and kill the process; `num_hung` tells it when.
+that also keeps the interpreter to itself (a runaway regular expression) stops even the clock. In a Ray actor the
+process ends itself when `num_hung` is used up, and the pool starts another.
 """
 
 import ctypes

@@ -73,8 +73,9 @@ class MathJudge:
             self._child = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # -P: this folder must not shadow top-level modules.
-        child = subprocess.Popen([sys.executable, "-P", str(_CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # -P: this folder must not shadow top-level modules. Its own session: Ctrl-C in the terminal is for the run.
+        command = [sys.executable, "-P", str(_CHILD)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         weakref.finalize(self, _kill, child)
         try:
             _ask(child, b"", START_TIMEOUT_S)
