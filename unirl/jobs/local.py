@@ -1,5 +1,6 @@
 """The parts of a step in this process, without Ray: what `--local` runs, under a debugger if wanted."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,5 +85,6 @@ class LocalLearner:
         self._learner.export(folder)
 
     def close(self) -> None:
-        """Leave the process group."""
-        self._learner.close()
+        """Leave the process group, unless a vLLM engine in this process shares it and will end it at exit."""
+        if "vllm" not in sys.modules:
+            self._learner.close()
