@@ -31,6 +31,22 @@ def test_any_values_stay_inside_the_figure(values):
     assert len(list(svg.iter("text"))) >= 3
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 4, 7, 60, 12_345])
+def test_steps_are_marked_at_whole_numbers(last):
+    svg = svg_of(line_chart("t", [Line(label="a", points=[(step, 0.5) for step in range(1, last + 1)], color="a")]))
+    marks = [text.text for text in svg.iter("text") if text.get("text-anchor") == "middle"]
+    assert 2 <= len(marks) <= 9
+    assert len(set(marks)) == len(marks)
+    assert all(float(mark).is_integer() for mark in marks)
+
+
+def test_a_histogram_counts_in_whole_pairs_and_names_its_values():
+    svg = svg_of(histogram("t", {"a": ("a", [0.5, 0.52])}, "weight"))
+    texts = {text.text for text in svg.iter("text")}
+    assert {"0", "1", "2", "weight"} <= texts
+    assert not texts & {"0.5", "1.5"}
+
+
 def test_the_axis_grows_to_hold_the_wanted_range():
     svg = svg_of(line_chart("t", [Line(label="a", points=[(0, 0.1), (1, 0.2)], color="a")], y_range=(0.0, 1.0)))
     assert {"0.0", "1.0"} <= {text.text for text in svg.iter("text")}
@@ -38,7 +54,7 @@ def test_the_axis_grows_to_hold_the_wanted_range():
 
 def test_nothing_to_show_gives_no_figure():
     assert line_chart("t", [Line(label="a", points=[], color="a")]) == ""
-    assert histogram("t", {"a": ("a", [])}) == ""
+    assert histogram("t", {"a": ("a", [])}, "weight") == ""
     assert stacked_bar({}, "s") == ""
 
 
@@ -50,7 +66,7 @@ def test_labels_are_escaped():
 
 
 def test_bars_hold_every_value_once():
-    figure = histogram("t", {"a": ("a", [0.0, 0.5, 1.0, 1.0]), "b": ("b", [0.52])}, bins=10)
+    figure = histogram("t", {"a": ("a", [0.0, 0.5, 1.0, 1.0]), "b": ("b", [0.52])}, "weight", bins=10)
     counts = [int(c) for c in re.findall(r": (\d+)</title>", figure)]
     assert sum(counts) == 5
     svg = svg_of(figure)

@@ -13,7 +13,7 @@ from unirl.evaluation.evaluate import (
     make_requests,
     summarise,
 )
-from unirl.evaluation.intervals import t_interval, wilson_interval
+from unirl.evaluation.intervals import bounded_interval, t_interval, wilson_interval
 
 NUM = 24
 
@@ -62,7 +62,7 @@ def test_means_and_intervals_are_those_of_the_judged_items(requests):
     partial = np.array([group.components["lab_verifier"].details["partial"][0] for group in groups[NUM:]], float)
     estimate = result.estimates["generation/sampled/lab_verifier/partial"]
     assert estimate.mean == pytest.approx(partial.mean())
-    assert (estimate.low, estimate.high) == pytest.approx(t_interval(partial))
+    assert (estimate.low, estimate.high) == pytest.approx(bounded_interval(partial))
     assert result.policy_version == 3
 
 
@@ -113,8 +113,43 @@ def test_gains_pair_the_same_items(requests):
     gain = {gain.name: gain for gain in find_gains(before, after)}["understanding/sampled/reward"]
     differences = np.array([float(b.rewards[0] - a.rewards[0]) for a, b in zip(early[:NUM], late[:NUM], strict=True)])
     assert gain.difference.mean == pytest.approx(differences.mean())
-    assert (gain.difference.low, gain.difference.high) == pytest.approx(t_interval(differences))
+    assert (gain.difference.low, gain.difference.high) == pytest.approx(bounded_interval(differences, -1, 1))
     assert gain.before.mean == before.estimates["understanding/sampled/reward"].mean
+
+
+def with_rewards(result, rewards):
+    """The result with these sampled rewards in place of its own."""
+    items = tuple(
+        dataclasses.replace(item, reward=reward, parts={}) for item, reward in zip(result.items, rewards, strict=True)
+    )
+    return dataclasses.replace(result, items=items, estimates={"understanding/sampled/reward": None})
+
+
+def test_no_interval_leaves_the_range_of_its_measure(requests):
+    result, _ = evaluate(requests[:NUM], 0.6)
+    nearly = np.ones(NUM)
+    nearly[0] = 0.4
+    assert t_interval(nearly)[1] > 1
+    (gain,) = find_gains(with_rewards(result, np.zeros(NUM)), with_rewards(result, nearly))
+    assert gain.after.high < 1
+    assert gain.difference.mean < gain.difference.high < 1
+
+
+def test_measures_without_bounds_keep_the_interval_of_student(requests):
+    result, _ = evaluate(requests[:NUM], 0.6)
+    before, after = np.linspace(0.2, 0.9, NUM), np.linspace(0.1, 3.0, NUM) ** 2
+    (gain,) = find_gains(with_rewards(result, before), with_rewards(result, after))
+    assert (gain.after.low, gain.after.high) == t_interval(after)
+    assert (gain.difference.low, gain.difference.high) == t_interval(after - before)
+
+
+def test_values_that_do_not_vary_have_no_interval(requests):
+    result, _ = evaluate(requests[:NUM], 0.6)
+    (gain,) = find_gains(with_rewards(result, [0.5] * NUM), with_rewards(result, [1.0] * NUM))
+    assert gain.before.low is gain.difference.low is None
+    assert (gain.after.low, gain.after.high) == wilson_interval(NUM, NUM)
+    result, _ = evaluate(requests, 1.0)
+    assert result.estimates["generation/sampled/lab_verifier/exact"].clustered_low is None
 
 
 def test_gains_leave_out_items_that_one_side_lacks(requests):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unirl.evaluation.intervals import cluster_interval, t_interval, t_quantile, wilson_interval
+from unirl.evaluation.intervals import bounded_interval, cluster_interval, t_interval, t_quantile, wilson_interval
 
 
 def test_wilson_equals_a_worked_example():
@@ -36,6 +36,55 @@ def test_t_interval_equals_a_worked_example():
     assert t_interval(np.arange(1.0, 6.0)) == pytest.approx((1.036757, 4.963243), abs=1e-4)
     with pytest.raises(ValueError, match="two or more values"):
         t_interval(np.ones(1))
+
+
+def test_a_bounded_interval_solves_its_equation():
+    # The ends p are where |mean - p| is t standard errors, the variance scaled from mean (1 - mean) to p (1 - p).
+    values = np.array([1.0] * 17 + [0.75, 0.5, 0.25])
+    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(20)
+    for end in bounded_interval(values):
+        scaled = error * np.sqrt(end * (1 - end) / (mean * (1 - mean)))
+        assert abs(mean - end) == pytest.approx(2.0930 * scaled, abs=1e-4)
+
+
+def test_a_bounded_interval_stays_inside_where_the_symmetric_one_does_not():
+    values = np.array([1.0] * 19 + [0.4])
+    assert t_interval(values)[1] > 1
+    low, high = bounded_interval(values)
+    assert 0 < low < values.mean() < high < 1
+    assert bounded_interval(1 - values) == pytest.approx((1 - high, 1 - low))
+    assert bounded_interval(2 * values - 1, -1.0, 1.0) == pytest.approx((2 * low - 1, 2 * high - 1))
+
+
+def test_far_from_the_bounds_a_bounded_interval_is_that_of_student():
+    values = np.random.default_rng(3).normal(0.5, 0.02, size=50)
+    assert bounded_interval(values) == pytest.approx(t_interval(values), abs=1e-4)
+
+
+def test_a_bounded_interval_of_right_and_wrong_is_nearly_that_of_wilson():
+    assert bounded_interval(np.repeat([0.0, 1.0], [40, 440])) == pytest.approx(wilson_interval(440, 480), abs=3e-4)
+
+
+def test_a_bounded_interval_of_a_mean_at_the_bound_is_not_empty():
+    low, high = bounded_interval(np.ones(10))
+    assert low < high == 1
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 1.5], [-0.1, 0.5]])
+def test_values_outside_the_bounds_are_refused(values):
+    with pytest.raises(ValueError, match=r"two or more values in \[0, 1\]"):
+        bounded_interval(np.array(values))
+
+
+def test_near_a_bound_the_bounded_interval_covers_and_the_symmetric_one_does_not():
+    rng = np.random.default_rng(0)
+    outcomes = np.repeat([1.0, 0.75, 0.5, 0.25], [90, 4, 3, 3])
+    draws = [draw for draw in rng.choice(outcomes, size=(1000, 20)) if np.ptp(draw)]
+    covered = [
+        np.mean([low <= outcomes.mean() <= high for low, high in map(interval, draws)])
+        for interval in (bounded_interval, t_interval)
+    ]
+    assert covered[0] > 0.94 > 0.91 > covered[1]
 
 
 def test_clusters_of_one_give_about_the_t_interval():

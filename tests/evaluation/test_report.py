@@ -5,11 +5,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from unirl.evaluation.report import POLICY_CHARTS, write_report
+from unirl.evaluation.evaluate import Estimate
+from unirl.evaluation.report import POLICY_CHARTS, _gain_cell, write_report
 from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.metrics import lookup
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">&"\''
+CEILING = {"generation/sampled/lab_verifier/exact": 0.885}
 VOID = {"meta", "img", "br", "circle", "line", "rect", "polyline", "polygon"}
 
 
@@ -49,8 +51,7 @@ def copy(run_dir, tmp_path):
 
 
 def test_the_report_holds_its_figures_and_tables(copy):
-    ceiling = {"generation/sampled/lab_verifier/exact": 0.885}
-    path = write_report(copy, notes=["Understanding is mostly sharpening."], ceiling=ceiling, num_examples=10)
+    path = write_report(copy, notes=["Understanding is mostly sharpening."], ceiling=CEILING, num_examples=10)
     page = path.read_text()
     assert path == copy / "report.html"
     seen = read(page)
@@ -67,6 +68,34 @@ def test_the_report_holds_its_figures_and_tables(copy):
     assert f"{after.mean:.3f}" in text
     assert f"{after.low:.3f} to {after.high:.3f}" in text
     assert "0.885" in text
+
+
+def test_the_evaluation_table_fits_a_window_of_1100_px(copy):
+    table = re.search(r'<div class="scroll"><table>(.*?)</table>', write_report(copy, ceiling=CEILING).read_text())[1]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("</tr>")]
+    columns = [*zip(*(row for row in rows if len(row) == 7), strict=True)]
+    assert any("by prompt" in cell for cell in columns[1])
+    # Lines are small print, 7 px a letter; the first column wraps at 9 rem, and each cell has 23 px of padding.
+    widths = [max(len(line) for cell in column for line in re.split(r"<[^>]*>", cell)) for column in columns[1:]]
+    assert 144 + 7 * sum(widths) + 7 * 23 <= 1100 - 64 - 15
+
+
+@pytest.mark.parametrize(
+    ("ends", "bold"),
+    [
+        ((0.1, 0.3, None, None), True),
+        ((-0.3, -0.1, -0.4, -0.05), True),
+        ((-0.006, 0.16, 0.01, 0.17), False),
+        ((0.01, 0.17, -0.006, 0.16), False),
+        ((None, None, None, None), False),
+    ],
+)
+def test_a_gain_is_bold_when_none_of_its_intervals_holds_0(ends, bold):
+    low, high, clustered_low, clustered_high = ends
+    gain = Estimate(
+        mean=0.08, low=low, high=high, num=9, clustered_low=clustered_low, clustered_high=clustered_high, num_clusters=5
+    )
+    assert ("class=sure" in _gain_cell(gain)) == bold
 
 
 def test_the_report_needs_nothing_outside_itself(copy):

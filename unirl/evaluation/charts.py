@@ -46,7 +46,7 @@ def line_chart(title: str, lines: Sequence[Line], *, note: str = "", y_range: Po
     def place(x: float, y: float) -> str:
         return f"{_across(x, left, right):.1f},{_down(y, low, high):.1f}"
 
-    parts = [_grid(low, high), _x_axis(left, right, "step")]
+    parts = [_grid(low, high), _x_axis(left, right, "step", least_gap=1)]
     for line in lines:
         if line.band:
             band = _thin_band(line.band)
@@ -62,12 +62,15 @@ def line_chart(title: str, lines: Sequence[Line], *, note: str = "", y_range: Po
     return _figure(title, "".join(parts), note, [(line.label, line.color, line.dashed) for line in lines])
 
 
-def histogram(title: str, groups: Mapping[str, tuple[str, Sequence[float]]], *, note: str = "", bins: int = 20) -> str:
+def histogram(
+    title: str, groups: Mapping[str, tuple[str, Sequence[float]]], x_label: str, *, note: str = "", bins: int = 20
+) -> str:
     """Counts of values in [0, 1], groups stacked; "" without values.
 
     Args:
         title: above the figure.
         groups: label -> (colour class, values).
+        x_label: what the values are.
         note: small print.
         bins: bars.
     """
@@ -76,7 +79,7 @@ def histogram(title: str, groups: Mapping[str, tuple[str, Sequence[float]]], *, 
         return ""
     counts = {label: _count(group, bins) for label, (_, group) in groups.items()}
     high = max(map(sum, zip(*counts.values(), strict=True)))
-    parts = [_grid(0, high), _x_axis(0, 1, "")]
+    parts = [_grid(0, high, least_gap=1), _x_axis(0, 1, x_label)]
     floor = [0] * bins
     for label, (color, _) in groups.items():
         for index, count in enumerate(counts[label]):
@@ -142,8 +145,8 @@ def _figure(title: str, body: str, note: str, legend: Sequence[tuple[str, str, b
     )
 
 
-def _grid(low: float, high: float) -> str:
-    ticks = _ticks(low, high, 4)
+def _grid(low: float, high: float, least_gap: float = 0.0) -> str:
+    ticks = _ticks(low, high, 4, least_gap)
     tiny = max(map(abs, ticks)) < 1e-3
     decimals = max((len(f"{tick:.5f}".rstrip("0").split(".")[1]) for tick in ticks), default=0)
     rows = []
@@ -156,10 +159,10 @@ def _grid(low: float, high: float) -> str:
     return "".join(rows)
 
 
-def _x_axis(left: float, right: float, label: str) -> str:
-    return f'<text x="{LEFT - 6}" y="{HEIGHT - 10}" text-anchor="end">{label}</text>' + "".join(
+def _x_axis(left: float, right: float, label: str, least_gap: float = 0.0) -> str:
+    return f'<text x="{LEFT - 14}" y="{HEIGHT - 10}" text-anchor="end">{label}</text>' + "".join(
         f'<text x="{_across(tick, left, right):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{tick:g}</text>'
-        for tick in _ticks(left, right, 6)
+        for tick in _ticks(left, right, 6, least_gap)
     )
 
 
@@ -168,9 +171,9 @@ def _hover(place: str, words: str, color: str) -> str:
     return f'<circle class="dot {color}" cx="{x}" cy="{y}" r="5"><title>{escape(words)}</title></circle>'
 
 
-def _ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round numbers inside [low, high], about `wanted` of them."""
-    rough = (high - low) / wanted
+def _ticks(low: float, high: float, wanted: int, least_gap: float) -> list[float]:
+    """Round numbers inside [low, high], about `wanted` of them, `least_gap` or more apart: 1 gives whole numbers."""
+    rough = max((high - low) / wanted, least_gap)
     power = 10.0 ** math.floor(math.log10(rough))
     step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda size: abs(size - rough))
     return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.evaluation.intervals import cluster_interval, t_interval, wilson_interval
+from unirl.evaluation.intervals import Interval, bounded_interval, cluster_interval, t_interval, wilson_interval
 from unirl.types import (
     TASKS,
     GenerationSample,
@@ -28,11 +28,11 @@ class Estimate:
 
     mean: float
     low: float | None
-    """95 % interval: Wilson where every value is 0 or 1, else Student t; None for a single number."""
+    """95 % interval: Wilson where every value is in [0, 1], else Student t; None where nothing varies but 0 and 1."""
     high: float | None
     num: int
     clustered_low: float | None = None
-    """95 % interval that treats items with the same prompt as one draw; None when no prompt repeats."""
+    """The same with items of one prompt taken as one draw; None also when no prompt repeats."""
     clustered_high: float | None = None
     num_clusters: int
 
@@ -88,7 +88,7 @@ class Gain:
     before: Estimate
     after: Estimate
     difference: Estimate
-    """Of the paired items, with a Student t interval."""
+    """Of the paired items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +206,7 @@ def find_gains(before: EvaluationResult, after: EvaluationResult) -> list[Gain]:
                 name=name,
                 before=_estimate(old, clusters),
                 after=_estimate(new, clusters),
-                difference=_estimate(new - old, clusters, paired=True),
+                difference=_estimate(new, clusters, minus=old),
             )
         )
     return gains
@@ -310,21 +310,33 @@ def _cluster(item: EvaluationItem) -> str:
     return item.prompt if item.task == "generation" else item.id
 
 
-def _estimate(values: NDArray[np.float64], clusters: Sequence[str], *, paired: bool = False) -> Estimate:
-    low = high = clustered_low = clustered_high = None
-    if not paired and np.isin(values, (0.0, 1.0)).all():
-        low, high = wilson_interval(int(values.sum()), len(values))
-    elif len(values) > 1:
-        low, high = t_interval(values)
+def _estimate(
+    values: NDArray[np.float64], clusters: Sequence[str], minus: NDArray[np.float64] | None = None
+) -> Estimate:
+    """Of the mean of values [N], or of the gain over the values `minus` [N] of the same items."""
+    gains = values if minus is None else values - minus
+    low, high = _interval(values, minus)
+    clustered_low = clustered_high = None
     num_clusters = len(set(clusters))
-    if 1 < num_clusters < len(values):
-        clustered_low, clustered_high = cluster_interval(values, clusters)
+    if 1 < num_clusters < len(gains) and np.ptp(gains):
+        clustered_low, clustered_high = cluster_interval(gains, clusters)
     return Estimate(
-        mean=math.fsum(values) / len(values),
+        mean=math.fsum(gains) / len(gains),
         low=low,
         high=high,
-        num=len(values),
+        num=len(gains),
         clustered_low=clustered_low,
         clustered_high=clustered_high,
         num_clusters=num_clusters,
     )
+
+
+def _interval(values: NDArray[np.float64], minus: NDArray[np.float64] | None) -> Interval | tuple[None, None]:
+    if minus is None and np.isin(values, (0.0, 1.0)).all():
+        return wilson_interval(int(values.sum()), len(values))
+    gains = values if minus is None else values - minus
+    if not np.ptp(gains):  # equal values tell nothing about their spread
+        return None, None
+    if all(side.min() >= 0 and side.max() <= 1 for side in (values, minus) if side is not None):
+        return bounded_interval(gains, 0.0 if minus is None else -1.0, 1.0)
+    return t_interval(gains)

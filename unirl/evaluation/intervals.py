@@ -1,4 +1,4 @@
-"""95 % intervals of means: Wilson for shares, Student t for numbers, a cluster bootstrap for repeated prompts."""
+"""95 % intervals of means: Wilson in [0, 1], Student t without bounds, a cluster bootstrap for repeated prompts."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,29 @@ def wilson_interval(successes: int, num: int) -> Interval:
     """
     if not 0 <= successes <= num or num < 1:
         raise ValueError(f"interval: expected 0 <= successes <= num, num >= 1; got {successes} of {num}; count again")
-    share, square = successes / num, _Z**2 / num
-    centre = (share + square / 2) / (1 + square)
-    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / num + square / (4 * num))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return _wilson(successes / num, _Z**2 / num)
+
+
+def bounded_interval(values: NDArray[np.float64], low: float = 0.0, high: float = 1.0) -> Interval:
+    """Interval of the mean of independent values [N] in [low, high]; never leaves these bounds.
+
+    Wilson's interval with the spread of the values in place of that of right and wrong, and Student's t in place of the
+    normal quantile: it covers better than the symmetric t interval near a bound and equals it far from both.
+
+    Raises:
+        ValueError: fewer than two values, or one outside the bounds.
+    """
+    if len(values) < 2 or values.min() < low or values.max() > high:
+        raise ValueError(
+            f"interval: expected two or more values in [{low:g}, {high:g}]; got {len(values)}: {values[:5]}; use "
+            "t_interval for values without bounds"
+        )
+    width = high - low
+    share = (float(values.mean()) - low) / width
+    most = share * (1 - share)
+    spread = float(values.var(ddof=1)) / width**2 / most if most > 0 else 1.0
+    edges = _wilson(share, t_quantile(len(values) - 1) ** 2 * spread / len(values))
+    return low + width * edges[0], low + width * edges[1]
 
 
 def t_interval(values: NDArray[np.float64]) -> Interval:
@@ -68,6 +87,13 @@ def t_quantile(degrees: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _t_within(middle, degrees) < CONFIDENCE else (low, middle)
     return (low + high) / 2
+
+
+def _wilson(share: float, square: float) -> Interval:
+    """The shares p with (p - share)^2 <= square p (1 - p)."""
+    centre = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _t_within(t: float, degrees: int) -> float:

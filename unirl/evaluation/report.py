@@ -154,9 +154,11 @@ def _evaluation(
     warning = f'<p class="alert">{unjudged} completions could not be judged and are left out.</p>' if unjudged else ""
     return (
         f'<div class="scroll"><table><tr>{columns}</tr>{"".join(rows)}</table></div>'
-        "<p class=note>Means with 95 % intervals: Wilson where a measure is right or wrong, Student t elsewhere and "
-        "for gains, which compare the same items. “By prompt” takes items with the same prompt as one draw (cluster "
-        f"bootstrap): where prompts repeat, trust this one.</p>{warning}{_evaluation_curves(record)}"
+        "<p class=note>Means with 95 % intervals, none where nothing varies. Measures in [0, 1]: Wilson where right or "
+        "wrong; else, and for gains, which compare the same items, Wilson with the measured spread and Student t for "
+        "the normal quantile, so that no interval leaves the range. Other measures: Student t. “By prompt” takes items "
+        "with the same prompt as one draw (cluster bootstrap): where prompts repeat, trust this one. Bold gains: no "
+        f"interval holds 0.</p>{warning}{_evaluation_curves(record)}"
     )
 
 
@@ -185,20 +187,19 @@ def _cell(estimate: Estimate | None, *, by_prompt: bool = True) -> str:
 
 
 def _gain_cell(estimate: Estimate | None) -> str:
-    """Bold where the interval excludes 0; whether more is better depends on the measure."""
+    """Bold where every interval excludes 0; whether more is better depends on the measure."""
     if estimate is None:
         return "<td></td>"
-    low, high = estimate.clustered_low, estimate.clustered_high
-    if low is None or high is None:
-        low, high = estimate.low, estimate.high
-    sure = low is not None and high is not None and (low > 0 or high < 0)
+    shown = ((estimate.low, estimate.high), (estimate.clustered_low, estimate.clustered_high))
+    ends = [(low, high) for low, high in shown if low is not None and high is not None]
+    sure = ends and all(low > 0 or high < 0 for low, high in ends)
     return f"<td{' class=sure' if sure else ''}>{estimate.mean:+.3f}{_interval(estimate, '+.3f', by_prompt=True)}</td>"
 
 
 def _interval(estimate: Estimate, form: str, by_prompt: bool) -> str:
     text = "" if estimate.low is None else f"<small>{estimate.low:{form}} to {estimate.high:{form}}</small>"
     if by_prompt and estimate.clustered_low is not None:
-        text += f"<small>by prompt {estimate.clustered_low:{form}} to {estimate.clustered_high:{form}}</small>"
+        text += f"<small>by prompt<br>{estimate.clustered_low:{form}} to {estimate.clustered_high:{form}}</small>"
     return text
 
 
@@ -294,7 +295,7 @@ def _weights(record: RunRecord) -> str:
     colors = {"aligned": "a", "retrieved": "b"}
     groups = {kind: (colors.get(kind, "c"), list(values.values())) for kind, values in weights.items() if values}
     counts = ", ".join(f"{len(values)} {kind}" for kind, (_, values) in groups.items())
-    return histogram("Weights of the pairs used", groups, note=f"distinct pairs: {counts}")
+    return histogram("Weights of the pairs used", groups, "weight", note=f"number of distinct pairs: {counts}")
 
 
 def _timing(record: RunRecord) -> str:
