@@ -22,14 +22,14 @@ def test_understanding_ids_equal_the_processors_own(prompts, janus_folder, quest
     processor = JanusProcessor.from_pretrained(janus_folder, local_files_only=True)
     text = "<|User|>: <image_placeholder>\nwhat colour is the cat ?\nA red\nB blue\n\n<|Assistant|>:"
     wanted = processor(text=[text], images=[picture], input_data_format="channels_last")["input_ids"][0]
-    assert prompts.understanding(question).tolist() == wanted.tolist()
+    assert prompts.encode_understanding(question).tolist() == wanted.tolist()
 
 
 def test_generation_ids_equal_the_processors_own(prompts, janus_folder, drawing):
     processor = JanusProcessor.from_pretrained(janus_folder, local_files_only=True)
     text = "<|User|>: a red cat on a blue mat\n\n<|Assistant|>:"
     wanted = processor(text=[text], generation_mode="image")["input_ids"][0]
-    assert prompts.generation(drawing).tolist() == wanted.tolist()
+    assert prompts.encode_generation(drawing).tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_checkpoint_may_set_how_choices_read(janus_folder, tmp_path, question):
         (tmp_path / name).write_bytes((janus_folder / name).read_bytes())
     edit_json(tmp_path / "tokenizer_config.json", choice_template="{letter} : {choice}")
     prompts = JanusPrompts.load(tmp_path, None)
-    assert "A : red B : blue" in prompts.decode(prompts.understanding(question))
+    assert "A : red B : blue" in prompts.decode(prompts.encode_understanding(question))
 
 
 def test_special_tokens_in_data_are_refused(prompts, question, drawing):
     with pytest.raises(ValueError, match=r"understanding sample q: .*special token <image_placeholder>"):
-        prompts.understanding(replace(question, question="what is <image_placeholder> ?"))
+        prompts.encode_understanding(replace(question, question="what is <image_placeholder> ?"))
     with pytest.raises(ValueError, match=r"generation sample g: .*special token <begin_of_image>.*remove it"):
-        prompts.generation(replace(drawing, prompt="cat <begin_of_image>"))
+        prompts.encode_generation(replace(drawing, prompt="cat <begin_of_image>"))
 
 
 def test_answers_may_hold_words_and_the_end_but_no_marks(prompts):
@@ -89,5 +89,5 @@ def test_lab_prompts_are_those_its_model_was_trained_on():
     prompts, tokenizer = JanusPrompts.load(folder, None), make_tokenizer()
     for question, drawing in zip(*make_heldout(20, 0), strict=True):
         wanted = tokenizer(understanding_prompt(question.question, question.choices)).input_ids
-        assert prompts.understanding(question).tolist() == wanted
-        assert prompts.generation(drawing).tolist() == tokenizer(generation_prompt(drawing.prompt)).input_ids
+        assert prompts.encode_understanding(question).tolist() == wanted
+        assert prompts.encode_generation(drawing).tolist() == tokenizer(generation_prompt(drawing.prompt)).input_ids

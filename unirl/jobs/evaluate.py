@@ -14,6 +14,7 @@ from unirl.data.atomic import DataError
 from unirl.evaluation.evaluate import EvaluationResult, make_requests, summarise
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout
 from unirl.jobs.parts import Rewards, Rollouts, open_judged_rollouts
+from unirl.jobs.prompt_check import check_prompts
 from unirl.rollout.seeds import sample_seed
 from unirl.types import GenerationSample, UnderstandingSample
 
@@ -52,11 +53,12 @@ def main(target: str, config: RlConfig, *, local: bool = False, as_json: bool = 
         as_json: print one JSON object.
 
     Raises:
-        DataError: no such target, or a run without an exported policy.
+        DataError: no such target, a run without an exported policy, or a prompt that is too long.
     """
     checkpoint = policy_of(target)
     config = replace(config, model=replace(config.model, path=str(checkpoint)))
     heldout = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
+    check_prompts([*heldout[0], *heldout[1]], config, checkpoint)
     with open_judged_rollouts(config, checkpoint, local=local) as (rollouts, rewards):
         result = evaluate_policy(heldout, rollouts, rewards, config, save_image=lambda image: "")
     if as_json:

@@ -131,11 +131,11 @@ class JanusPro:
 
     def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
         """Prompt ids [P] of a question, image placeholders expanded."""
-        return self.prompts.understanding(sample)
+        return self.prompts.encode_understanding(sample)
 
     def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
         """Prompt ids [P] of a picture to draw."""
-        return self.prompts.generation(sample)
+        return self.prompts.encode_generation(sample)
 
     def decode_text(self, ids: NDArray[np.int32]) -> str:
         """Text of completion ids, special tokens kept."""

@@ -91,7 +91,7 @@ class JanusPrompts:
             num_image_tokens=int(processor.get("num_image_tokens", 576)),
         )
 
-    def understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
+    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
         """Ids [P] of a question about an image, with `num_image_tokens` placeholders.
 
         Raises:
@@ -108,7 +108,7 @@ class JanusPrompts:
         self._check_plain(question, f"understanding sample {sample.id}")
         return self._encode(f"{self.system_prompt}{USER}: {image}\n{question}\n\n{ASSISTANT}:")
 
-    def generation(self, sample: GenerationSample) -> NDArray[np.int32]:
+    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
         """Ids [P] of a picture to draw; the last is the begin of the image.
 
         Raises:

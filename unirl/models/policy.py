@@ -40,7 +40,32 @@ class TokenScores:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Policy(Protocol):
+class Prompts(Protocol):
+    """A family's prompts, which need its tokenizer and no weights."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Codes of one image."""
+        ...
+
+    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
+        """Prompt ids [P] of a question, image placeholders expanded.
+
+        Raises:
+            ValueError: the sample's text cannot be a prompt.
+        """
+        ...
+
+    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
+        """Prompt ids [P] of a picture to draw.
+
+        Raises:
+            ValueError: the sample's text cannot be a prompt.
+        """
+        ...
+
+
+class Policy(Prompts, Protocol):
     """A unified model: one set of weights that answers and draws.
 
     Nothing here assumes an order of generation: an autoregressive family scores in one pass, a masked-diffusion family
@@ -50,14 +75,6 @@ class Policy(Protocol):
     @property
     def module(self) -> nn.Module:
         """Parameters under the checkpoint's own names; frozen parts have requires_grad False."""
-        ...
-
-    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
-        """Prompt ids [P] of a question, image placeholders expanded."""
-        ...
-
-    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
-        """Prompt ids [P] of a picture to draw."""
         ...
 
     def decode_text(self, ids: NDArray[np.int32]) -> str:
@@ -96,11 +113,6 @@ class AutoregressivePolicy(Policy, Protocol):
     @property
     def allowed_text_ids(self) -> Tensor:
         """Which text ids may be sampled, bool [V]."""
-        ...
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Codes of one image."""
         ...
 
     @property
@@ -159,4 +171,24 @@ def load_policy(config: ModelConfig, path: Path) -> Policy:
 
             return JanusPro.load(config, path)
         case _:
-            raise ValueError(f"model.family: expected one of 'janus_pro'; got {config.family!r}; correct the key")
+            raise _unknown_family(config)
+
+
+def load_prompts(config: ModelConfig, path: Path) -> Prompts:
+    """The prompts of `config.family` with the tokenizer of the checkpoint folder `path`; no weights are read.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file of the tokenizer.
+        ValueError: the tokenizer lacks a token string.
+    """
+    match config.family:
+        case "janus_pro":
+            from unirl.models.janus_prompts import JanusPrompts
+
+            return JanusPrompts.load(path, config.system_prompt)
+        case _:
+            raise _unknown_family(config)
+
+
+def _unknown_family(config: ModelConfig) -> ValueError:
+    return ValueError(f"model.family: expected one of 'janus_pro'; got {config.family!r}; correct the key")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
 from unirl.models.named_arrays import checksum, to_tensor
-from unirl.models.policy import AutoregressivePolicy
+from unirl.models.policy import AutoregressivePolicy, Prompts
 from unirl.types import (
     GenerationSample,
     RolloutGroup,
@@ -28,8 +28,21 @@ class Completion:
     logprobs: NDArray[np.float32]
 
 
+def encode_prompt(
+    prompts: Prompts, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig
+) -> tuple[NDArray[np.int32], int]:
+    """Prompt ids [P] of a sample, and the most tokens that its completion takes.
+
+    Raises:
+        ValueError: the sample's text cannot be a prompt.
+    """
+    if isinstance(sample, UnderstandingSample):
+        return prompts.encode_understanding(sample), sampling.text.max_tokens
+    return prompts.encode_generation(sample), prompts.num_image_tokens
+
+
 def encode_prompts(
-    policy: AutoregressivePolicy, requests: Sequence[RolloutRequest], sampling: SamplingConfig, max_model_len: int
+    policy: Prompts, requests: Sequence[RolloutRequest], sampling: SamplingConfig, max_model_len: int
 ) -> list[NDArray[np.int32]]:
     """Prompt ids [P] of each request.
 
@@ -38,10 +51,7 @@ def encode_prompts(
     """
     prompts = []
     for request in requests:
-        if isinstance(request.sample, UnderstandingSample):
-            ids, room = policy.encode_understanding(request.sample), sampling.text.max_tokens
-        else:
-            ids, room = policy.encode_generation(request.sample), policy.num_image_tokens
+        ids, room = encode_prompt(policy, request.sample, sampling)
         if len(ids) + room > max_model_len:
             raise ValueError(
                 f"request {request.request_id}: expected prompt and completion within rollout.max_model_len "

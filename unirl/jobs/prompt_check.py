@@ -1,0 +1,46 @@
+"""Whether every prompt of a run can be sampled, found out before the run rather than at the prompt's step."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from unirl.config import RlConfig
+from unirl.data.atomic import DataError
+from unirl.models.policy import load_prompts
+from unirl.rollout.completions import encode_prompt
+from unirl.types import GenerationSample, UnderstandingSample
+
+SHOWN = 3
+
+
+def check_prompts(
+    samples: Iterable[UnderstandingSample | GenerationSample], config: RlConfig, checkpoint: Path
+) -> None:
+    """Encode every prompt as a sampler would; takes the tokenizer only.
+
+    Args:
+        samples: what the run will sample for; their images are not looked at.
+        config: the run's.
+        checkpoint: folder of the initial policy.
+
+    Raises:
+        DataError: prompts that are too long or cannot be encoded; says how many and names the first.
+    """
+    prompts, limit = load_prompts(config.model, checkpoint), config.rollout.max_model_len
+    problems: list[str] = []
+    num_samples, longest = 0, limit
+    for sample in samples:
+        num_samples += 1
+        try:
+            ids, room = encode_prompt(prompts, sample, config.rollout.sampling)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if len(ids) + room > limit:
+            longest = max(longest, len(ids) + room)
+            problems.append(f"{type(sample).__name__} {sample.id} takes {len(ids)} tokens and up to {room} sampled")
+    if problems:
+        enough = f"set rollout.max_model_len={longest}, which fits every length, or " if longest > limit else ""
+        raise DataError(
+            f"prompts: expected all {num_samples} to fit into rollout.max_model_len={limit} with their completions; "
+            f"got {len(problems)} that do not: {'; '.join(problems[:SHOWN])}; {enough}mend or drop these samples"
+        )
