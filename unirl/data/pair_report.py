@@ -19,7 +19,7 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _STYLE = """
 :root { color-scheme: light dark } body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
 padding: 0 1rem } table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
-svg { width: 100%; height: 10rem } rect { fill: #4477aa } text { font-size: 11px; fill: currentColor }
+svg { display: block; max-width: 44rem } rect { fill: #4477aa } text { font-size: 11px; fill: currentColor }
 .pair { display: grid; grid-template-columns: 9rem 1fr 9rem 1fr; gap: .8rem; margin: 1rem 0 }
 .pair img { width: 9rem; image-rendering: pixelated }
 @media (max-width: 40rem) { .pair { grid-template-columns: 9rem 1fr } }
@@ -63,10 +63,12 @@ def render_report(pair_set: PairSet, *, title: str, num_examples: int = NUM_EXAM
         "<h2>Aligned pairs made from</h2>",
         _table(figures["aligned_from"]),
         "<h2>Similarity s of retrieved pairs</h2>",
-        _histogram([pair.similarity for pair in retrieved], "similarity"),
+        _histogram([pair.similarity for pair in retrieved], "similarity s"),
+        "<p>Quantiles:</p>",
         _table(figures["similarity_of_retrieved"]),
         "<h2>Weight w of retrieved pairs</h2>",
-        _histogram([weight[pair.pair_id] for pair in retrieved], "weight"),
+        _histogram([weight[pair.pair_id] for pair in retrieved], "weight w"),
+        "<p>Quantiles:</p>",
         _table(figures["weight_of_retrieved"]),
         "<h2>Categories</h2>",
         _category_table(figures["categories"]),
@@ -118,14 +120,20 @@ def _histogram(values: Sequence[float], name: str) -> str:
     counts, _ = np.histogram(np.clip(values, 0.0, 1.0), _BINS)
     top = max(1, int(counts.max()))
     bars = "".join(
-        f'<rect x="{10 * place}" y="{100 - 100 * count / top:.1f}" width="9" height="{100 * count / top:.1f}">'
+        f'<rect x="{50 + 10 * place}" y="{110 - 100 * count / top:.1f}" width="9" height="{100 * count / top:.1f}">'
         f"<title>{_BINS[place]:.3f} to {_BINS[place + 1]:.3f}: {count}</title></rect>"
         for place, count in enumerate(counts.tolist())
     )
-    ticks = "".join(f'<text x="{x * 400:.0f}" y="114">{x:.1f}</text>' for x in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
+    across = [(f"{x:.1f}", 50 + x * 400, 124, "middle") for x in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    up = [(str(count), 44, 114 - 100 * count / top, "end") for count in sorted({0, top // 2, top})]
+    texts = "".join(
+        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{word}</text>'
+        for word, x, y, anchor in (*across, *up, (name, 250, 140, "middle"))
+    )
     return (
-        f'<svg viewBox="0 0 410 120" role="img" aria-label="histogram of {name}, {len(values)} pairs">'
-        f"{bars}{ticks}</svg>"
+        f'<svg viewBox="0 0 462 146" role="img" aria-label="histogram of {name}, {len(values)} pairs">{bars}{texts}'
+        '<line x1="50" x2="450" y1="110.5" y2="110.5" stroke="currentColor"/>'
+        '<text transform="rotate(-90)" x="-60" y="12" text-anchor="middle">number of pairs</text></svg>'
     )
 
 

@@ -28,7 +28,7 @@ class Estimate:
 
     mean: float
     low: float | None
-    """95 % interval: Wilson where every value is in [0, 1], else Student t; None where nothing varies but 0 and 1."""
+    """95 % interval: Wilson for values in [0, 1], else Student t; None when values other than 0 and 1 do not vary."""
     high: float | None
     num: int
     clustered_low: float | None = None

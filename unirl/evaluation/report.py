@@ -154,11 +154,11 @@ def _evaluation(
     warning = f'<p class="alert">{unjudged} completions could not be judged and are left out.</p>' if unjudged else ""
     return (
         f'<div class="scroll"><table><tr>{columns}</tr>{"".join(rows)}</table></div>'
-        "<p class=note>Means with 95 % intervals, none where nothing varies. Measures in [0, 1]: Wilson where right or "
-        "wrong; else, and for gains, which compare the same items, Wilson with the measured spread and Student t for "
-        "the normal quantile, so that no interval leaves the range. Other measures: Student t. “By prompt” takes items "
-        "with the same prompt as one draw (cluster bootstrap): where prompts repeat, trust this one. Bold gains: no "
-        f"interval holds 0.</p>{warning}{_evaluation_curves(record)}"
+        "<p class=note>Means with 95 % intervals. Measures in [0, 1]: Wilson where right or wrong; else, and for gains "
+        "(the same items compared), Wilson with the measured spread and Student t for the normal quantile, so that no "
+        "interval leaves the range; none where all values are equal. Other measures: Student t. “By prompt” takes "
+        "items with the same prompt as one draw (cluster bootstrap): where prompts repeat, trust this one. Bold gains: "
+        f"no interval holds 0.</p>{warning}{_evaluation_curves(record)}"
     )
 
 
