@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from unirl import cli
-from unirl.config import RlConfig, load_config, to_yaml
+from unirl.config import RlConfig
+from unirl.config_loading import load_config, to_yaml
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy", "omegaconf", "pyarrow")
 COMMANDS = [

@@ -3,20 +3,10 @@ import math
 
 import pytest
 
-from unirl.config import (
-    SYNONYMS,
-    ConfigError,
-    PairConfig,
-    RewardConfig,
-    RlConfig,
-    bound_of,
-    find_problems,
-    flatten,
-    load_config,
-    setting_names,
-    to_yaml,
-)
+from unirl.config import PairConfig, RewardConfig, RlConfig, flatten, setting_names
 from unirl.config_keys import list_settings
+from unirl.config_loading import SYNONYMS, differences, load_config, to_yaml
+from unirl.config_rules import ConfigError, bound_of, find_problems
 
 SCHEMAS = (RlConfig, PairConfig)
 
@@ -60,9 +50,9 @@ def test_a_number_without_a_dot_before_its_exponent_is_a_float(write):
 
 def test_a_file_replaces_the_table_of_rewards_and_a_dotted_override_edits_it(write):
     file = write("rewards: {generation: {hpsv2: {options: {checkpoint: weights.pt}}}}")
-    config = load_config([file], ["rewards.generation.hpsv2.weight=0.5", "rewards.understanding.length.weight=2"])
+    config = load_config([file], ["rewards.generation.hpsv2.weight=0.5", "rewards.understanding.lab_verifier.weight=2"])
     assert config.rewards.generation == {"hpsv2": RewardConfig(weight=0.5, options={"checkpoint": "weights.pt"})}
-    assert config.rewards.understanding == {"accuracy": RewardConfig(), "length": RewardConfig(weight=2.0)}
+    assert config.rewards.understanding == {"accuracy": RewardConfig(), "lab_verifier": RewardConfig(weight=2.0)}
 
 
 def test_what_is_saved_loads_back_equal(write):
@@ -79,6 +69,49 @@ def test_every_problem_is_named_at_once_with_key_value_rule_and_fix():
         assert problem.rule
         assert problem.fix
         assert str(problem) in text
+
+
+def test_mistyped_keys_wrong_types_open_values_and_broken_rules_are_named_together(write):
+    file = write("model: {path: '???'}")
+    overrides = ["learner.learning_rate=1e-3", "train.seed=x", "rollout.num_generation=1", "rewards.generation.hps={}"]
+    problems = problems_of(*overrides, files=[file])
+    assert set(problems) == {
+        "learner.learning_rate",
+        "train.seed",
+        "model.path",
+        "rollout.num_generation",
+        "rewards.generation.hps",
+    }
+    assert "did you mean hpsv2?" in problems["rewards.generation.hps"].fix
+
+
+def test_a_value_that_was_refused_is_named_once():
+    assert list(problems_of("rollout.sampling.text.max_tokens=many", "rollout.max_model_len=20")) == [
+        "rollout.sampling.text.max_tokens"
+    ]
+
+
+def test_an_incomplete_configuration_can_be_looked_at(write):
+    file = write(
+        "model: {path: '???'}\ntrain: {num_steps: '???'}\nrewards: {generation: {hpsv2: {options: {checkpoint: '???'}}}}"
+    )
+    config = load_config([file], [], incomplete=True)
+    assert config.model.path == "???"
+    assert config.train.num_steps == "???"
+    assert config.rewards.generation["hpsv2"].options == {"checkpoint": "???"}
+    assert (
+        load_config([write(to_yaml(config), "again.yaml")], ["train.num_steps=3"], incomplete=True).model.path == "???"
+    )
+
+
+def test_an_entry_that_one_side_lacks_is_one_difference(write):
+    file = write("rewards: {generation: {hpsv2: {weight: 0.5, options: {checkpoint: a}}}}")
+    config = load_config([file], ["rewards.understanding.accuracy.weight=2"])
+    assert differences(RlConfig(), config) == {
+        "rewards.understanding.accuracy.weight": (1.0, 2.0),
+        "rewards.generation.lab_verifier": ({}, None),
+        "rewards.generation.hpsv2": (None, {"weight": 0.5, "options": {"checkpoint": "a"}}),
+    }
 
 
 def test_broken_rules_are_named_together():
@@ -122,7 +155,8 @@ def test_every_synonym_leads_to_a_setting_that_exists():
 def test_a_value_of_the_wrong_type_is_named(override):
     (problem,) = problems_of(override).values()
     assert problem.key == override.partition("=")[0]
-    assert "is not accepted" in problem.rule
+    assert problem.rule.startswith("must be ")
+    assert "type" not in problem.rule
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from unirl.config import ConfigError, PairConfig, RlConfig, find_problems, load_config
+from unirl.config import PairConfig, RlConfig
+from unirl.config_loading import load_config
+from unirl.config_rules import ConfigError, find_problems
 
 ROOT = Path(__file__).parents[1] / "configs"
 SCHEMAS = {"rl": RlConfig, "pair": PairConfig}

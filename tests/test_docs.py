@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from unirl import cli
-from unirl.config import ConfigError, PairConfig, RlConfig, load_config
+from unirl.config import PairConfig, RlConfig
+from unirl.config_loading import load_config
+from unirl.config_rules import ConfigError
 from unirl.types import GenerationSample, RolloutGroup, RolloutRequest, Trajectory
 
 ROOT = Path(__file__).parents[1]

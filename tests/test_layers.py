@@ -8,15 +8,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "unirl"
 MATH = ("types", "algorithms", "pairing")
 PARTS = ("models", "rollout", "rewards", "learner", "data", "evaluation", "monitoring", "lab")
-WHOLE = ("config", "config_keys", *MATH, *PARTS, "cluster", "torchvision_hook")
+CONFIG = ("config", "config_rules", "config_keys", "config_loading")
+WHOLE = (*CONFIG, *MATH, *PARTS, "cluster", "torchvision_hook")
 # Room -> rooms it may import, itself aside.
 MAY_IMPORT = (
-    {"types": (), "torchvision_hook": (), "config": ("types",), "config_keys": ("config",)}
+    {"types": (), "torchvision_hook": (), "config": ("types",)}
+    | {name: ("types", *CONFIG[:place]) for place, name in enumerate(CONFIG) if place}
     | {"algorithms": ("types",), "pairing": ("types",)}
-    | {part: ("config", *MATH) for part in PARTS}
-    | {"rollout": ("config", *MATH, "models"), "learner": ("config", *MATH, "models")}
-    | {"models": ("config", *MATH, "lab"), "rewards": ("config", *MATH, "lab")}  # the lab's encoder and verifier
-    | {"cluster": ("config", *MATH, *PARTS), "benchmarks": WHOLE, "jobs": WHOLE, "cli": (*WHOLE, "jobs")}
+    | {part: (*CONFIG, *MATH) for part in PARTS}
+    | {"rollout": (*CONFIG, *MATH, "models"), "learner": (*CONFIG, *MATH, "models")}
+    | {"models": (*CONFIG, *MATH, "lab"), "rewards": (*CONFIG, *MATH, "lab")}  # the lab's encoder and verifier
+    | {"cluster": (*CONFIG, *MATH, *PARTS), "benchmarks": WHOLE, "jobs": WHOLE, "cli": (*WHOLE, "jobs")}
 )
 # Third-party package -> the rooms it is kept to.
 KEPT_TO = {
@@ -24,7 +26,7 @@ KEPT_TO = {
     "vllm": ("rollout",),
     "deepspeed": ("learner",),
     "faiss": ("pairing",),
-    "omegaconf": ("config",),
+    "omegaconf": ("config_loading",),
     "typer": ("cli",),
 }
 PURE = {room: ("ray", "vllm", "deepspeed", "transformers", "omegaconf") for room in ("algorithms", "pairing", "types")}

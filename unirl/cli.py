@@ -206,19 +206,27 @@ def config_show(
     overrides: Overrides = None, config: Files = None, job: OfJob = Job.train, as_json: AsJson = False
 ) -> None:
     """The whole configuration that files and settings amount to, as YAML."""
-    from unirl.config import flatten, to_yaml
+    from unirl.config import flatten
+    from unirl.config_loading import to_yaml
 
-    settings = load_job(job, config or [], overrides or [])
+    settings = load_job(job, config or [], overrides or [], incomplete=True)
     typer.echo(json.dumps(flatten(settings), indent=2) if as_json else to_yaml(settings), nl=as_json)
 
 
 @config_app.command("validate")
 def config_validate(overrides: Overrides = None, config: Files = None, job: OfJob = Job.train) -> None:
-    """Check files and settings; name everything that is wrong."""
-    from unirl.config import differences
+    """Check files and settings; name everything that is wrong. What a file leaves open (???) may stay open."""
+    from unirl.config import RlConfig, flatten
+    from unirl.config_loading import differences
 
-    settings = load_job(job, config or [], overrides or [])
-    typer.echo(f"ok: {len(differences(type(settings)(), settings))} settings differ from the defaults")
+    settings = load_job(job, config or [], overrides or [], incomplete=True)
+    if isinstance(settings, RlConfig):
+        from unirl.rewards.reward import check_rewards
+
+        check_rewards(settings.rewards)
+    text = f"ok: {len(differences(type(settings)(), settings))} settings differ from the defaults"
+    left_open = [key for key, value in flatten(settings).items() if "???" in str(value)]
+    typer.echo(f"{text}; to be given: {', '.join(left_open)}" if left_open else text)
 
 
 @config_app.command("keys")
@@ -236,6 +244,8 @@ def config_keys(
 
     settings = list_settings(RlConfig if job is Job.train else PairConfig)
     settings = [setting for setting in settings if setting.key.startswith(prefix.removesuffix("="))]
+    if not settings:
+        raise typer.BadParameter(f"no setting starts with {prefix}; without a prefix, all are listed")
     if as_json:
         typer.echo(json.dumps([asdict(setting) for setting in settings], indent=2))
         return
@@ -251,9 +261,9 @@ def config_diff(
     as_json: AsJson = False,
 ) -> None:
     """Settings in which two configurations differ."""
-    from unirl.config import differences
+    from unirl.config_loading import differences
 
-    left, right = (load_job(job, [config_file(side)] if side else [], []) for side in (first, second))
+    left, right = (load_job(job, [config_file(side)] if side else [], [], incomplete=True) for side in (first, second))
     changed = differences(left, right)
     if as_json:
         typer.echo(json.dumps({key: list(values) for key, values in changed.items()}, indent=2))
@@ -272,21 +282,30 @@ def doctor(as_json: AsJson = False) -> None:
 
 def load_rl(files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig":
     """The settings of a training or evaluation run."""
-    from unirl.config import RlConfig, load_config
+    from unirl.config import RlConfig
+    from unirl.config_loading import load_config
 
     return load_config(files, overrides, RlConfig)
 
 
 def load_pair(files: Sequence[Path], overrides: Sequence[str]) -> "PairConfig":
     """The settings of a pair set."""
-    from unirl.config import PairConfig, load_config
+    from unirl.config import PairConfig
+    from unirl.config_loading import load_config
 
     return load_config(files, overrides, PairConfig)
 
 
-def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | PairConfig":
-    """The settings of the named job."""
-    return load_rl(files, overrides) if job is Job.train else load_pair(files, overrides)
+def load_job(
+    job: Job, files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False
+) -> "RlConfig | PairConfig":
+    """The settings of the named job; with `incomplete`, to look at only."""
+    from unirl.config import PairConfig, RlConfig
+    from unirl.config_loading import load_config
+
+    if job is Job.train:
+        return load_config(files, overrides, RlConfig, incomplete=incomplete)
+    return load_config(files, overrides, PairConfig, incomplete=incomplete)
 
 
 def config_file(path: Path) -> Path:

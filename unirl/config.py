@@ -1,20 +1,16 @@
-"""Every setting of every job: frozen dataclasses, how they are loaded, and what they must satisfy. No torch, no Ray."""
+"""Every setting of every job as frozen dataclasses, and their dotted names. No torch, no Ray."""
 
-import difflib
-import math
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
-
-from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from unirl.types import Task
+
+Family = Literal["janus_pro"]
+"""Model families: `unirl/models/<name>.py`, for vLLM `unirl/rollout/vllm_models/<name>.py`."""
+RewardName = Literal["accuracy", "hpsv2", "lab_verifier"]
+"""Rewards: `unirl/rewards/<name>.py`."""
+ObjectiveName = Literal["pair_grpo", "pairwise", "vanilla_mixed"]
+"""Objectives: `unirl/algorithms/<name>.py`."""
 
 # The string under a field is its documentation: `unirl config keys` and docs/configuration show it.
 
@@ -23,7 +19,7 @@ from unirl.types import Task
 class ModelConfig:
     """The policy: which family, which checkpoint, what is trained."""
 
-    family: Literal["janus_pro"] = "janus_pro"
+    family: Family = "janus_pro"
     """Which file of unirl/models loads the checkpoint."""
     path: str = "lab:janus"
     """Folder of a Hugging Face checkpoint, or "lab:janus" for the tiny one that ships with the package."""
@@ -176,7 +172,7 @@ class RewardsConfig:
 class AlgorithmConfig:
     """From rewards to the loss."""
 
-    objective: Literal["pair_grpo", "pairwise", "vanilla_mixed"] = "pair_grpo"
+    objective: ObjectiveName = "pair_grpo"
     """PairUni eq. 4, eq. 2 (no weight) or eq. 1 (tasks shuffled into one batch)."""
     pair_weight: Literal["sqrt", "linear", "none"] = "sqrt"
     """Weight of a retrieved pair from its similarity (eq. 3, Table 7); aligned pairs weigh 1."""
@@ -366,95 +362,6 @@ class PairConfig:
     """Samples per task drawn from the lab when the sources are "lab:..."."""
 
 
-Config = TypeVar("Config", RlConfig, PairConfig)
-
-# What people coming from other projects type, and what it is called here.
-SYNONYMS = {
-    "learning_rate": ("learner.lr",),
-    "batch_size": ("rollout.pairs_per_step",),
-    "group_size": ("rollout.num_understanding", "rollout.num_generation"),
-    "num_generations": ("rollout.num_understanding", "rollout.num_generation"),
-    "cfg_scale": ("rollout.sampling.image.guidance_scale",),
-    "max_new_tokens": ("rollout.sampling.text.max_tokens",),
-    "actors": ("rollout.text.num_workers", "rollout.image.num_workers"),
-    "num_actors": ("rollout.text.num_workers", "rollout.image.num_workers"),
-    "max_steps": ("train.num_steps",),
-    "steps": ("train.num_steps",),
-    "output_dir": ("train.run_dir",),
-    "model_path": ("model.path",),
-    "checkpoint": ("model.path",),
-    "beta": ("algorithm.kl_beta",),
-    "epsilon": ("algorithm.clip_low", "algorithm.clip_high"),
-    "grad_clip": ("learner.max_grad_norm",),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is wrong with a configuration."""
-
-    key: str
-    value: object
-    rule: str
-    """What must hold, as the end of a sentence that starts with the key."""
-    fix: str
-    """What to do."""
-
-    def __str__(self) -> str:
-        return f"{self.key} ({self.value}) {self.rule}; {self.fix}"
-
-
-class ConfigError(Exception):
-    """A configuration that cannot be used. Carries every problem, not only the first."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        super().__init__("\n  ".join([f"the configuration has {count}:", *map(str, problems)]))
-
-
-def load_config(files: Iterable[str | Path], overrides: Iterable[str], schema: type[Config] = RlConfig) -> Config:
-    """The defaults of `schema`, then each file, then each override, later ones on top; checked as a whole.
-
-    A table whose keys the user chooses (rewards.understanding, rewards.generation) is replaced by a file or override
-    that assigns it; `rewards.generation.hpsv2.weight=0.5` edits or adds one entry.
-
-    Args:
-        files: YAML files with only what differs from the defaults; the value "???" asks the user for one.
-        overrides: "key=value" each, the value read as YAML.
-        schema: which job's settings.
-
-    Raises:
-        ConfigError: a file cannot be read, a key is unknown, a value has the wrong type, or a rule is broken; all of
-            them are named at once.
-    """
-    tree = OmegaConf.structured(schema)
-    problems: list[Problem] = []
-    for file in files:
-        try:
-            problems += _assign(tree, schema, "", OmegaConf.to_container(OmegaConf.load(file)) or {})
-        except (OSError, YAMLError) as error:
-            problems.append(_unreadable(str(file), error))
-    for override in overrides:
-        problems += _override(tree, schema, override)
-    problems += _missing(OmegaConf.to_container(tree, resolve=False))
-    if not problems:
-        try:
-            config = cast("Config", OmegaConf.to_object(tree))
-        except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None) or "?"
-            raise ConfigError([_refused(key, "interpolation", error)]) from error
-        problems = find_problems(config)
-        if not problems:
-            return config
-    raise ConfigError(problems)
-
-
-def to_yaml(config: object) -> str:
-    """The whole configuration as YAML that `load_config` reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
     """Every setting by its dotted key, e.g. {"learner.lr": 0.0003, ...}; free-form options stay one value."""
     flat: dict[str, Any] = {}
@@ -462,129 +369,12 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
         value, key = getattr(config, item.name), f"{prefix}{item.name}"
         if is_dataclass(value):
             flat |= flatten(value, f"{key}.")
-        elif _is_table(value):
+        elif is_table(value):
             for name, entry in value.items():
                 flat |= flatten(entry, f"{key}.{name}.")
         else:
             flat[key] = value
     return flat
-
-
-def differences(left: object, right: object) -> dict[str, tuple[Any, Any]]:
-    """Settings whose values differ, each with both values; None stands for a key that one side lacks."""
-    ours, theirs = flatten(left), flatten(right)
-    keys = list(dict.fromkeys([*ours, *theirs]))
-    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
-
-
-def _is_table(value: Any) -> bool:
-    entries: list[Any] = list(cast("dict[str, Any]", value).values()) if type(value) is dict else []
-    return bool(entries) and all(map(is_dataclass, entries))
-
-
-def _is_settings(hint: Any) -> bool:
-    return is_dataclass(hint)
-
-
-def entry_type(hint: Any) -> type | None:
-    """The settings class of a table's entries (dict[str, RewardConfig] -> RewardConfig); None for any other type."""
-    return get_args(hint)[1] if get_origin(hint) is dict and _is_settings(get_args(hint)[1]) else None
-
-
-def _override(tree: DictConfig, schema: type, override: str) -> list[Problem]:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        rule = "is not of the form key=value"
-        return [Problem(key=override, value="", rule=rule, fix="write for example train.num_steps=10")]
-    try:
-        value = cast("Any", OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]
-    except YAMLError as error:
-        return [_unreadable(path, error)]
-    *parents, leaf = path.split(".")
-    hint: Any = schema
-    node = tree
-    for depth, name in enumerate(parents):
-        entry = entry_type(hint)
-        hint = entry or (get_type_hints(hint).get(name) if _is_settings(hint) else None)
-        if hint is None:
-            return [_unknown(path, value, schema)]
-        if entry and name not in node:
-            with read_write(node):
-                node[name] = entry()
-        if not isinstance(node[name], DictConfig):
-            rule = f"does not exist: {'.'.join(parents[: depth + 1])} is a value, not a group"
-            return [Problem(key=path, value=value, rule=rule, fix="see `unirl config keys`")]
-        node = node[name]
-    return _assign_one(node, hint, f"{'.'.join([*parents, ''])}", leaf, value, schema)
-
-
-def _assign(tree: DictConfig, schema: type, prefix: str, values: Any, root: type | None = None) -> list[Problem]:
-    """Put a mapping into the node of a settings class or table; what does not fit comes back as problems."""
-    if not isinstance(values, Mapping):
-        rule = "is a group of settings, not a value"
-        return [Problem(key=prefix.rstrip(".") or "the file", value=values, rule=rule, fix="write key: value lines")]
-    items = cast("Mapping[str, Any]", values).items()
-    return [p for name, value in items for p in _assign_one(tree, schema, prefix, str(name), value, root or schema)]
-
-
-def _assign_one(node: DictConfig, hint: Any, prefix: str, name: str, value: Any, root: type) -> list[Problem]:
-    key = f"{prefix}{name}"
-    entry = entry_type(hint)
-    inner: Any = entry or (get_type_hints(hint).get(name) if _is_settings(hint) else Any)
-    if inner is None:
-        return [_unknown(key, value, root)]
-    with read_write(node):
-        if _is_settings(inner):
-            if entry:
-                node[name] = entry()
-            return _assign(node[name], inner, f"{key}.", {} if entry and value is None else value, root)
-        if entry_type(inner):
-            node[name] = {}
-            return _assign(node[name], inner, f"{key}.", value, root)
-        try:
-            OmegaConf.update(node, name, value, merge=False)
-        except OmegaConfBaseException as error:
-            return [_refused(key, value, error)]
-    return []
-
-
-def _missing(values: Any, key: str = "") -> list[Problem]:
-    if isinstance(values, dict):
-        items = cast("dict[str, Any]", values).items()
-        return [problem for name, value in items for problem in _missing(value, f"{key}.{name}" if key else name)]
-    return [Problem(key=key, value=values, rule="must be given", fix=f"add {key}=VALUE")] if values == "???" else []
-
-
-def _refused(key: str, value: Any, error: Exception) -> Problem:
-    reason = str(error).split("\n", 1)[0]
-    return Problem(key=key, value=repr(value), rule=f"is not accepted: {reason}", fix=f"see `unirl config keys {key}`")
-
-
-def _unreadable(name: str, error: Exception) -> Problem:
-    reason = " ".join(str(error).split())
-    return Problem(key=name, value="unreadable", rule=f"could not be read: {reason}", fix="check the path and the YAML")
-
-
-def _unknown(key: str, value: Any, schema: type) -> Problem:
-    names = setting_names(schema)
-    parent, _, leaf = key.rpartition(".")
-    while parent and not any(name.startswith(f"{parent}.") for name in names):
-        parent = parent.rpartition(".")[0]
-    prefix = f"{parent}." if parent else ""
-    group = [name for name in names if name.startswith(prefix)]
-    near = difflib.get_close_matches(leaf, [_leaf(name) for name in group], n=1, cutoff=0.75)
-    meant = (
-        [name for name in group if parent and near and _leaf(name) == near[0]]
-        or [name for name in SYNONYMS.get(leaf, ()) if name in names]
-        or [name for name in names if _leaf(name) == leaf or (near and _leaf(name) == near[0])]
-    )
-    inside = dict.fromkeys(name.removeprefix(prefix).partition(".")[0] for name in group)
-    fix = f"did you mean {' or '.join(meant)}?" if meant else f"{parent or 'the top level'} has {', '.join(inside)}"
-    return Problem(key=key, value=value, rule="is not a setting", fix=fix)
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def setting_names(schema: type, prefix: str = "") -> list[str]:
@@ -598,193 +388,12 @@ def setting_names(schema: type, prefix: str = "") -> list[str]:
     return names
 
 
-_ABOVE_0 = math.nextafter(0.0, 1.0)
-_BELOW_1 = math.nextafter(1.0, 0.0)
-_SEEDS = 2**31 - 1
-_LARGEST = sys.float_info.max
-
-# Rule, least and greatest value, and the keys it holds for ("*" crosses dots).
-_BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
-    (
-        "must be at least 1",
-        1,
-        _LARGEST,
-        (
-            "data.max_pairs",
-            "*.max_tokens",
-            "rollout.pairs_per_step",
-            "rollout.sequences_per_unit",
-            "*.max_attempts",
-            "rollout.max_model_len",
-            "rollout.max_num_seqs",
-            "rewards.*.num_workers",
-            "learner.num_ranks",
-            "learner.max_tokens_per_micro_batch",
-            "algorithm.updates_per_step",
-            "train.num_steps",
-            "evaluation.num_prompts",
-            "cluster.num_cpus",
-            "top_n",
-            "lab_samples",
-            "*.guidance_scale",
-        ),
-    ),
-    (
-        "must be at least 2, or the group states no preference",
-        2,
-        _LARGEST,
-        ("rollout.num_*generation", "rollout.num_understanding"),
-    ),
-    (
-        "must be above 0, or all samples of a prompt are alike and carry no signal",
-        _ABOVE_0,
-        _LARGEST,
-        ("*.temperature",),
-    ),
-    (
-        "must be above 0",
-        _ABOVE_0,
-        _LARGEST,
-        ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high"),
-    ),
-    ("must be above 0 (.inf waits for ever)", _ABOVE_0, math.inf, ("*timeout_s", "*.stall_after_s")),
-    (
-        "must be at least 0",
-        0,
-        _LARGEST,
-        (
-            "rollout.*.num_workers",
-            "*.num_cpus",
-            "*.num_gpus",
-            "*.cache_entries",
-            "algorithm.kl_beta",
-            "learner.lr",
-            "learner.weight_decay",
-            "learner.warmup_steps",
-            "learner.max_grad_norm",
-            "train.save_every",
-            "train.keep_checkpoints",
-            "evaluation.every",
-            "evaluation.num_examples",
-            "monitoring.*",
-            "num_aligned",
-        ),
-    ),
-    ("must lie in [0, 1]", 0, 1, ("*_fraction",)),
-    ("must be above 0 and at most 1", _ABOVE_0, 1, ("algorithm.clip_low",)),
-    ("must be at least 0 and below 1", 0, _BELOW_1, ("learner.betas",)),
-    ("must be 0, 1, 2 or 3", 0, 3, ("learner.zero_stage",)),
-    ("must lie in [-1, 1], where cosines lie", -1, 1, ("threshold",)),
-    ("must be a whole number in [0, 2^31)", 0, _SEEDS, ("*seed",)),
-    ("must be a finite number", -_LARGEST, _LARGEST, ("rewards.*.weight",)),
-)
+def entry_type(hint: Any) -> type | None:
+    """The settings class of a table's entries (dict[str, RewardConfig] -> RewardConfig); None for any other type."""
+    return get_args(hint)[1] if get_origin(hint) is dict and is_dataclass(get_args(hint)[1]) else None
 
 
-def bound_of(key: str) -> tuple[str, float, float] | None:
-    """Rule, least and greatest value of a number; None when the key has no bound."""
-    for rule, low, high, patterns in _BOUNDS:
-        if any(fnmatchcase(key, pattern) for pattern in patterns):
-            return rule, low, high
-    return None
-
-
-def find_problems(config: RlConfig | PairConfig) -> list[Problem]:
-    """Everything in a well-typed configuration that would fail later, or make learning fail in silence."""
-    problems = list(_out_of_bounds(config))
-    if isinstance(config, RlConfig):
-        for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
-            problems += rules(config)
-    elif config.encoder == "resnet50" and not config.encoder_checkpoint:
-        rule, fix = "must name a weights file when encoder is resnet50", "set encoder_checkpoint=FILE or encoder=lab"
-        problems.append(Problem(key="encoder_checkpoint", value=None, rule=rule, fix=fix))
-    return problems
-
-
-def _out_of_bounds(config: RlConfig | PairConfig) -> Iterator[Problem]:
-    defaults = flatten(type(config)())
-    reward_defaults = flatten(RewardConfig())
-    for key, value in flatten(config).items():
-        bound = bound_of(key)
-        numbers = _numbers(value)
-        if bound is None or not numbers:
-            continue
-        rule, low, high = bound
-        if not all(low <= number <= high for number in numbers):
-            default = defaults.get(key, reward_defaults.get(key.rpartition(".")[2]))
-            yield Problem(key=key, value=value, rule=rule, fix=f"the default is {default}")
-
-
-def _numbers(value: Any) -> list[float]:
-    parts: list[Any] = list(cast("tuple[Any, ...]", value)) if type(value) is tuple else [value]
-    return [part for part in parts if isinstance(part, int | float) and not isinstance(part, bool)]
-
-
-def _model_and_run(config: RlConfig) -> Iterator[Problem]:
-    unknown = set(config.model.frozen) - {"vision", "aligner", "vq"}
-    if unknown:
-        rule = f"must hold only vision, aligner and vq, not {', '.join(sorted(unknown))}"
-        yield Problem(key="model.frozen", value=list(config.model.frozen), rule=rule, fix="try [vision, vq]")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.train.name):
-        rule = "must be letters, digits, dots, dashes and underscores, since a folder is named after it"
-        yield Problem(key="train.name", value=repr(config.train.name), rule=rule, fix="try lab")
-
-
-def _sampling(config: RlConfig) -> Iterator[Problem]:
-    rollout = config.rollout
-    for name, work in (("text", "answers"), ("image", "draws")):
-        if not getattr(rollout, name).num_workers and not rollout.both.num_workers:
-            rule = f"must be at least 1 when rollout.both.num_workers is 0: nobody {work}"
-            yield Problem(key=f"rollout.{name}.num_workers", value=0, rule=rule, fix="try 1")
-    if rollout.sampling.text.max_tokens >= rollout.max_model_len:
-        rule = f"must be below rollout.max_model_len ({rollout.max_model_len}), which counts the prompt too"
-        fix = f"try rollout.max_model_len={2 * rollout.sampling.text.max_tokens + 64}"
-        yield Problem(
-            key="rollout.sampling.text.max_tokens", value=rollout.sampling.text.max_tokens, rule=rule, fix=fix
-        )
-
-
-def _rewards(config: RlConfig) -> Iterator[Problem]:
-    for task in ("understanding", "generation"):
-        table: dict[str, RewardConfig] = getattr(config.rewards, task)
-        if not any(reward.weight for reward in table.values()):
-            rule = "must name a reward whose weight is not 0, or nothing is learned"
-            example = "accuracy" if task == "understanding" else "lab_verifier"
-            shown = {name: reward.weight for name, reward in table.items()}
-            yield Problem(key=f"rewards.{task}", value=shown, rule=rule, fix=f"try rewards.{task}.{example}.weight=1")
-
-
-def _algorithm(config: RlConfig) -> Iterator[Problem]:
-    rules = config.algorithm
-    if rules.kl_beta > 0 and rules.kl_reference == "old" and rules.updates_per_step == 1:
-        rule = "has no effect with kl_reference old and one update per step: the policy is still the old one"
-        yield Problem(
-            key="algorithm.kl_beta",
-            value=rules.kl_beta,
-            rule=rule,
-            fix="try algorithm.kl_reference=initial or kl_beta=0",
-        )
-
-
-def _learner(config: RlConfig) -> Iterator[Problem]:
-    learner = config.learner
-    guided = config.algorithm.image_logprob == "guided" and config.rollout.sampling.image.guidance_scale > 1
-    longest = config.rollout.max_model_len * (2 if guided else 1)
-    if learner.max_tokens_per_micro_batch < longest:
-        rule = f"must hold the longest row, {longest} tokens (rollout.max_model_len{', two streams' if guided else ''})"
-        key, value = "learner.max_tokens_per_micro_batch", learner.max_tokens_per_micro_batch
-        yield Problem(key=key, value=value, rule=rule, fix=f"try {longest}")
-    if config.cluster.placement == "separate" and learner.num_gpus not in (0, 1):
-        rule = "must be 0 or 1 for each rank when cluster.placement is separate"
-        yield Problem(key="learner.num_gpus", value=learner.num_gpus, rule=rule, fix="raise learner.num_ranks instead")
-    for name, stage in (("offload_optimizer", 1), ("offload_params", 3)):
-        target = getattr(learner, name)
-        needs: list[str] = []
-        if target != "none" and not learner.num_gpus:
-            needs.append("learner.num_gpus=1")
-        if target != "none" and learner.zero_stage < stage:
-            needs.append(f"learner.zero_stage={stage}")
-        if target == "nvme" and not learner.nvme_path:
-            needs.append("learner.nvme_path=FOLDER")
-        if needs:
-            rule = f"needs {' and '.join(needs)}"
-            yield Problem(key=f"learner.{name}", value=target, rule=rule, fix=f"set that, or learner.{name}=none")
+def is_table(value: Any) -> bool:
+    """Whether a value is a table of settings by name, such as rewards.generation, and not empty."""
+    entries: list[Any] = list(cast("dict[str, Any]", value).values()) if type(value) is dict else []
+    return bool(entries) and all(map(is_dataclass, entries))

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from unirl.config import bound_of, entry_type
+from unirl.config import entry_type
+from unirl.config_rules import bound_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unirl.config import ConfigError, PairConfig
+from unirl.config import PairConfig
+from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.pair_store import PairSet, read_pair_set, write_pair_set
 from unirl.data.records import write_samples

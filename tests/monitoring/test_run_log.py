@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.monitoring.made_run import make_step
-from unirl.config import load_config
+from unirl.config_loading import load_config
 from unirl.evaluation.run_reader import read_lines, read_run
 from unirl.monitoring.journal import read_step
 

@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reward(checkpoint):
-    return Hpsv2Reward(checkpoint=str(checkpoint), model_name=MODEL_NAME, batch_size=3, device="cpu")
+    return Hpsv2Reward(checkpoint=checkpoint, model_name=MODEL_NAME, batch_size=3, device="cpu")
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -57,10 +57,11 @@ def test_the_published_size_loads_and_scores(tmp_path):
     size = path.stat().st_size
     code = f"""
 import resource, numpy as np
+from pathlib import Path
 from tests.rewards.groups import pictures
 from tests.rewards.random_clip import random_images
 from unirl.rewards.hpsv2 import Hpsv2Reward
-reward = Hpsv2Reward(checkpoint={str(path)!r}, version="v2.0", device="cpu")
+reward = Hpsv2Reward(checkpoint=Path({str(path)!r}), version="v2.0", device="cpu")
 scores = reward.score(pictures("a photo", random_images(((64, 64), (100, 60)))))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(peak, *scores.values)
@@ -123,14 +124,14 @@ def test_alpha_is_dropped():
 
 def test_safetensors_give_the_same_scores(reward, tmp_path):
     save_file(random_state(), tmp_path / "hps.safetensors")
-    other = Hpsv2Reward(checkpoint=str(tmp_path / "hps.safetensors"), model_name=MODEL_NAME, device="cpu")
+    other = Hpsv2Reward(checkpoint=tmp_path / "hps.safetensors", model_name=MODEL_NAME, device="cpu")
     group = pictures(PROMPTS[0], random_images())
     np.testing.assert_allclose(other.score(group).values, reward.score(group).values, rtol=0, atol=1e-6)
 
 
 def refused(path, *words, error=ValueError, **options):
     with pytest.raises(error) as caught:
-        Hpsv2Reward(checkpoint=str(path), model_name=MODEL_NAME, device="cpu", **options)
+        Hpsv2Reward(checkpoint=path, model_name=MODEL_NAME, device="cpu", **options)
     for word in (*words, "hpsv2: expected", "got"):
         assert word in str(caught.value)
 
@@ -175,7 +176,7 @@ def test_wrong_options_are_refused(checkpoint):
     refused(checkpoint, "batch_size", batch_size=0)
     refused(checkpoint, "float16", precision="float16")
     with pytest.raises(ValueError, match="open_clip architecture; got 'ViT-X'"):
-        Hpsv2Reward(checkpoint=str(checkpoint), model_name="ViT-X", device="cpu")
+        Hpsv2Reward(checkpoint=checkpoint, model_name="ViT-X", device="cpu")
 
 
 def test_answers_are_refused_with_the_place_to_look(reward):
@@ -187,7 +188,7 @@ def test_a_score_that_is_not_finite_is_not_judged(checkpoint, tmp_path):
     state = random_state()
     state["visual.proj"][:] = float("nan")
     torch.save({"state_dict": state}, tmp_path / "nan.pt")
-    broken = Hpsv2Reward(checkpoint=str(tmp_path / "nan.pt"), model_name=MODEL_NAME, device="cpu")
+    broken = Hpsv2Reward(checkpoint=tmp_path / "nan.pt", model_name=MODEL_NAME, device="cpu")
     scores = broken.score(pictures("p", random_images()[:2]))
     assert not scores.judged.any()
     assert "NaN" in scores.problem
@@ -196,6 +197,6 @@ def test_a_score_that_is_not_finite_is_not_judged(checkpoint, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("bfloat16", 5e-2), ("float16", 1e-2)])
 def test_a_gpu_scores_like_the_original_on_a_cpu(checkpoint, precision, tolerance):
-    reward = Hpsv2Reward(checkpoint=str(checkpoint), model_name=MODEL_NAME, device="cuda", precision=precision)
+    reward = Hpsv2Reward(checkpoint=checkpoint, model_name=MODEL_NAME, device="cuda", precision=precision)
     scores = reward.score(pictures(PROMPTS[0], random_images()))
     np.testing.assert_allclose(scores.values, GOLDEN[PROMPTS[0]], rtol=0, atol=tolerance)

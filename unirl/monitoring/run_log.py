@@ -13,7 +13,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.config import MonitoringConfig, to_yaml
+from unirl.config import MonitoringConfig
+from unirl.config_loading import to_yaml
 from unirl.monitoring import journal, pair_view
 from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
 from unirl.monitoring.folder_lock import FolderLock

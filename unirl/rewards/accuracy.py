@@ -160,6 +160,9 @@ class AccuracyReward:
         return _Judgement(correct=verdict == "equal", formatted=verdict != "unreadable_answer")
 
 
+build = AccuracyReward
+
+
 def extract_answer(text: str, answer_format: AnswerFormat, end_tokens: tuple[str, ...] = END_TOKENS) -> str | None:
     """What a completion gives as its answer, stripped; None when it gives none in the demanded form.
 

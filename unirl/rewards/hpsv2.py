@@ -35,7 +35,7 @@ class Hpsv2Reward:
     def __init__(
         self,
         *,
-        checkpoint: str,
+        checkpoint: Path,
         version: Version = "v2.1",
         device: str = "auto",
         batch_size: int = 16,
@@ -58,7 +58,7 @@ class Hpsv2Reward:
             ValueError: an option is wrong, or the file is damaged, unsafe or of another layout.
         """
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        _check_options(version, Path(checkpoint), batch_size, precision, self._device)
+        _check_options(version, checkpoint, batch_size, precision, self._device)
         self._batch_size = batch_size
         self._autocast = _AUTOCAST.get(precision)
         config = open_clip.get_model_config(model_name)
@@ -66,7 +66,7 @@ class Hpsv2Reward:
             raise ValueError(
                 f"hpsv2: expected an open_clip architecture; got {model_name!r}; the published is ViT-H-14"
             )
-        self._model = _load_model(config, model_name, Path(checkpoint)).to(self._device)
+        self._model = _load_model(config, model_name, checkpoint).to(self._device)
         self._tokenizer = open_clip.get_tokenizer(model_name)
         self._side: int = config["vision_cfg"]["image_size"]
 
@@ -103,6 +103,9 @@ class Hpsv2Reward:
 
     def _batch(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         return torch.stack([preprocess(image, self._side) for image in images]).to(self._device)
+
+
+build = Hpsv2Reward
 
 
 def preprocess(image: NDArray[np.uint8], side: int) -> Tensor:

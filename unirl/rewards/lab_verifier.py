@@ -41,3 +41,6 @@ class LabVerifierReward:
                 "partial": np.array([verdict.partial for verdict in verdicts], np.float32),
             },
         )
+
+
+build = LabVerifierReward

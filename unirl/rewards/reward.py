@@ -1,13 +1,16 @@
-"""What a reward must offer, the one place that lists the rewards, and their weighted sum."""
+"""What a reward must offer, how it is found by its name, and the weighted sum of several."""
 
+import importlib
 import inspect
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, get_args
 
 import numpy as np
 
-from unirl.config import RewardConfig
-from unirl.types import RewardScores, RolloutGroup, ScoredGroup
+from unirl.config import RewardConfig, RewardName, RewardsConfig
+from unirl.config_rules import ConfigError, Problem
+from unirl.types import TASKS, RewardScores, RolloutGroup, ScoredGroup
 
 
 class Reward(Protocol):
@@ -19,31 +22,51 @@ class Reward(Protocol):
 
 
 def build_reward(name: str, config: RewardConfig) -> Reward:
-    """The reward called `name`.
+    """The reward of `unirl/rewards/<name>.py`.
 
     Raises:
-        ValueError: no reward has this name, or its options do not fit.
+        ConfigError: no reward has this name, or its options do not fit.
     """
-    match name:
-        case "accuracy":
-            from unirl.rewards.accuracy import AccuracyReward as Chosen
-        case "hpsv2":
-            from unirl.rewards.hpsv2 import Hpsv2Reward as Chosen
-        case "lab_verifier":
-            from unirl.rewards.lab_verifier import LabVerifierReward as Chosen
-        case _:
-            raise ValueError(
-                f"rewards: expected a name of accuracy, hpsv2, lab_verifier; got {name!r}; correct the name, or add a "
-                "case to unirl/rewards/reward.py:build_reward"
-            )
-    known = inspect.signature(Chosen).parameters
-    required = {option for option, parameter in known.items() if parameter.default is inspect.Parameter.empty}
-    if wrong := (config.options.keys() - known.keys()) | (required - config.options.keys()):
-        raise ValueError(
-            f"rewards.*.{name}.options: expected {', '.join(known) or 'no option'}, of which required: "
-            f"{', '.join(sorted(required)) or 'none'}; got {sorted(config.options)}; correct {', '.join(sorted(wrong))}"
-        )
-    return Chosen(**config.options)
+    if problems := list(_problems(name, config, name)):
+        raise ConfigError(problems)
+    build = _build_of(name)
+    parameters = inspect.signature(build).parameters
+    return build(**{n: Path(v) if parameters[n].annotation is Path else v for n, v in config.options.items()})
+
+
+def check_rewards(config: RewardsConfig) -> None:
+    """Refuse names, options and files that would fail once the workers start; builds nothing.
+
+    Raises:
+        ConfigError: names everything that is wrong.
+    """
+    tables = {task: config.active(task) for task in TASKS}
+    found = [
+        _problems(n, reward, f"rewards.{task}.{n}") for task, table in tables.items() for n, reward in table.items()
+    ]
+    if problems := [problem for part in found for problem in part]:
+        raise ConfigError(problems)
+
+
+def _build_of(name: str) -> Callable[..., Reward]:
+    return importlib.import_module(f"unirl.rewards.{name}").build
+
+
+def _problems(name: str, config: RewardConfig, key: str) -> Iterator[Problem]:
+    names = get_args(RewardName)
+    if name not in names:
+        yield Problem(key, name, "is not a reward", f"there are {', '.join(names)}")
+        return
+    parameters = inspect.signature(_build_of(name)).parameters
+    for option in config.options.keys() - parameters.keys():
+        fix = f"its options: {', '.join(parameters) or 'none'}"
+        yield Problem(f"{key}.options.{option}", config.options[option], "is not an option of this reward", fix)
+    for option, parameter in parameters.items():
+        value = config.options.get(option, parameter.default)
+        if value is inspect.Parameter.empty:
+            yield Problem(f"{key}.options.{option}", None, "must be given", f"add {key}.options.{option}=VALUE")
+        elif parameter.annotation is Path and value != "???" and not Path(value).is_file():
+            yield Problem(f"{key}.options.{option}", value, "must be an existing file", "correct the path")
 
 
 def combine(group: RolloutGroup, components: Mapping[str, RewardScores], weights: Mapping[str, float]) -> ScoredGroup:

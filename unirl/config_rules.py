@@ -1,0 +1,231 @@
+"""What settings must satisfy: ranges, and rules between them. All that is wrong is found, not only the first."""
+
+import difflib
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, cast, get_args
+
+from unirl.config import PairConfig, RewardConfig, RewardName, RlConfig, flatten
+from unirl.types import TASKS
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration."""
+
+    key: str
+    value: object
+    rule: str
+    """What must hold, as the end of a sentence that starts with the key."""
+    fix: str
+    """What to do."""
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.value}) {self.rule}; {self.fix}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used. Carries every problem, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        super().__init__("\n  ".join([f"the configuration has {count}:", *map(str, problems)]))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[Problem, ...]]]:
+        """Survives the way from a worker to the driver."""
+        return ConfigError, (self.problems,)
+
+
+_ABOVE_0 = math.nextafter(0.0, 1.0)
+_BELOW_1 = math.nextafter(1.0, 0.0)
+_SEEDS = 2**31 - 1
+_LARGEST = sys.float_info.max
+
+# Rule, least and greatest value, and the keys it holds for ("*" crosses dots).
+_BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
+    (
+        "must be at least 1",
+        1,
+        _LARGEST,
+        (
+            "data.max_pairs",
+            "*.max_tokens",
+            "rollout.pairs_per_step",
+            "rollout.sequences_per_unit",
+            "*.max_attempts",
+            "rollout.max_model_len",
+            "rollout.max_num_seqs",
+            "rewards.*.num_workers",
+            "learner.num_ranks",
+            "learner.max_tokens_per_micro_batch",
+            "algorithm.updates_per_step",
+            "train.num_steps",
+            "evaluation.num_prompts",
+            "cluster.num_cpus",
+            "top_n",
+            "lab_samples",
+            "*.guidance_scale",
+        ),
+    ),
+    (
+        "must be at least 2, or the group states no preference",
+        2,
+        _LARGEST,
+        ("rollout.num_*generation", "rollout.num_understanding"),
+    ),
+    (
+        "must be above 0, or all samples of a prompt are alike and carry no signal",
+        _ABOVE_0,
+        _LARGEST,
+        ("*.temperature",),
+    ),
+    (
+        "must be above 0",
+        _ABOVE_0,
+        _LARGEST,
+        ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high"),
+    ),
+    ("must be above 0 (.inf waits for ever)", _ABOVE_0, math.inf, ("*timeout_s", "*.stall_after_s")),
+    (
+        "must be at least 0",
+        0,
+        _LARGEST,
+        (
+            "rollout.*.num_workers",
+            "*.num_cpus",
+            "*.num_gpus",
+            "*.cache_entries",
+            "algorithm.kl_beta",
+            "learner.lr",
+            "learner.weight_decay",
+            "learner.warmup_steps",
+            "learner.max_grad_norm",
+            "train.save_every",
+            "train.keep_checkpoints",
+            "evaluation.every",
+            "evaluation.num_examples",
+            "monitoring.*",
+            "num_aligned",
+        ),
+    ),
+    ("must lie in [0, 1]", 0, 1, ("*_fraction",)),
+    ("must be above 0 and at most 1", _ABOVE_0, 1, ("algorithm.clip_low",)),
+    ("must be at least 0 and below 1", 0, _BELOW_1, ("learner.betas",)),
+    ("must be 0, 1, 2 or 3", 0, 3, ("learner.zero_stage",)),
+    ("must lie in [-1, 1], where cosines lie", -1, 1, ("threshold",)),
+    ("must be a whole number in [0, 2^31)", 0, _SEEDS, ("*seed",)),
+    ("must be a finite number", -_LARGEST, _LARGEST, ("rewards.*.weight",)),
+)
+
+
+def bound_of(key: str) -> tuple[str, float, float] | None:
+    """Rule, least and greatest value of a number; None when the key has no bound."""
+    for rule, low, high, patterns in _BOUNDS:
+        if any(fnmatchcase(key, pattern) for pattern in patterns):
+            return rule, low, high
+    return None
+
+
+def find_problems(config: RlConfig | PairConfig) -> list[Problem]:
+    """Everything in a well-typed configuration that would fail later, or make learning fail in silence."""
+    problems = list(_out_of_bounds(config))
+    if isinstance(config, RlConfig):
+        for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
+            problems += rules(config)
+    elif config.encoder == "resnet50" and not config.encoder_checkpoint:
+        rule, fix = "must name a weights file when encoder is resnet50", "set encoder_checkpoint=FILE or encoder=lab"
+        problems.append(Problem("encoder_checkpoint", None, rule, fix))
+    return problems
+
+
+def _out_of_bounds(config: RlConfig | PairConfig) -> Iterator[Problem]:
+    defaults = flatten(type(config)())
+    reward_defaults = flatten(RewardConfig())
+    for key, value in flatten(config).items():
+        bound = bound_of(key)
+        numbers = _numbers(value)
+        if bound is None or not numbers:
+            continue
+        rule, low, high = bound
+        if not all(low <= number <= high for number in numbers):
+            default = defaults.get(key, reward_defaults.get(key.rpartition(".")[2]))
+            yield Problem(key, value, rule, f"the default is {default}")
+
+
+def _numbers(value: Any) -> list[float]:
+    parts: list[Any] = list(cast("tuple[Any, ...]", value)) if type(value) is tuple else [value]
+    return [part for part in parts if isinstance(part, int | float) and not isinstance(part, bool)]
+
+
+def _model_and_run(config: RlConfig) -> Iterator[Problem]:
+    unknown = set(config.model.frozen) - {"vision", "aligner", "vq"}
+    if unknown:
+        rule = f"must hold only vision, aligner and vq, not {', '.join(sorted(unknown))}"
+        yield Problem("model.frozen", list(config.model.frozen), rule, "try [vision, vq]")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.train.name):
+        rule = "must be letters, digits, dots, dashes and underscores, since a folder is named after it"
+        yield Problem("train.name", repr(config.train.name), rule, "try lab")
+
+
+def _sampling(config: RlConfig) -> Iterator[Problem]:
+    rollout = config.rollout
+    for name, work in (("text", "answers"), ("image", "draws")):
+        if not getattr(rollout, name).num_workers and not rollout.both.num_workers:
+            rule = f"must be at least 1 when rollout.both.num_workers is 0: nobody {work}"
+            yield Problem(f"rollout.{name}.num_workers", 0, rule, "try 1")
+    if rollout.sampling.text.max_tokens >= rollout.max_model_len:
+        rule = f"must be below rollout.max_model_len ({rollout.max_model_len}), which counts the prompt too"
+        fix = f"try rollout.max_model_len={2 * rollout.sampling.text.max_tokens + 64}"
+        yield Problem("rollout.sampling.text.max_tokens", rollout.sampling.text.max_tokens, rule, fix)
+
+
+def _rewards(config: RlConfig) -> Iterator[Problem]:
+    known: tuple[str, ...] = get_args(RewardName)
+    for task in TASKS:
+        table: dict[str, RewardConfig] = getattr(config.rewards, task)
+        for name in table.keys() - set(known):
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            yield Problem(f"rewards.{task}.{name}", table[name].weight, "is not a reward", fix)
+        if not config.rewards.active(task):
+            rule = "must name a reward whose weight is not 0, or nothing is learned"
+            example = "accuracy" if task == "understanding" else "lab_verifier"
+            shown = {name: reward.weight for name, reward in table.items()}
+            yield Problem(f"rewards.{task}", shown, rule, f"try rewards.{task}.{example}.weight=1")
+
+
+def _algorithm(config: RlConfig) -> Iterator[Problem]:
+    rules = config.algorithm
+    if rules.kl_beta > 0 and rules.kl_reference == "old" and rules.updates_per_step == 1:
+        rule = "has no effect with kl_reference old and one update per step: the policy is still the old one"
+        yield Problem("algorithm.kl_beta", rules.kl_beta, rule, "try algorithm.kl_reference=initial or kl_beta=0")
+
+
+def _learner(config: RlConfig) -> Iterator[Problem]:
+    learner = config.learner
+    guided = config.algorithm.image_logprob == "guided" and config.rollout.sampling.image.guidance_scale > 1
+    longest = config.rollout.max_model_len * (2 if guided else 1)
+    if learner.max_tokens_per_micro_batch < longest:
+        rule = f"must hold the longest row, {longest} tokens (rollout.max_model_len{', two streams' if guided else ''})"
+        key, value = "learner.max_tokens_per_micro_batch", learner.max_tokens_per_micro_batch
+        yield Problem(key, value, rule, f"try {longest}")
+    if config.cluster.placement == "separate" and learner.num_gpus not in (0, 1):
+        rule = "must be 0 or 1 for each rank when cluster.placement is separate"
+        yield Problem("learner.num_gpus", learner.num_gpus, rule, "raise learner.num_ranks instead")
+    for name, stage in (("offload_optimizer", 1), ("offload_params", 3)):
+        target = getattr(learner, name)
+        needs: list[str] = []
+        if target != "none" and not learner.num_gpus:
+            needs.append("learner.num_gpus=1")
+        if target != "none" and learner.zero_stage < stage:
+            needs.append(f"learner.zero_stage={stage}")
+        if target == "nvme" and not learner.nvme_path:
+            needs.append("learner.nvme_path=FOLDER")
+        if needs:
+            rule = f"needs {' and '.join(needs)}"
+            yield Problem(f"learner.{name}", target, rule, f"set that, or learner.{name}=none")
