@@ -44,6 +44,34 @@ def test_on_a_terminal_a_table_is_kept_up_to_date(metrics):
     assert "step=1/5" not in out.getvalue()
 
 
+def eta_after(*steps, num_steps=11):
+    """The ETA shown after steps that took these seconds by phase."""
+    terminal, out = make_terminal(num_steps)
+    with terminal:
+        for step, seconds in enumerate(steps, 1):
+            phases = {f"time/{phase}_s": value for phase, value in seconds.items()}
+            terminal.step(step, phases | ({"time/step_s": sum(seconds.values())} if seconds else {}))
+    return out.getvalue().splitlines()[-1].split("eta=")[1]
+
+
+def test_the_remaining_time_leaves_out_what_came_before_the_first_step():
+    assert eta_after({"evaluate": 600.0, "rollout": 3.0, "update": 1.0}) == "40s"
+
+
+def test_the_remaining_time_holds_what_most_steps_hold():
+    usual, evaluated = {"rollout": 3.0, "save": 1.0}, {"rollout": 3.0, "save": 1.0, "evaluate": 600.0}
+    assert eta_after(evaluated, usual, evaluated, usual, usual) == "24s"
+    assert eta_after(*[usual | {"evaluate": 6.0}] * 5) == "1m00s"
+
+
+def test_without_a_timed_step_no_remaining_time_is_shown(metrics):
+    assert eta_after({}) == "-"
+    terminal, out = make_terminal(tty=True)
+    with terminal:
+        time.sleep(0.1)
+    assert "step 0/5   ETA -   now" in out.getvalue()
+
+
 def test_the_summary_gives_first_last_and_best(metrics):
     terminal, out = make_terminal(12)
     with terminal:
@@ -104,3 +132,4 @@ def test_durations_read_easily(seconds, text):
 
 def test_a_line_shows_only_what_was_measured():
     assert step_line(3, 9, {"reward/generation": 0.5}, 6.0) == "step=3/9 r_gen=0.500 t=0.0s eta=6s"
+    assert step_line(3, 9, {}, None).endswith(" eta=-")

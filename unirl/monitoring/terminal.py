@@ -67,13 +67,13 @@ class Terminal:
         self._history: dict[str, list[tuple[int, float]]] = {}
         self._durations: deque[float] = deque(maxlen=20)
         self._step = 0
-        self._last_step_at = self._last_sign = time.monotonic()
+        self._last_sign = time.monotonic()
         self._live: Live | None = None
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._watch_for_stalls, daemon=True, name="stall-watch")
 
     def __enter__(self) -> Self:
-        self._last_step_at = self._last_sign = time.monotonic()
+        self._last_sign = time.monotonic()
         if self._console.is_terminal and not self._quiet:
             self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
             self._live.start()
@@ -96,10 +96,11 @@ class Terminal:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take in a finished step and, without a live table, print its line."""
-        now = time.monotonic()
-        self._durations.append(now - self._last_step_at)
-        self._last_step_at = self._last_sign = now
+        self._last_sign = time.monotonic()
         self._step = step
+        if (seconds := metrics.get("time/step_s")) is not None:
+            # The evaluation before the first step comes once.
+            self._durations.append(seconds - (0.0 if self._durations else metrics.get("time/evaluate_s", 0.0)))
         for name, value in metrics.items():
             self._history.setdefault(name, []).append((step, value))
         if self._live is None:
@@ -138,13 +139,12 @@ class Terminal:
             rows.append((name, *shown, str(steps[best + size - 1])))
         return rows
 
-    def _eta_s(self) -> float:
-        """By the median of the last steps, since evaluations and checkpoints fall between some of them."""
-        return (median(self._durations) if self._durations else 0.0) * (self._num_steps - self._step)
+    def _eta_s(self) -> float | None:
+        """By the median step, since evaluations and checkpoints fall between some steps; None before the first one."""
+        return median(self._durations) * (self._num_steps - self._step) if self._durations else None
 
     def _table(self) -> Table:
-        eta = format_duration(self._eta_s()) if self._durations else "-"
-        title = f"step {self._step}/{self._num_steps}   ETA {eta}   now: {self._waiting_for()}"
+        title = f"step {self._step}/{self._num_steps}   ETA {_eta(self._eta_s())}   now: {self._waiting_for()}"
         table = Table(title=title, title_justify="left")
         for column in ("", "first", f"last {WINDOW}", "now"):
             table.add_column(column, justify="left" if not column else "right")
@@ -173,8 +173,8 @@ class Terminal:
                 self._on_stall(message)
 
 
-def step_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_s: float) -> str:
-    """A step as `key=value` words, for logs and `grep`."""
+def step_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_s: float | None) -> str:
+    """A step as `key=value` words, for logs and `grep`. The remaining seconds are None while no step was timed."""
     words = [f"step={step}/{num_steps}"]
     words += [f"{short}={_number(metrics[name])}" for name, short in _SHORT.items() if name in metrics]
     phases = {
@@ -184,7 +184,7 @@ def step_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_s: fl
     }
     parts = " ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items() if seconds >= 0.05)
     words.append(f"t={metrics.get('time/step_s', 0.0):.1f}s" + (f" ({parts})" if parts else ""))
-    return " ".join([*words, f"eta={format_duration(eta_s)}"])
+    return " ".join([*words, f"eta={_eta(eta_s)}"])
 
 
 def format_duration(seconds: float) -> str:
@@ -193,6 +193,10 @@ def format_duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole}s"
     return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _eta(seconds: float | None) -> str:
+    return "-" if seconds is None else format_duration(seconds)
 
 
 def _number(value: float) -> str:
