@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_a_step_without_judged_completions_is_nan_and_alarms_never_zero(data):
     alerts = find_alerts(metrics)
     assert "reward/understanding is nan" in alerts
     assert any(alert.startswith("no understanding group of this step carries a signal") for alert in alerts)
+
+
+def test_replaced_workers_are_counted_and_alarm(data):
+    calm, shaken = (step_metrics(replace(data, restarts={"rollout": 0, "reward": num})) for num in (0, 2))
+    assert (shaken["rollout/num_restarts"], shaken["reward/num_restarts"]) == (0, 2)
+    assert "replaced" not in " ".join(find_alerts(calm))
+    assert [alert for alert in find_alerts(shaken) if "replaced: 2;" in alert and alert.startswith("reward workers")]
 
 
 def test_an_undeclared_name_is_an_error_that_names_it(data):

@@ -75,7 +75,7 @@ class RewardPool:
         self._turn = itertools.count()
         self._progress: dict[ActorHandle, float] = {}
         """When each worker last began or finished a call."""
-        self.restarts = 0
+        self._restarts = 0
 
     def _start(self, key: Key) -> ActorHandle:
         reward = self._configs[key]
@@ -176,11 +176,16 @@ class RewardPool:
     def _replace(self, key: Key, worker: ActorHandle) -> ActorHandle:
         log.warning("a worker of reward %s is gone or hangs; starting another", key[1])
         ray.kill(worker)
-        self.restarts += 1
+        self._restarts += 1
         self._progress.pop(worker, None)
         slot = next(index for index, handle in enumerate(self._workers[key]) if handle is worker)
         self._workers[key][slot] = self._start(key)
         return self._workers[key][slot]
+
+    def take_restarts(self) -> int:
+        """Workers replaced since the last call."""
+        restarts, self._restarts = self._restarts, 0
+        return restarts
 
     def close(self) -> None:
         """End every worker."""

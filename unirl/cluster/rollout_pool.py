@@ -92,7 +92,7 @@ class RolloutPool:
         self._config, self._checkpoint, self._placement = config, checkpoint, placement
         self._publication: Publication | None = None
         self.references = GroupReferences()
-        self.restarts = 0
+        self._restarts = 0
         roles: list[Role] = []
         for role in ("text", "image", "both"):
             roles += [role] * getattr(config.rollout, role).num_workers
@@ -230,8 +230,13 @@ class RolloutPool:
     def _replace(self, worker: _Worker, why: str) -> None:
         log.warning("rollout worker %d (%s) %s; starting another", worker.index, worker.role, why)
         ray.kill(worker.handle)
-        self.restarts += 1
+        self._restarts += 1
         self._workers[worker.index] = self._start(worker.role, worker.index)
+
+    def take_restarts(self) -> int:
+        """Workers replaced since the last call."""
+        restarts, self._restarts = self._restarts, 0
+        return restarts
 
     def close(self) -> None:
         """End every worker."""

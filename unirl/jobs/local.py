@@ -41,6 +41,10 @@ class LocalRollouts:
         """Take over the learner's weights."""
         self._sampler.load_weights(publication.manifest, publication.tensors)
 
+    def take_restarts(self) -> int:
+        """0: nothing here is replaced."""
+        return 0
+
 
 class LocalRewards:
     """Every reward in this process, with the same retries and time limits."""
@@ -51,6 +55,10 @@ class LocalRewards:
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """One scored group per group, sorted by request id."""
         return sorted(map(self._set.score, groups), key=lambda scored: scored.group.request.request_id)
+
+    def take_restarts(self) -> int:
+        """0: nothing here is replaced."""
+        return 0
 
     def close(self) -> None:
         """End the rewards' child processes."""

@@ -58,12 +58,20 @@ class Rollouts(Protocol):
         """Bring every sampler to the published weights."""
         ...
 
+    def take_restarts(self) -> int:
+        """Workers replaced since the last call."""
+        ...
+
 
 class Rewards(Protocol):
     """The reward pool."""
 
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """Rewards of every group; failures are masked."""
+        ...
+
+    def take_restarts(self) -> int:
+        """Workers replaced since the last call."""
         ...
 
 

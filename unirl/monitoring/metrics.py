@@ -38,6 +38,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/<task>/group_std", "1", "mean", "Standard deviation (ddof 1) inside a group, mean over groups."),
     Metric("reward/<task>/zero_variance_fraction", "1", "mean", "Share of groups whose rewards are all equal."),
     Metric("reward/<task>/unjudged_fraction", "1", "mean", "Share of completions not judged; they are masked."),
+    Metric("reward/num_restarts", "workers", "sum", "Reward workers replaced since the last line: dead or hung."),
     Metric("score/<task>/<reward>", "1", "mean", "Mean of one reward over what it judged, before its weight."),
     Metric("score/<task>/<reward>/<detail>", "1", "mean", "Mean of a named part of it, such as correct or exact."),
     Metric("advantage/abs_mean", "1", "mean", "Mean size of the advantages, pair weight applied; 0 teaches nothing."),
@@ -50,6 +51,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/truncated_fraction", "1", "mean", "Share of answers cut off at the length limit."),
     Metric("rollout/answer_tokens_mean", "tokens", "mean", "Mean length of an answer."),
     Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
+    Metric("rollout/num_restarts", "workers", "sum", "Rollout workers replaced since the last line: dead or hung."),
     Metric("rollout/tokens_per_s", "tokens/s", "mean", "Tokens sampled per second of the rollout phase."),
     Metric("rollout/images_per_s", "images/s", "mean", "Images sampled per second of the rollout phase."),
     Metric("time/step_s", "s", "mean", "All phases since the last line, evaluation and checkpoint included."),
@@ -131,6 +133,7 @@ def step_metrics(data: StepData) -> dict[str, float]:
     metrics.update(_rollout_metrics(data))
     metrics["time/step_s"] = math.fsum(data.seconds.values())
     metrics.update({f"time/{phase}_s": value for phase, value in data.seconds.items()})
+    metrics.update({f"{pool}/num_restarts": num for pool, num in data.restarts.items()})
     metrics.update(data.learner)
     for name in metrics:
         lookup(name)
@@ -147,6 +150,9 @@ def find_alerts(metrics: Mapping[str, float]) -> list[str]:
             alerts.append(f"no {task} group of this step carries a signal: all rewards are equal inside every group")
         if unjudged := metrics.get(f"reward/{task}/unjudged_fraction"):
             alerts.append(f"{unjudged:.1%} of the {task} completions could not be judged")
+    for pool in ("rollout", "reward"):
+        if num := metrics.get(f"{pool}/num_restarts"):
+            alerts.append(f"{pool} workers that died or hung and were replaced: {num:g}; logs/driver.log says which")
     return alerts
 
 

@@ -18,3 +18,5 @@ class StepData:
     """What the learner measured, under full metric names."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase."""
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    """Workers replaced since the step before, by pool: rollout, reward."""
