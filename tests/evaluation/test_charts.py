@@ -22,7 +22,7 @@ def test_a_line_runs_left_to_right_and_more_is_higher():
     assert middle[0] == pytest.approx((first[0] + last[0]) / 2, abs=0.1)
 
 
-@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [1e-9, 3e-9], [-4.0, 1e6], [1.0]])
+@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [1e-13, 3e-13], [-4.0, 1e6], [1.0]])
 def test_any_values_stay_inside_the_figure(values):
     line = Line(label="a", points=list(enumerate(values)), color="a", band=[(0, min(values), max(values))])
     svg = svg_of(line_chart("t", [line]))
@@ -45,6 +45,15 @@ def test_a_histogram_counts_in_whole_pairs_and_names_its_values():
     texts = {text.text for text in svg.iter("text")}
     assert {"0", "1", "2", "weight"} <= texts
     assert not texts & {"0.5", "1.5"}
+
+
+@pytest.mark.parametrize(
+    "values", [[1 - 4e-6, 1.0, 1 + 5e-6], [1.2e-13, 3e-13], [0.0, 7e-5], [0.3, 0.30000000000000004]]
+)
+def test_marks_of_the_y_axis_differ(values):
+    svg = svg_of(line_chart("t", [Line(label="a", points=list(enumerate(values)), color="a")]))
+    marks = [text.text for text in svg.iter("text") if text.get("text-anchor") == "end"][:-1]
+    assert 3 <= len(set(marks)) == len(marks)
 
 
 def test_the_axis_grows_to_hold_the_wanted_range():

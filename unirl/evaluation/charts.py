@@ -176,15 +176,16 @@ def _ticks(low: float, high: float, wanted: int, least_gap: float) -> list[float
     rough = max((high - low) / wanted, least_gap)
     power = 10.0 ** math.floor(math.log10(rough))
     step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda size: abs(size - rough))
-    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{k * step:.12g}") for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _range(values: Sequence[float]) -> Point:
+    """Ends of an axis with some room, at least 1 % of the values long: rounding errors draw a flat line."""
     low, high = min(values), max(values)
-    if high - low < 1e-12:
-        room = abs(high) * 0.1
-        return (low - room, high + room) if room else (0.0, 1.0)
-    room = (high - low) * 0.05
+    size = max(abs(low), abs(high))
+    if low == high:
+        return (low - 0.1 * size, high + 0.1 * size) if size else (0.0, 1.0)
+    room = max((high - low) * 0.05, size * 0.005)
     return (low if low == 0 else low - room), high + room
 
 
