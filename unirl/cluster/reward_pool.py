@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
+from ray.actor import ActorHandle, exit_actor
 from ray.exceptions import RayActorError, RayTaskError
 
 from unirl.cluster.actor_log import open_actor_log
@@ -47,7 +47,7 @@ class RewardWorker:
         """Score one group of a unit; the unit arrives by reference."""
         if self._reward.num_hung >= MAX_HUNG:
             # Threads stuck outside Python cannot be ended; the process can, and the pool then starts another.
-            ray.actor.exit_actor()
+            exit_actor()
         return self._reward.score(groups[index])
 
 
