@@ -2,12 +2,17 @@
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unirl.data.atomic import atomic_folder
 from unirl.data.records import file_name, write_samples
+from unirl.evaluation.intervals import wilson_interval
 from unirl.types import GenerationSample, UnderstandingSample
+
+if TYPE_CHECKING:
+    from unirl.lab.show import Shown
 
 BASE = Path(__file__).parents[1] / "lab" / "checkpoints" / "janus"
 """The tiny checkpoint that ships with the package."""
@@ -41,9 +46,34 @@ def pretrain(out: Path) -> int:
 
 
 def show(out: Path, *, checkpoint: Path | None, count: int, seed: int, guidance: float) -> int:
-    """Draw and answer held-out scenes: a contact sheet in `out`, one JSON line per scene on stdout."""
+    """Draw and answer held-out scenes; print how well by category and, last, the path of the contact sheet."""
+    from transformers.utils.logging import disable_progress_bar
+
     from unirl.lab.show import show as draw
 
-    for shown in draw(checkpoint or BASE, out, n=count, seed=seed, guidance=guidance):
-        sys.stdout.write(json.dumps(asdict(shown)) + "\n")
+    disable_progress_bar()
+    shown = draw(checkpoint or BASE, out, n=count, seed=seed, guidance=guidance)
+    sys.stdout.write(f"{competence_table(shown)}\n{out / 'lab.png'}\n")
     return 0
+
+
+def competence_table(shown: Sequence["Shown"]) -> str:
+    """How many scenes of each category were drawn exactly and answered rightly, with 95 % intervals over all."""
+    rows = [("held-out scenes", "scenes", "drawn exactly", "mean partial score", "answered rightly")]
+    for category in (*sorted({one.category for one in shown}), None):
+        group = [one for one in shown if category in (one.category, None)]
+        exact, right = sum(one.exact for one in group), sum(one.right for one in group)
+        partial = sum(one.partial for one in group) / len(group)
+        rows.append((category or "all", str(len(group)), str(exact), f"{partial:.2f}", str(right)))
+    intervals = [_interval([one.exact for one in shown]), _interval([one.right for one in shown])]
+    rows.append(("95 % interval of the share", "", intervals[0], "", intervals[1]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
+
+
+def _interval(verdicts: Sequence[bool]) -> str:
+    low, high = wilson_interval(sum(verdicts), len(verdicts))
+    return f"{low:.2f} to {high:.2f}"
