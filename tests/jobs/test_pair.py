@@ -142,6 +142,14 @@ def test_a_folder_is_asked_for_and_never_overwritten(tmp_path):
         pair.make(replace(CONFIG, out=str(tmp_path)))
 
 
+def test_the_report_prints_its_path_last(tmp_path, folder, capsys):
+    page = tmp_path / "page.html"
+    assert pair.report(folder, out=page) == 0
+    figures, _, path = capsys.readouterr().out.rstrip().rpartition("\n")
+    assert path == str(page)
+    assert json.loads(figures)["pairs"] == len(read_pair_set(folder).pairs)
+
+
 def test_the_report_stands_alone_and_escapes_its_text(tmp_path, pair_set, capsys):
     first = pair_set.pairs[0]
     text = "<script>alert(1)</script>"

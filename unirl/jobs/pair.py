@@ -117,7 +117,7 @@ def examine(folder: Path) -> Verdict:
 
 
 def report(folder: Path, *, out: Path | None = None, as_json: bool = False) -> int:
-    """Write a page about a pair set (default: report.html in its folder) and print its figures.
+    """Write a page about a pair set (default: report.html in its folder); print its figures and, last, its path.
 
     Raises:
         DataError: the folder is not a whole pair set, or the page cannot be written.
@@ -127,7 +127,7 @@ def report(folder: Path, *, out: Path | None = None, as_json: bool = False) -> i
     with atomic_file(page) as file:
         file.write(render_report(pair_set, title=folder.name).encode())
     figures = json.dumps(summary(pair_set), indent=2)
-    sys.stdout.write(f"{figures}\n" if as_json else f"{page}\n{figures}\n")
+    sys.stdout.write(f"{figures}\n" if as_json else f"{figures}\n{page}\n")
     return 0
 
 
