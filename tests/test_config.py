@@ -93,7 +93,7 @@ def test_a_value_that_was_refused_is_named_once():
 
 def test_an_incomplete_configuration_can_be_looked_at(write):
     file = write(
-        "model: {path: '???'}\ntrain: {num_steps: '???'}\nrewards: {generation: {hpsv2: {options: {checkpoint: '???'}}}}"
+        "model: {path: '???'}\ntrain:\n  num_steps: ???\nrewards: {generation: {hpsv2: {options: {checkpoint: '???'}}}}"
     )
     config = load_config([file], [], incomplete=True)
     assert config.model.path == "???"

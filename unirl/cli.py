@@ -95,7 +95,10 @@ def train(
     config: Files = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")] = False,
     local: Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")] = False,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="auto|RUN", help="Go on with a run.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="auto|RUN", help="Go on with a run; auto finds the newest unfinished one."),
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
     verbose: Loudness = None,
 ) -> None:
@@ -104,10 +107,16 @@ def train(
     extra = [f"train.run_dir={run_dir}"] if run_dir else []
     files, overrides = config or [], (overrides or []) + extra
     if resume == "auto":
-        from unirl.jobs.run_dirs import newest_unfinished
+        from unirl.jobs.run_dirs import is_run, newest_unfinished
 
         # The files say which run is meant; what it runs with is its own saved configuration.
-        resume, files = str(newest_unfinished(load_rl(files, overrides).train.name)), []
+        asked = load_rl(files, overrides).train
+        if asked.run_dir is None:
+            resume, files = str(newest_unfinished(asked.name)), []
+        elif is_run(Path(asked.run_dir)):
+            resume, files = asked.run_dir, []
+        else:
+            resume = None
     settings = load_rl(saved_config(resume) + files, overrides)
     from unirl.jobs import rl
 

@@ -281,7 +281,7 @@ class ClusterConfig:
     placement: Literal["separate", "colocated"] = "separate"
     """Rollout workers beside the learner's GPUs, or on the same ones with fractions of num_gpus."""
     num_cpus: int | None = None
-    """CPUs announced to a local Ray; null counts what the actor plan needs."""
+    """CPUs that a Ray started for the run announces; null announces what the actor plan needs, at most four a core."""
     object_store_gib: float = 0.5
     """Shared memory of a local Ray, in GiB."""
     start_timeout_s: float = 300.0

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 
 from unirl.cluster.placement import place, planned_bundles
-from unirl.cluster.plan import actor_plan
+from unirl.cluster.plan import PlacementError, actor_plan, check_plan
 from unirl.cluster.rollout_pool import RolloutPool
-from unirl.cluster.runtime import PlacementError, check_resources, wait_until_up
+from unirl.cluster.runtime import wait_until_up
 from unirl.config import ClusterConfig, LearnerConfig, RlConfig, RolloutConfig, WorkersConfig
 
 
@@ -27,8 +27,9 @@ def test_colocated_workers_are_dealt_out_over_the_ranks():
 
 
 def test_too_small_a_cluster_is_refused_with_both_numbers_and_the_plan():
+    config = replace(RlConfig(), learner=LearnerConfig(num_ranks=8, num_gpus=1))
     with pytest.raises(PlacementError, match=r"GPU 8 needed, 2 present.*num_workers(?s:.*)rollout\.text"):
-        check_resources({"CPU": 4, "GPU": 8}, {"CPU": 16, "GPU": 2}, actor_plan(RlConfig(), 1))
+        check_plan(actor_plan(config, 1), {"CPU": 16, "GPU": 2})
 
 
 def test_bundles_that_never_become_free_are_an_error_not_a_wait(ray_session):

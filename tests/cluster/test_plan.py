@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 from safetensors.numpy import load_file
 
-from unirl.cluster.plan import actor_plan, count_parameters, render_plan, total_resources
-from unirl.config import LearnerConfig, ModelConfig, RewardConfig, RewardsConfig, RlConfig
+from unirl.cluster.plan import actor_plan, count_parameters, machine_resources, render_plan, shortages, total_resources
+from unirl.config import ClusterConfig, LearnerConfig, ModelConfig, RewardConfig, RewardsConfig, RlConfig
 
 
 def test_the_headers_give_the_number_of_weights(checkpoint):
@@ -20,7 +20,9 @@ def test_the_default_plan_names_every_actor_once():
     plan = actor_plan(RlConfig(), 1_000_000)
     roles = ["pairing", "learner", "rollout.text", "rollout.image", "reward.accuracy", "reward.lab_verifier"]
     assert [actor.role for actor in plan] == roles
-    assert total_resources(plan) == {"CPU": 0 + 1 + 1 + 1 + 0.5 + 0.5, "GPU": 0}
+    needed = total_resources(plan)
+    assert (needed["CPU"], needed["GPU"]) == (0 + 1 + 1 + 1 + 0.5 + 0.5, 0)
+    assert needed["memory"] == pytest.approx(6 * 0.8 + sum(actor.memory_gib - 0.8 for actor in plan))
     assert all(role in render_plan(plan) for role in roles)
 
 
@@ -45,3 +47,20 @@ def test_zero_stages_shard_what_they_should():
     assert learner_gib(1) == pytest.approx(2 * weights + states / 4)
     assert learner_gib(2) == pytest.approx(weights + weights / 4 + states / 4)
     assert learner_gib(3) == pytest.approx((2 * weights + states) / 4)
+
+
+def test_what_a_machine_lacks_is_named_by_kind():
+    plan = actor_plan(replace(RlConfig(), learner=LearnerConfig(num_ranks=200)), 1_000_000)
+    assert shortages(plan, {"CPU": 8, "GPU": 0, "memory": 24.0}) == [
+        "CPU 203 needed, 8 present",
+        f"memory {total_resources(plan)['memory']:.4g} GiB needed, 24 GiB present",
+    ]
+    assert shortages(plan, {"CPU": 8}) == ["CPU 203 needed, 8 present"], "a cluster does not say its memory"
+    assert shortages(plan, {"CPU": 203, "memory": 1000.0}) == []
+
+
+def test_a_machine_announces_some_cpus_for_each_core_or_what_it_is_told(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert machine_resources(ClusterConfig())["CPU"] == 12
+    assert machine_resources(ClusterConfig(num_cpus=5))["CPU"] == 5
+    assert 0.5 < machine_resources(ClusterConfig())["memory"] < 1e5

@@ -62,6 +62,7 @@ def test_a_run_leaves_metrics_journal_policy_and_report(undisturbed):
     metrics = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5]
     assert all(line["policy/logprob_gap_max"] < 1e-4 for line in metrics)
+    assert all(line["rollout/num_restarts"] == line["reward/num_restarts"] == 0 for line in metrics)
     assert metrics[0]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-4)
     assert len(read_step(undisturbed, 5)) == 4 * 2 * 4
     assert json.loads((undisturbed / "run.json").read_text())["status"] == "finished"
@@ -81,6 +82,23 @@ def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one(folder, undi
     for step in range(1, 6):
         ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
         assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
+
+
+def test_an_interrupt_loses_no_evaluation(folder, undisturbed):
+    """Every step is due one, so the interrupted step is, whichever it is."""
+    run_dir = folder / "evaluated"
+    evaluated = ("evaluation.enabled=true", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.greedy=false")
+    process = start(folder, "evaluated", f"train.run_dir={run_dir}", *SMALL, *evaluated, *IN_ONE_PROCESS)
+    wait_for_step(run_dir, 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    finish(process, folder, "evaluated", 130)
+    before = {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
+    assert len(before) < 5
+    finish(start(folder, "evaluated", "--resume", str(run_dir), *IN_ONE_PROCESS), folder, "evaluated")
+    after = {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
+    assert sorted(after) == [f"step_{step:06d}.json" for step in range(6)]
+    assert before.items() <= after.items()
+    assert weights_of(run_dir) == weights_of(undisturbed)
 
 
 def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed):
@@ -122,6 +140,35 @@ def test_a_resumed_run_through_ray_vllm_and_deepspeed_is_bit_identical(folder, s
     assert weights_of(broken) == weights_of(whole)
 
 
+def test_a_finished_run_says_so_and_a_new_one_does_not_overwrite_it(folder, undisturbed):
+    before = (undisturbed / "run.json").read_bytes()
+    for arguments, code, words in (
+        (["--resume", str(undisturbed)], 0, "is finished; to go further, add train.num_steps=N above 5"),
+        (["--resume", str(undisturbed), "train.num_steps=3"], 2, "must be at least 5"),
+        (["--run-dir", str(undisturbed), "--local"], 4, f"--resume {undisturbed}"),
+    ):
+        result = run_unirl(folder, *arguments)
+        assert result.returncode == code, result.stderr
+        assert words in result.stderr + result.stdout
+    assert (undisturbed / "run.json").read_bytes() == before
+
+
+def test_ctrl_c_while_actors_start_ends_at_once(folder):
+    run_dir = folder / "early"
+    process = start(folder, "early", f"train.run_dir={run_dir}", *SMALL)
+    log = folder / "early.log"
+    for _ in range(1200):
+        if "starting" in log.read_text():
+            break
+        time.sleep(0.1)
+    time.sleep(3.0)
+    os.killpg(process.pid, signal.SIGINT)
+    finish(process, folder, "early", 130)
+    assert "ended without saving" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
+
+
 def run_unirl(folder, *arguments):
     return subprocess.run(
         [UNIRL, "train", f"data.cache_dir={folder / 'cache'}", *arguments],
@@ -136,7 +183,10 @@ def run_unirl(folder, *arguments):
         (["model.family=lumina"], 2, "janus_pro"),
         (["model.path=nowhere"], 4, "expected"),
         (["data.pairs=nowhere"], 4, "expected"),
-        (["learner.num_gpus=1", "--dry-run"], 0, "GPU"),
+        (["learner.num_gpus=1", "--dry-run"], 2, "does not fit: GPU 1 needed, 0 present"),
+        (["learner.num_ranks=200", "--dry-run"], 2, "does not fit: CPU 203 needed"),
+        (["learner.num_ranks=200"], 5, "CPU 203 needed"),
+        (["rewards.generation.hpsv2.options.checkpoint=nowhere.pt", "--dry-run"], 2, "must be an existing file"),
         (["--local", "learner.num_ranks=2"], 2, "must be 1 with --local"),
     ],
 )

@@ -5,8 +5,9 @@ import pytest
 
 from unirl import cli
 from unirl.config import RlConfig
+from unirl.config_rules import ConfigError
 from unirl.jobs.interrupts import Interrupted, Interrupts
-from unirl.jobs.run_dirs import choose_run_dir, has_checkpoint, newest_unfinished
+from unirl.jobs.run_dirs import choose_run_dir, is_complete, last_step, newest_unfinished
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def test_resume_auto_takes_the_settings_of_the_run_and_overrides_on_top(monkeypa
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a run directory with a run\.json"):
         choose_run_dir(RlConfig(), str(tmp_path))
-    assert not has_checkpoint(tmp_path)
+    assert last_step(tmp_path) is None
 
 
 def test_a_new_run_is_named_after_the_time_and_the_config():
@@ -49,10 +50,49 @@ def test_a_new_run_is_named_after_the_time_and_the_config():
     assert chosen.name.endswith("-lab")
 
 
+def test_auto_with_a_run_directory_goes_on_there_or_starts_there(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("unirl.jobs.rl.main", lambda config, **rest: seen.update(rest, config=config) or 0)
+    for folder, resume in (("runs/20260104-b", "runs/20260104-b"), ("elsewhere", None)):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--resume", "auto", "--run-dir", folder])
+        assert seen["resume"] == resume
+        assert seen["config"].train.run_dir == folder
+        assert (seen["config"].learner.lr == 0.0001) is (resume is not None)
+
+
+def commit(run_dir, step):
+    folder = run_dir / "checkpoints" / f"step_{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / "COMMIT.json").write_text("{}")
+
+
+def test_a_run_is_complete_when_it_is_finished_and_no_more_is_asked(tmp_path):
+    finished, unfinished = tmp_path / "runs" / "20260103-a", tmp_path / "runs" / "20260102-a"
+    for run_dir in (finished, unfinished):
+        commit(run_dir, 3)
+        commit(run_dir, 12)
+        assert last_step(run_dir) == 12
+    assert is_complete(finished, 12)
+    assert not is_complete(finished, 13)
+    assert not is_complete(unfinished, 12), "its last evaluation is missing"
+    with pytest.raises(ConfigError, match=r"train\.num_steps \(11\) must be at least 12"):
+        is_complete(finished, 11)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_the_start_ends_at_once(signum, code):
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signum)
+        assert interrupts.exit_code == code
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_is_noted_and_the_second_ends_at_once(signum, code):
     before = signal.getsignal(signum)
     with Interrupts() as interrupts:
+        interrupts.defer()
         interrupts.check()
         signal.raise_signal(signum)
         assert interrupts.received

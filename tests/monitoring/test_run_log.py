@@ -120,7 +120,7 @@ def test_a_killed_run_holds_its_folder_until_it_is_gone_stays_readable_and_goes_
 
 def test_a_folder_with_a_run_is_not_overwritten(open_log, tmp_path):
     open_log().end("finished")
-    with pytest.raises(ValueError, match="add --resume"):
+    with pytest.raises(ValueError, match="go on with --resume"):
         open_log()
     assert run_json(tmp_path / "run")["status"] == "finished"
 

@@ -6,7 +6,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from unirl.cluster.runtime import PlacementError
+from unirl.cluster.plan import PlacementError
 from unirl.config import RlConfig, WorkersConfig
 
 SchedulingStrategy = PlacementGroupSchedulingStrategy | None

@@ -1,16 +1,24 @@
 """Which actors a run needs, and what each takes of CPU, GPU and memory. Arithmetic only: starts nothing."""
 
 import json
+import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unirl.config import RlConfig, WorkersConfig
+from unirl.config import ClusterConfig, RlConfig, WorkersConfig
 from unirl.types import TASKS
 
 GIB = 1 << 30
 PROCESS_GIB = 0.8
 """Resident memory of an actor that has imported torch and its engine, without weights."""
+CPUS_PER_CORE = 4
+"""Actors wait for each other most of the time, so a Ray started here may announce this many CPUs for each core."""
+
+
+class PlacementError(RuntimeError):
+    """Machine or cluster cannot hold the actor plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +112,67 @@ def _learner_gib(config: RlConfig, weights_gib: float, num_parameters: int) -> f
 
 
 def total_resources(plan: list[PlannedActor]) -> dict[str, float]:
-    """CPUs and GPUs that the plan needs at once. Colocated workers share a GPU by fractions that add up to 1."""
+    """CPUs, GPUs and GiB of main memory that the plan needs at once.
+
+    Colocated workers share a GPU by fractions that add up to 1.
+    """
     return {
         "CPU": sum(actor.count * actor.num_cpus for actor in plan),
         "GPU": sum(actor.count * actor.num_gpus for actor in plan),
+        "memory": sum(actor.count * actor.memory_gib for actor in plan if not actor.num_gpus),
     }
+
+
+def machine_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """What a Ray started on this machine may give out: CPUs, GPUs, GiB of main memory."""
+    import torch
+
+    announced = CPUS_PER_CORE * (os.cpu_count() or 1) if cluster.num_cpus is None else cluster.num_cpus
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    return {"CPU": announced, "GPU": torch.cuda.device_count(), "memory": memory / GIB}
+
+
+def shortages(plan: list[PlannedActor], present: Mapping[str, float]) -> list[str]:
+    """Of what the plan needs more than there is; memory counts only where `present` says how much there is."""
+    needed = {name: need for name, need in total_resources(plan).items() if name != "memory" or name in present}
+    return [
+        f"{name} {need:.4g}{unit} needed, {present.get(name, 0.0):.4g}{unit} present"
+        for name, need in needed.items()
+        for unit in (" GiB" if name == "memory" else "",)
+        if need > present.get(name, 0.0) + 1e-6
+    ]
+
+
+def check_plan(plan: list[PlannedActor], present: Mapping[str, float]) -> None:
+    """Refuse a plan that machine or cluster cannot hold, instead of waiting for ever.
+
+    Raises:
+        PlacementError: names what was asked for and what is there.
+    """
+    if short := shortages(plan, present):
+        raise PlacementError(
+            f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus "
+            "or num_gpus, join a larger cluster (cluster.address), or announce more CPUs than this machine has "
+            f"(cluster.num_cpus). The plan:\n{render_plan(plan)}"
+        )
+
+
+def check_machine(config: RlConfig, checkpoint: Path) -> None:
+    """Refuse a run that would start a Ray here and not fit; a cluster is asked when it is joined.
+
+    Raises:
+        PlacementError: names what was asked for and what is there.
+    """
+    if not cluster_address(config.cluster):
+        check_plan(actor_plan(config, count_parameters(checkpoint)), machine_resources(config.cluster))
+
+
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """Address of the Ray to join; None starts one on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def render_plan(plan: list[PlannedActor]) -> str:

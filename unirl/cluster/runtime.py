@@ -1,6 +1,7 @@
 """Joining or starting Ray, and the resources an actor plan finds there."""
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,14 @@ import ray
 from ray.exceptions import RayActorError
 
 from unirl.cluster.actor_log import LOG_DIR
-from unirl.cluster.plan import PlannedActor, render_plan, total_resources
+from unirl.cluster.plan import (
+    PlacementError,
+    PlannedActor,
+    check_plan,
+    cluster_address,
+    machine_resources,
+    total_resources,
+)
 from unirl.config import ClusterConfig
 
 log = logging.getLogger(__name__)
@@ -27,62 +35,51 @@ ACTOR_ENVIRONMENT = {
 }
 
 
-class PlacementError(RuntimeError):
-    """The cluster cannot hold the actor plan."""
-
-
 def start_ray(config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | None = None) -> None:
     """Join the cluster at `config.address` or RAY_ADDRESS, else start one on this machine that ends with the run.
 
     Actors log into `log_dir`, a file each; what their engines print reaches the driver only when it logs at DEBUG (-v).
 
     Raises:
-        PlacementError: the cluster has fewer CPUs or GPUs than the plan needs at once.
+        PlacementError: the machine or cluster has less than the plan needs at once, or Ray does not start.
         ConnectionError: no cluster answers at the address.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     environment = dict(ACTOR_ENVIRONMENT)
     if log_dir is not None:
         environment[LOG_DIR] = str(log_dir.resolve())
     if not any(actor.num_gpus for actor in plan):
         environment["TORCHDYNAMO_DISABLE"] = "1"
-    needed = total_resources(plan)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
         ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=log.isEnabledFor(logging.DEBUG))
+        present = ray.cluster_resources()
+        check_plan(plan, {name: present.get(name, 0.0) for name in ("CPU", "GPU")})
     else:
-        _start_local(config, needed, environment)
-    check_resources(needed, ray.cluster_resources(), plan)
+        check_plan(plan, machine_resources(config))
+        _start_local(config, total_resources(plan)["CPU"], environment)
 
 
-def _start_local(config: ClusterConfig, needed: dict[str, float], environment: dict[str, str]) -> None:
+def _start_local(config: ClusterConfig, needed_cpus: float, environment: dict[str, str]) -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # keeps a one-node Ray on loopback
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing of it is reachable from outside
-    num_cpus = config.num_cpus if config.num_cpus is not None else max(os.cpu_count() or 1, int(-(-needed["CPU"] // 1)))
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        object_store_memory=int(config.object_store_gib * (1 << 30)),
-        logging_level=logging.ERROR,
-        log_to_driver=log.isEnabledFor(logging.DEBUG),
-        runtime_env={"env_vars": environment},
-    )
-
-
-def check_resources(needed: Mapping[str, float], present: Mapping[str, float], plan: list[PlannedActor]) -> None:
-    """Refuse a plan that the cluster cannot hold, instead of waiting for ever.
-
-    Raises:
-        PlacementError: names what was asked for and what is there.
-    """
-    short = [f"{name} {need:g} needed, {present.get(name, 0.0):g} present" for name, need in needed.items()
-             if need > present.get(name, 0.0) + 1e-6]  # fmt: skip
-    if short:
-        raise PlacementError(
-            f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus "
-            f"or num_gpus, or join a larger cluster (cluster.address). The plan:\n{render_plan(plan)}"
+    num_cpus = config.num_cpus if config.num_cpus is not None else max(os.cpu_count() or 1, math.ceil(needed_cpus))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=int(config.object_store_gib * (1 << 30)),
+            logging_level=logging.ERROR,
+            log_to_driver=log.isEnabledFor(logging.DEBUG),
+            runtime_env={"env_vars": environment},
         )
+    except Exception as error:
+        raise PlacementError(
+            f"cluster: expected a Ray of {num_cpus} CPUs and {config.object_store_gib:g} GiB of shared memory to start "
+            f"on this machine; got {type(error).__name__}: {error}; look at `unirl doctor`, and at the newest folder "
+            "under /tmp/ray"
+        ) from error
 
 
 def wait_until_up(starting: Mapping[str, "ray.ObjectRef"], timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the loop to save and end, the second ends at once."""
+"""Ctrl-C and SIGTERM: at the start they end the run at once; later the first asks the loop to save and end."""
 
 import signal
 from types import FrameType, TracebackType
@@ -14,10 +14,11 @@ class Interrupted(Exception):  # noqa: N818 - it is a request, not an error
 
 
 class Interrupts:
-    """While entered, notes the first signal for `check` and turns the second into KeyboardInterrupt."""
+    """While entered, a signal raises KeyboardInterrupt; after `defer`, the first is noted for `check` instead."""
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._deferred = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -32,9 +33,13 @@ class Interrupts:
             signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self._received is not None:
+        again, self._received = self._received is not None, self._received or signum
+        if again or not self._deferred:
             raise KeyboardInterrupt
-        self._received = signum
+
+    def defer(self) -> None:
+        """From now on the first signal waits for `check`."""
+        self._deferred = True
 
     @property
     def received(self) -> bool:
@@ -45,3 +50,8 @@ class Interrupts:
         """Raise `Interrupted` if a signal came since the block was entered."""
         if self._received is not None:
             raise Interrupted(self._received)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process that the first signal ended: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + (self._received or signal.SIGINT)

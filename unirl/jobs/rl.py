@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from unirl.cluster.plan import check_machine
 from unirl.config import RlConfig
 from unirl.config_loading import differences, load_config
 from unirl.config_rules import ConfigError, Problem
@@ -16,7 +17,7 @@ from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.parts import Parts, open_parts
-from unirl.jobs.run_dirs import choose_run_dir, has_checkpoint
+from unirl.jobs.run_dirs import choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.learner.batching import build_batch, weigh_groups
 from unirl.monitoring.log_files import log_to_files
@@ -24,6 +25,7 @@ from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
+from unirl.rewards.reward import check_rewards
 from unirl.rollout.seeds import sample_seed
 from unirl.types import (
     TASKS,
@@ -56,7 +58,8 @@ def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> Step
     with clock.phase("publish"):
         parts.rollouts.load_weights(parts.learner.publish_weights())
     parts.pairs.record(step - 1, results_of(weighted))
-    return StepData(step=step, groups=weighted, learner=update, seconds=clock.take_seconds())
+    restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
+    return StepData(step=step, groups=weighted, learner=update, seconds=clock.take_seconds(), restarts=restarts)
 
 
 def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> list[RolloutRequest]:
@@ -144,17 +147,17 @@ def train(parts: Parts, run: Run, first_step: int) -> None:
     """
     config = run.config
     parts.rollouts.load_weights(parts.learner.publish_weights())
-    if config.evaluation.enabled and first_step == 1:
-        run.evaluate(parts, 0)
     for step in range(first_step, config.train.num_steps + 1):
+        due = config.evaluation.enabled and (step == 1 or is_due(step - 1, config.evaluation.every))
+        # A resumed run may have it already, or may owe it: an interrupt ends a run before it evaluates.
+        if due and not (run.record.run_dir / "evaluations" / f"step_{step - 1:06d}.json").exists():
+            run.evaluate(parts, step - 1)
         data = rl_step(step, parts, config, run.clock)
         run.terminal.step(step, run.record.record_step(data))
         last = step == config.train.num_steps
         if run.interrupts.received or last or is_due(step, config.train.save_every):
             run.save(parts, step)
         run.interrupts.check()
-        if config.evaluation.enabled and not last and is_due(step, config.evaluation.every):
-            run.evaluate(parts, step)
     if config.evaluation.enabled:
         run.evaluate(parts, config.train.num_steps)
     parts.learner.export(run.record.run_dir / "policy")
@@ -175,17 +178,23 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         dry_run: show the actor plan and memory; start nothing.
 
     Raises:
-        ConfigError: several learner ranks in one process.
+        ConfigError: several learner ranks in one process, rewards that cannot be built, or fewer steps than were made.
+        DataError: a checkpoint, pair set or run directory that cannot be used.
+        PlacementError: this machine cannot hold the actors.
     """
     if local and config.learner.num_ranks != 1:
         rule = "must be 1 with --local, which has one process"
-        raise ConfigError(
-            [Problem(key="learner.num_ranks", value=config.learner.num_ranks, rule=rule, fix="try learner.num_ranks=1")]
-        )
+        raise ConfigError([Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1")])
+    check_rewards(config.rewards)
     checkpoint = resolve_checkpoint(config.model.path)
     if dry_run:
         return show_plan(config, checkpoint)
     run_dir, resumed = choose_run_dir(config, resume)
+    if resumed and is_complete(run_dir, config.train.num_steps):
+        sys.stdout.write(f"{run_dir} is finished; to go further, add train.num_steps=N above {last_step(run_dir)}\n")
+        return 0
+    if not local:
+        check_machine(config, checkpoint)
     changed = differences(load_config([run_dir / "config.yaml"], []), config) if resumed else {}
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     with (
@@ -206,16 +215,19 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             record.event(
                 "settings", "resumed with other settings", {"changed": {k: list(v) for k, v in changed.items()}}
             )
-        with open_parts(config, checkpoint, pairs, local=local, log_dir=run_dir / "logs") as parts:
-            first_step = restore(parts, run) if resumed else 1
-            terminal.banner(banner(config, run_dir, checkpoint, first_step, local=local))
-            try:
+        terminal.banner(banner(config, run_dir, checkpoint, local=local))
+        try:
+            with open_parts(config, checkpoint, pairs, local=local, log_dir=run_dir / "logs") as parts:
+                first_step = restore(parts, run) if resumed else 1
+                terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
                 with terminal:
+                    interrupts.defer()
                     train(parts, run, first_step)
-            except Interrupted as interrupted:
-                record.end("interrupted", str(interrupted))
-                sys.stderr.write(f"saved and ended; go on with: unirl train --resume {run_dir}\n")
-                return interrupted.exit_code
+        except (Interrupted, KeyboardInterrupt) as ending:
+            record.end("interrupted", str(ending) or "ended at once")
+            done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
+            sys.stderr.write(f"{done}; go on with: unirl train --resume {run_dir}\n")
+            return interrupts.exit_code
         record.end("finished")
         show_result(config, run_dir, checkpoint, terminal)
     return 0
@@ -223,7 +235,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
 
 def restore(parts: Parts, run: Run) -> int:
     """Load the newest checkpoint, if the run got that far; returns the step to go on with."""
-    if not has_checkpoint(run.record.run_dir):
+    if last_step(run.record.run_dir) is None:
         return 1
     state = parts.learner.restore(run.record.run_dir / "checkpoints")
     parts.pairs.restore(state["pairs"])

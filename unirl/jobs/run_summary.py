@@ -1,11 +1,18 @@
 """What a training job tells people: the plan before it, the banner at its start, tables and the report at its end."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from unirl.cluster.plan import actor_plan, count_parameters, render_plan, total_resources
+from unirl.cluster.plan import (
+    actor_plan,
+    cluster_address,
+    count_parameters,
+    machine_resources,
+    render_plan,
+    shortages,
+    total_resources,
+)
 from unirl.config import RlConfig
 from unirl.config_loading import differences
 from unirl.evaluation.evaluate import Estimate, Gain, find_measures
@@ -18,27 +25,28 @@ GIB = 1 << 30
 
 
 def show_plan(config: RlConfig, checkpoint: Path) -> int:
-    """Print settings, actors, memory and disk of a run on stdout; 2 when one actor cannot fit where it would run."""
+    """Print settings, actors, memory and disk of a run on stdout; 2 when it would not fit."""
     plan = actor_plan(config, count_parameters(checkpoint))
     needed = total_resources(plan)
+    changed = [f"  {key} = {value}" for key, value in changed_settings(config).items()]
     lines = [
         "settings that differ from the defaults:",
-        *(f"  {key} = {value}" for key, value in changed_settings(config).items()),
+        *(changed or ["  none"]),
         "",
         render_plan(plan),
         "",
-        f"needs {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs at once",
+        f"needs {needed['CPU']:g} CPUs, {needed['GPU']:g} GPUs and {needed['memory']:.1f} GiB of main memory at once",
         f"writes about {disk_gib(config, checkpoint):.2f} GiB: checkpoints, journal, images",
     ]
-    main_memory = sum(actor.count * actor.memory_gib for actor in plan if not actor.num_gpus)
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     problems = [
         f"{actor.role}: {actor.memory_gib:.1f} GiB do not fit an 80 GB GPU"
         for actor in plan
         if actor.num_gpus and actor.memory_gib > 80 * actor.num_gpus * 0.93
     ]
-    if not needed["GPU"] and main_memory > present:
-        problems.append(f"the actors need {main_memory:.1f} GiB of memory; this machine has {present:.1f} GiB")
+    if address := cluster_address(config.cluster):
+        lines.append(f"CPUs and GPUs of the cluster at {address} are compared when the run starts")
+    else:
+        problems += shortages(plan, machine_resources(config.cluster))
     sys.stdout.write("\n".join(lines + [f"does not fit: {problem}" for problem in problems]) + "\n")
     return 2 if problems else 0
 
@@ -59,15 +67,18 @@ def changed_settings(config: RlConfig) -> dict[str, Any]:
     return {key: value for key, (_, value) in changed.items()}
 
 
-def banner(config: RlConfig, run_dir: Path, checkpoint: Path, first_step: int, *, local: bool) -> dict[str, object]:
+def banner(config: RlConfig, run_dir: Path, checkpoint: Path, *, local: bool) -> dict[str, object]:
     """Lines for the start of a run."""
     plan = actor_plan(config, count_parameters(checkpoint))
     actors = "all in this process" if local else ", ".join(f"{actor.count} x {actor.role}" for actor in plan)
     changed = " ".join(f"{key}={value}" for key, value in changed_settings(config).items())
-    facts: dict[str, object] = {"run": run_dir, "actors": actors, "changed": changed or "nothing"}
-    if first_step > 1:
-        facts["resumed"] = f"at step {first_step}"
-    return facts | {"stop": "Ctrl-C saves and ends; again ends at once"}
+    return {
+        "run": run_dir,
+        "actors": actors,
+        "changed": changed or "nothing",
+        "stop": "Ctrl-C saves and ends once steps are made; again, or during the start, ends at once",
+        "now": f"starting {'one process' if local else f'{sum(actor.count for actor in plan)} actors'}",
+    }
 
 
 def show_result(config: RlConfig, run_dir: Path, checkpoint: Path, terminal: Terminal) -> None:

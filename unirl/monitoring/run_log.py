@@ -30,6 +30,12 @@ _FILES = ("metrics", "pairs", "used_pairs", "events")
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
+class RunDirError(ValueError):
+    """A directory that this run cannot write."""
+
+    exit_code = 4  # the command line's code for data
+
+
 class RunLog:
     """Writes one run directory. A context manager: leaving it records how the run ended."""
 
@@ -54,7 +60,7 @@ class RunLog:
             resume: go on with a run that is already there.
 
         Raises:
-            ValueError: the directory holds a run and `resume` is False, holds something else, or is being written.
+            RunDirError: the directory holds a run and `resume` is False, holds something else, or is being written.
             OSError: the disk is full or refuses.
         """
         self.run_dir = run_dir
@@ -186,14 +192,14 @@ def _read_run(run_dir: Path, resume: bool) -> dict[str, Any]:
     """run.json of the run that is there, or {} for a new directory."""
     path = run_dir / "run.json"
     if path.exists() and not resume:
-        raise ValueError(
-            f"run directory {run_dir}: expected a new or empty folder; got one that holds a run; add --resume to go on "
-            "with it, or set another train.run_dir"
+        raise RunDirError(
+            f"run directory {run_dir}: expected a new or empty folder; got one that holds a run; go on with "
+            f"--resume {run_dir}, or set another train.run_dir"
         )
     strangers = [item.name for item in run_dir.iterdir() if item.name != "lock"]
     if not path.exists():
         if strangers:
-            raise ValueError(
+            raise RunDirError(
                 f"run directory {run_dir}: expected a new or empty folder, or one with a run.json; got "
                 f"{', '.join(sorted(strangers)[:5])}; set another train.run_dir"
             )
@@ -202,7 +208,7 @@ def _read_run(run_dir: Path, resume: bool) -> dict[str, Any]:
         before = json.loads(path.read_text(encoding="utf-8"))
         return {"created": before["created"], "id": before["id"], "attempt": int(before["attempt"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise RunDirError(
             f"run directory {run_dir}: expected a run.json with id, created and attempt; got {error!r}; restore the "
             "file, or start in another train.run_dir"
         ) from error
