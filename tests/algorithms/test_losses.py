@@ -14,7 +14,6 @@ from unirl.algorithms.losses import (
 )
 
 AGGREGATIONS = ["sequence_mean", "sequence_sum", "token_mean", "constant_length"]
-OBJECTIVES = ["pair_grpo", "pairwise", "vanilla_mixed"]
 NUM_TOKENS = [3, 1, 2, 4, 4, 4]
 TASKS = ["understanding"] * 3 + ["generation"] * 3
 TOTALS = BatchTotals(
@@ -92,8 +91,7 @@ def test_an_unknown_estimator_is_an_error():
         kl_estimates(torch.zeros(1, 1), "k4")
 
 
-@pytest.mark.parametrize("objective", ["pair_grpo", "pairwise"])
-def test_hand_worked_scales_of_a_pair(objective):
+def test_hand_worked_scales_of_a_pair():
     # One pair, three answers of 3, 1, 2 tokens and three images of 4 tokens.
     expected = {
         "sequence_mean": [1 / 9, 1 / 3, 1 / 6, 1 / 12, 1 / 12, 1 / 12],  # 1 / (3 trajectories * own tokens)
@@ -102,7 +100,7 @@ def test_hand_worked_scales_of_a_pair(objective):
         "constant_length": [1 / 15] * 3 + [1 / 12] * 3,  # 3 * 5 and 3 * 4
     }
     for aggregation, values in expected.items():
-        assert scales(aggregation=aggregation, objective=objective).tolist() == pytest.approx(values)
+        assert scales(aggregation=aggregation).tolist() == pytest.approx(values)
 
 
 def test_hand_worked_scales_of_the_mixed_batch():
@@ -113,22 +111,22 @@ def test_hand_worked_scales_of_the_mixed_batch():
         "constant_length": [1 / 30] * 3 + [1 / 24] * 3,  # 6 * 5 and 6 * 4
     }
     for aggregation, values in expected.items():
-        assert scales(aggregation=aggregation, objective="vanilla_mixed").tolist() == pytest.approx(values)
+        assert scales(aggregation=aggregation, pooled=True).tolist() == pytest.approx(values)
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
 def test_weights_add_up_to_one_per_task_or_one_in_all(aggregation):
     tokens = torch.tensor(NUM_TOKENS)
     assert float((scales(aggregation=aggregation) * tokens).sum()) == pytest.approx(2)
-    assert float((scales(aggregation=aggregation, objective="vanilla_mixed") * tokens).sum()) == pytest.approx(1)
+    assert float((scales(aggregation=aggregation, pooled=True) * tokens).sum()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_row_weighs_the_same_in_any_micro_batch_and_padding_weighs_nothing(aggregation, objective):
-    whole = scales(aggregation=aggregation, objective=objective)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_row_weighs_the_same_in_any_micro_batch_and_padding_weighs_nothing(aggregation, pooled):
+    whole = scales(aggregation=aggregation, pooled=pooled)
     for row in range(6):
-        part = scales([0, NUM_TOKENS[row]], [TASKS[row]] * 2, aggregation=aggregation, objective=objective)
+        part = scales([0, NUM_TOKENS[row]], [TASKS[row]] * 2, aggregation=aggregation, pooled=pooled)
         assert part.tolist() == [0.0, whole[row].item()]
 
 
@@ -152,10 +150,9 @@ def test_a_trajectory_longer_than_its_limit_is_an_error():
         token_scales(NUM_TOKENS, TASKS, TOTALS, aggregation="constant_length", max_lengths={"understanding": 5})
 
 
-@pytest.mark.parametrize("choice", [{"aggregation": "mean"}, {"objective": "grpo"}])
-def test_an_unknown_choice_is_an_error(choice):
-    with pytest.raises((ValueError, TypeError), match=r"grpo|mean"):
-        scales(**choice)
+def test_an_unknown_aggregation_is_an_error():
+    with pytest.raises((ValueError, TypeError), match="mean"):
+        scales(aggregation="mean")
 
 
 @pytest.mark.parametrize(

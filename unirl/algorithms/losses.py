@@ -13,7 +13,6 @@ from torch import Tensor
 
 from unirl.algorithms.choices import require_choice
 
-Objective = Literal["pair_grpo", "pairwise", "vanilla_mixed"]
 Aggregation = Literal["sequence_mean", "sequence_sum", "token_mean", "constant_length"]
 KlEstimator = Literal["k1", "k2", "k3"]
 
@@ -30,7 +29,7 @@ class BatchTotals:
     num_tokens: Mapping[str, int]
     """Loss tokens per task."""
     num_pairs: int
-    """Pairs that gave the trajectories; only `sequence_sum` of the pair objectives reads it."""
+    """Pairs that gave the trajectories; only `sequence_sum` of each task reads it."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no batch can have."""
@@ -80,30 +79,30 @@ def token_scales(
     totals: BatchTotals,
     *,
     aggregation: Aggregation = "sequence_mean",
-    objective: Objective = "pair_grpo",
+    pooled: bool = False,
     max_lengths: Mapping[str, int] | None = None,
 ) -> Float[Tensor, " B"]:
     """Weight in float64 of each token of a trajectory; weighted token sums of micro-batches and ranks add up to J.
 
-    With n trajectories and m tokens in the trajectory's task (in all tasks for `vanilla_mixed`), P pairs and t tokens
-    in the trajectory:
+    With n trajectories and m tokens in the trajectory's task (in all tasks when pooled), P pairs and t tokens in the
+    trajectory:
 
-    | aggregation | pair_grpo, pairwise | vanilla_mixed |
+    | aggregation | each task (eq. 2, eq. 4) | pooled (eq. 1) |
     |---|---|---|
     | sequence_mean | 1 / (n t) | 1 / (n t) |
-    | sequence_sum, as printed | 1 / P (eq. 2, eq. 4) | 1 / n (eq. 1) |
+    | sequence_sum, as printed | 1 / P | 1 / n |
     | token_mean (DAPO, T2I-R1) | 1 / m | 1 / m |
     | constant_length (Dr.GRPO) | 1 / (n L) | 1 / (n L) |
 
-    So the tasks' means are added for the pair objectives and pooled for the mixed one. Only `sequence_sum` is in the
-    paper; in it an image of 576 tokens outweighs a short answer.
+    So the tasks' means are added, or there is one mean. Only `sequence_sum` is in the paper; in it an image of 576
+    tokens outweighs a short answer.
 
     Args:
         num_tokens: loss tokens of each trajectory; 0 marks padding and gets weight 0.
         tasks: task of each trajectory, a key of the totals.
         totals: counts over the whole batch, never over the micro-batch.
         aggregation: see the table.
-        objective: see the table.
+        pooled: whether both tasks share one mean.
         max_lengths: L per task, the most tokens that a completion may have; only for `constant_length`.
 
     Raises:
@@ -111,19 +110,17 @@ def token_scales(
             trajectory longer than L.
     """
     require_choice("token_aggregation", aggregation, Aggregation)
-    require_choice("objective", objective, Objective)
     _check_counts(num_tokens, tasks, totals)
-    mixed = objective == "vanilla_mixed"
 
     def denominator(tokens: int, task: str) -> int:
-        trajectories = sum(totals.num_trajectories.values()) if mixed else totals.num_trajectories[task]
+        trajectories = sum(totals.num_trajectories.values()) if pooled else totals.num_trajectories[task]
         match aggregation:
             case "sequence_mean":
                 return trajectories * tokens
             case "sequence_sum":
-                return trajectories if mixed else totals.num_pairs
+                return trajectories if pooled else totals.num_pairs
             case "token_mean":
-                return sum(totals.num_tokens.values()) if mixed else totals.num_tokens[task]
+                return sum(totals.num_tokens.values()) if pooled else totals.num_tokens[task]
             case "constant_length":
                 return trajectories * _max_length(tokens, task, max_lengths)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.algorithms.pair_grpo import pair_weight
+from unirl.algorithms.pair_weight import pair_weight
 from unirl.config import PairConfig
 from unirl.data.atomic import DataError
 from unirl.data.pair_store import PairSet

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from unirl.algorithms.objective import find_objective
 from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
 from unirl.data.prompts import read_prompts
@@ -216,5 +217,5 @@ def _pair_settings(config: RlConfig) -> dict[str, Any]:
         "seed": config.train.seed,
         "shuffle": config.data.shuffle,
         "max_pairs": config.data.max_pairs,
-        "mixed": config.algorithm.objective == "vanilla_mixed",
+        "mixed": find_objective(config.algorithm.objective).pools_tasks,
     }

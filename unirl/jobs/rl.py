@@ -150,7 +150,7 @@ def train(parts: Parts, run: Run, first_step: int) -> None:
     for step in range(first_step, config.train.num_steps + 1):
         due = config.evaluation.enabled and (step == 1 or is_due(step - 1, config.evaluation.every))
         # A resumed run may have it already, or may owe it: an interrupt ends a run before it evaluates.
-        if due and not (run.record.run_dir / "evaluations" / f"step_{step - 1:06d}.json").exists():
+        if due and (step > first_step or not run.record.has_evaluation(step - 1)):
             run.evaluate(parts, step - 1)
         data = rl_step(step, parts, config, run.clock)
         run.terminal.step(step, run.record.record_step(data))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from unirl.algorithms.advantages import group_relative_advantages
-from unirl.algorithms.pair_grpo import weigh_pairs
+from unirl.algorithms.objective import find_objective
+from unirl.algorithms.pair_weight import weigh_pairs
 from unirl.config import AlgorithmConfig
 from unirl.models.policy import Policy, Scoring
 from unirl.types import (
@@ -35,8 +36,7 @@ def weigh_groups(
     weights = weigh_pairs(
         [pair.kind for pair in pairs],
         [pair.similarity for pair in pairs],
-        objective=config.objective,
-        rule=config.pair_weight,
+        rule=config.pair_weight if find_objective(config.objective).weighs_pairs else "none",
     )
     by_id = {pair.pair_id: (pair, weight) for pair, weight in zip(pairs, weights.tolist(), strict=True)}
     for group in scored:

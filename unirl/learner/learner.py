@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unirl.algorithms.losses import BatchTotals, masked_sum, token_scales
-from unirl.algorithms.pair_grpo import LossRule, policy_loss
+from unirl.algorithms.objective import find_objective
+from unirl.algorithms.policy_loss import LossRule
 from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig, SamplingConfig
 from unirl.learner.batching import plan_micro_batches
 from unirl.learner.engine import (
@@ -72,6 +73,7 @@ class Learner:
         self.policy, self.policy_version = policy, 0
         self._settings, self._place = settings, place
         self._scoring = scoring_of(settings.sampling, algorithm)
+        self._objective = find_objective(algorithm.objective)
         self._rule = LossRule(
             clip_low=algorithm.clip_low,
             clip_high=algorithm.clip_high,
@@ -181,7 +183,7 @@ class Learner:
             [row.task for row in rows],
             totals,
             aggregation=algorithm.token_aggregation,
-            objective=algorithm.objective,
+            pooled=self._objective.pools_tasks,
             max_lengths={"understanding": sampling.text.max_tokens, "generation": longest_image},
         )
         return [micro_tensors(micro, rows, scales, self._engine.device) for micro in plan[self._place.rank]]
@@ -239,7 +241,7 @@ class Learner:
             elif first and on_policy:
                 tally.maximum("logprob_gap", torch.where(mask, difference.abs(), -math.inf))
             reference = data.old_logprobs if self._rule.kl_beta > 0 else None
-            loss, sums = policy_loss(
+            loss, sums = self._objective.policy_loss(
                 scores.logprobs,
                 data.old_logprobs,
                 data.advantages,

@@ -143,11 +143,18 @@ class RunLog:
         Raises:
             OSError: the disk is full or refuses.
         """
-        path = self.run_dir / "evaluations" / f"step_{step:06d}.json"
+        path = self._evaluation_path(step)
         document = {"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **document}
         write_atomic(path, encode_line(document))
         self.event("evaluation", f"evaluated after step {step}", {"step": step, "file": path.name})
         return path
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation after this step was written."""
+        return self._evaluation_path(step).exists()
+
+    def _evaluation_path(self, step: int) -> Path:
+        return self.run_dir / "evaluations" / f"step_{step:06d}.json"
 
     def sync(self) -> None:
         """Make all lines so far survive a power cut; call it with each checkpoint."""

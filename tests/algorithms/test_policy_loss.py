@@ -7,7 +7,9 @@ import torch
 from unirl.algorithms.advantages import group_relative_advantages
 from unirl.algorithms.logprobs import token_logprobs
 from unirl.algorithms.losses import BatchTotals, mean_metrics, token_scales
-from unirl.algorithms.pair_grpo import LOG_RATIO_CAP, LossRule, pair_weight, policy_loss, weigh_pairs
+from unirl.algorithms.objective import find_objective
+from unirl.algorithms.pair_weight import weigh_pairs
+from unirl.algorithms.policy_loss import LOG_RATIO_CAP, LossRule, policy_loss
 
 AGGREGATIONS = ["sequence_mean", "sequence_sum", "token_mean", "constant_length"]
 OBJECTIVES = ["pair_grpo", "pairwise", "vanilla_mixed"]
@@ -37,8 +39,12 @@ def batch():
     return logits, tokens, old, ref
 
 
+def rule_of(objective):
+    return "sqrt" if find_objective(objective).weighs_pairs else "none"
+
+
 def advantages_of(objective):
-    weights = weigh_pairs(KINDS, SIMILARITIES, objective=objective)
+    weights = weigh_pairs(KINDS, SIMILARITIES, rule_of(objective))
     rewards = torch.tensor(REWARDS, dtype=torch.float64)
     judged = torch.ones_like(rewards, dtype=torch.bool)
     return group_relative_advantages(rewards, judged, torch.cat([weights, weights])).flatten()
@@ -50,7 +56,7 @@ def scales_of(objective, aggregation, rows=range(8)):
         [TASKS[i] for i in rows],
         TOTALS,
         aggregation=aggregation,
-        objective=objective,
+        pooled=find_objective(objective).pools_tasks,
         max_lengths=MAX_LENGTHS,
     )
 
@@ -184,10 +190,10 @@ def test_hand_worked_example(objective, aggregation, expected):
         [UND, UND, GEN, GEN],
         BatchTotals(num_trajectories={UND: 2, GEN: 2}, num_tokens={UND: 3, GEN: 6}, num_pairs=1),
         aggregation=aggregation,
-        objective=objective,
+        pooled=find_objective(objective).pools_tasks,
         max_lengths=MAX_LENGTHS,
     )
-    weight = weigh_pairs(["retrieved"], [0.25], objective=objective)
+    weight = weigh_pairs(["retrieved"], [0.25], rule_of(objective))
     logprobs = torch.full((4, 3), math.log(1.5), dtype=torch.float64)
     mask = torch.arange(3) < torch.tensor(lengths)[:, None]
     advantages = weight * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
@@ -310,36 +316,6 @@ def test_a_kl_penalty_without_a_reference_is_an_error():
     zeros = torch.zeros(1, 1)
     with pytest.raises(ValueError, match=r"ref_logprobs for kl_beta=0\.1"):
         policy_loss(zeros, zeros, torch.ones(1), torch.ones(1, 1).bool(), torch.ones(1), LossRule(kl_beta=0.1))
-
-
-@pytest.mark.parametrize(
-    ("kind", "similarity", "rule", "expected"),
-    [
-        ("aligned", 0.3, "sqrt", 1.0),
-        ("aligned", 0.3, "linear", 1.0),
-        ("retrieved", 0.64, "sqrt", 0.8),
-        ("retrieved", 0.64, "linear", 0.64),
-        ("retrieved", 0.64, "none", 1.0),
-        ("retrieved", -0.2, "sqrt", 0.0),
-        ("retrieved", 1.0000001, "sqrt", 1.0),
-    ],
-)
-def test_pair_weight_table(kind, similarity, rule, expected):
-    assert pair_weight(kind, similarity, rule) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("kind", "similarity", "rule"),
-    [("aligned", float("nan"), "sqrt"), ("retrieved", 1.1, "sqrt"), ("mixed", 0.5, "sqrt"), ("aligned", 0.5, "log")],
-)
-def test_pair_weight_refuses_what_it_cannot_weigh(kind, similarity, rule):
-    with pytest.raises((ValueError, TypeError), match=r"cosine similarity|mixed|log"):
-        pair_weight(kind, similarity, rule)
-
-
-def test_only_pair_grpo_weighs_pairs():
-    weights = {name: weigh_pairs(KINDS, SIMILARITIES, objective=name).tolist() for name in OBJECTIVES}
-    assert weights == {"pair_grpo": [1.0, 0.8], "pairwise": [1.0, 1.0], "vanilla_mixed": [1.0, 1.0]}
 
 
 @pytest.mark.parametrize(
