@@ -18,20 +18,24 @@ AdamW divides a gradient by its own size, so a rounding of 1e-8 in a gradient of
 """
 
 
+def start_two(module, out, timeout_s):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.learner.{module}"]
+    ranks = [subprocess.Popen([*command, str(rank), "2", str(port), str(out)]) for rank in range(2)]
+    try:
+        assert [rank.wait(timeout=timeout_s) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Everything that two ranks did, in one pair of processes, since starting them takes most of the time."""
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.learner.rank_process"]
-    ranks = [subprocess.Popen([*command, str(rank), "2", str(port), str(out)]) for rank in range(2)]
-    try:
-        assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    start_two("rank_process", out, timeout_s=240)
     return out
 
 
@@ -116,3 +120,10 @@ def test_number_that_is_none_on_one_rank_is_raised_on_all(two_ranks):
     assert "log-probability of generation rows" in messages[0]
     assert "(rank 1)" in messages[0]
     assert "(rank 0)" not in messages[0]
+
+
+def test_ranks_with_unequal_numbers_of_images_stay_in_step(tmp_path):
+    start_two("image_process", tmp_path, timeout_s=120)
+    one, other = ([step | {"learner/update_s": 0} for step in report] for report in reports(tmp_path))
+    assert one == other
+    assert [step["learner/num_micro_batches"] for step in one] == [1, 1]

@@ -10,7 +10,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from tests.janus_checkpoints import edit_json, layout_of, random_model, write_janus
 from unirl.config import ModelConfig
-from unirl.models.janus_pro import JanusPro
+from unirl.models.janus_pro import IMAGES_AT_ONCE, JanusPro
 from unirl.models.policy import Scoring, load_policy
 
 GUIDED = Scoring(guidance_scale=3.0)
@@ -272,6 +272,18 @@ def test_each_distinct_image_is_seen_once_and_frozen_parts_get_no_gradient(polic
     grads = {name for name, p in policy.module.named_parameters() if p.grad is not None}
     assert not any("vision_model" in name or "vqmodel" in name for name in grads)
     assert any("aligner" in name for name in grads)
+
+
+def test_a_sampler_sees_many_images_part_by_part_and_a_learner_at_once(policy, question, make_row):
+    seen = []
+    policy.module.model.vision_model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    images = [question.image.copy() for _ in range(IMAGES_AT_ONCE + 1)]
+    row = make_row(question)
+    only(policy.score([replace(row, image=image) for image in images], Scoring()))
+    ids, mask = policy.pad_prompts([row.prompt_ids] * len(images))
+    with torch.inference_mode():
+        policy.embed_prompts(ids, mask, images)
+    assert seen == [IMAGES_AT_ONCE + 1, IMAGES_AT_ONCE, 1]
 
 
 def test_vision_tower_learns_when_not_frozen(janus_folder, question, make_row):

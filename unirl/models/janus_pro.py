@@ -352,13 +352,17 @@ class JanusPro:
         return on_device[0], on_device[1], on_device[2]
 
     def _image_features(self, images: Sequence[NDArray[np.uint8]]) -> dict[int, Tensor]:
-        """Aligned features [N, H] of each distinct array, by its id()."""
+        """Aligned features [N, H] of each distinct array, by its id(); only a sampler sees them part by part.
+
+        Every call of a module is a collective of all ranks under ZeRO-3, so a learner makes one, whatever the images.
+        """
         distinct = list({id(image): image for image in images}.values())
         model = self.module.model
         trained = any(parameter.requires_grad for parameter in model.vision_model.parameters())
         features = {}
-        for start in range(0, len(distinct), IMAGES_AT_ONCE):
-            part = distinct[start : start + IMAGES_AT_ONCE]
+        size = IMAGES_AT_ONCE if torch.is_inference_mode_enabled() else max(len(distinct), 1)
+        for start in range(0, len(distinct), size):
+            part = distinct[start : start + size]
             with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
                 seen = model.vision_model(self._pixels(part).to(self.device)).last_hidden_state
             features |= zip(map(id, part), model.aligner(seen), strict=True)
@@ -447,3 +451,11 @@ def _check_agreement(config: Any, prompts: JanusPrompts, image_processor: JanusI
             f"{folder}: expected token ids below text_config.vocab_size {config.text_config.vocab_size}; got "
             f"{largest}; tokenizer and config.json are of two checkpoints"
         )
+
+
+load = JanusPro.load
+
+
+def load_prompts(config: ModelConfig, path: Path) -> JanusPrompts:
+    """The templates alone; see `JanusPrompts.load`."""
+    return JanusPrompts.load(path, config.system_prompt)
