@@ -120,7 +120,7 @@ class RolloutConfig:
     max_num_seqs: int = 128
     """Most sequences that one engine decodes at once."""
     kv_cache_memory_gib: float = 0.125
-    """Memory for the key-value cache of one engine, in GiB."""
+    """Memory for the key-value cache of one engine, in GiB; under guidance an image takes it for two streams."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; starts faster, samples slower."""
     timeout_s: float = 600.0
@@ -179,8 +179,9 @@ class AlgorithmConfig:
     advantage_std: Literal["sample", "population", "none"] = "sample"
     """Divide by the group's standard deviation: ddof 1, ddof 0, or not at all (Dr.GRPO)."""
     token_aggregation: Literal["sequence_mean", "sequence_sum", "token_mean", "constant_length"] = "sequence_mean"
-    """How token losses become one number: mean per trajectory then per task; the paper's literal sum; mean over a
-    task's tokens (T2I-R1, DAPO); sum over tokens divided by the longest length allowed (Dr.GRPO)."""
+    """How token losses become one number: mean per trajectory then per task; the paper's literal sum, with a gradient
+    longer by the length of a completion; mean over a task's tokens (T2I-R1, DAPO); sum over tokens divided by the
+    longest length allowed (Dr.GRPO)."""
     clip_low: float = 0.2
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = 0.2

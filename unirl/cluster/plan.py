@@ -73,8 +73,7 @@ def actor_plan(config: RlConfig, num_parameters: int, *, with_learner: bool = Tr
         )
     for role in ("text", "image", "both"):
         workers: WorkersConfig = getattr(config.rollout, role)
-        streams = 1 if role == "text" or config.rollout.sampling.image.guidance_scale == 1.0 else 2
-        memory = PROCESS_GIB + weights + config.rollout.kv_cache_memory_gib * streams
+        memory = PROCESS_GIB + weights + config.rollout.kv_cache_memory_gib
         plan.append(
             PlannedActor(
                 role=f"rollout.{role}",

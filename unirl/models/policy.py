@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Cache
 
-from unirl.config import ModelConfig
+from unirl.config import Family, ModelConfig
 from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
 
 
@@ -165,13 +166,7 @@ def load_policy(config: ModelConfig, path: Path) -> Policy:
         FileNotFoundError: the folder lacks a file that the family needs.
         ValueError: the checkpoint is of another family, truncated, or lacks a token string.
     """
-    match config.family:
-        case "janus_pro":
-            from unirl.models.janus_pro import JanusPro
-
-            return JanusPro.load(config, path)
-        case _:
-            raise _unknown_family(config)
+    return _family(config).load(config, path)
 
 
 def load_prompts(config: ModelConfig, path: Path) -> Prompts:
@@ -181,14 +176,12 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
         FileNotFoundError: the folder lacks a file of the tokenizer.
         ValueError: the tokenizer lacks a token string.
     """
-    match config.family:
-        case "janus_pro":
-            from unirl.models.janus_prompts import JanusPrompts
-
-            return JanusPrompts.load(path, config.system_prompt)
-        case _:
-            raise _unknown_family(config)
+    return _family(config).load_prompts(config, path)
 
 
-def _unknown_family(config: ModelConfig) -> ValueError:
-    return ValueError(f"model.family: expected one of 'janus_pro'; got {config.family!r}; correct the key")
+def _family(config: ModelConfig) -> Any:
+    """The file of the family: its `load` and `load_prompts`."""
+    if config.family not in get_args(Family):
+        known = ", ".join(get_args(Family))
+        raise ValueError(f"model.family: expected one of {known}; got {config.family!r}; correct the key")
+    return import_module(f"unirl.models.{config.family}")

@@ -1,9 +1,10 @@
 """The sampler of real runs: one vLLM engine inside this process, answers and images over one joint vocabulary."""
 
+import importlib.util
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,6 @@ from torch import nn
 
 from unirl.config import ModelConfig, RolloutConfig, SamplingConfig
 from unirl.models.checkpoint import copy_into
-from unirl.models.janus_pro import JanusPro
 from unirl.models.named_arrays import to_tensor
 from unirl.rollout.completions import Completion, encode_prompts, make_groups, verified_weights
 from unirl.rollout.sampler import NamedArrays
@@ -47,12 +47,13 @@ class VllmSampler:
         self._num_streams = 2 if role != "text" and guidance_scale != 1.0 else 1
         device = "cuda" if torch.cuda.is_available() else "cpu"
         _set_environment()
-        self._front, write_engine_folder = _family(model, path)
+        family = _family(model)
+        self._front = family.load_front(model, path)
         nn.Module.to(self._front.module, device)
         self._dtype = getattr(torch, model.dtype)
         self._check_memory()
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
-            write_engine_folder(self._front, Path(folder), self._num_streams)
+            family.write_engine_folder(self._front, Path(folder), self._num_streams)
             self._llm = self._start(folder, model.dtype)
         # In one process the worker's model is this very object.
         self._model: Any = self._llm.apply_model(lambda module: module)[0]
@@ -264,12 +265,9 @@ def _set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _family(model: ModelConfig, path: Path) -> tuple[JanusPro, Callable[[JanusPro, Path, int], None]]:
-    """The family without its trunk, and what writes a folder that vLLM can load."""
-    match model.family:
-        case "janus_pro":
-            from unirl.rollout.vllm_models.janus import write_engine_folder
-
-            return JanusPro.load(model, path, trunk=False), write_engine_folder
-        case _:
-            raise ValueError(f"model.family: expected one that vLLM can sample, 'janus_pro'; got {model.family!r}")
+def _family(model: ModelConfig) -> Any:
+    """The family's file for the engine: its `load_front` and `write_engine_folder`."""
+    name = f"unirl.rollout.vllm_models.{model.family}"
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"rollout.backend: vLLM cannot sample model.family {model.family}; set rollout.backend=torch")
+    return importlib.import_module(name)

@@ -27,6 +27,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from vllm.sequence import IntermediateTensors
 
 from unirl.algorithms.guidance import guided_logits
+from unirl.config import ModelConfig
 from unirl.models.janus_pro import EMBEDDING, HEAD, JanusPro
 
 ARCHITECTURE = "UnirlJanusPro"
@@ -174,6 +175,11 @@ class JanusForRollout(nn.Module):
         text = self.model.embed_tokens(torch.where(is_code, 0, ids))
         codes = self.generation_embeddings(torch.where(is_code, ids - self.text_vocab_size, 0))
         return torch.where(is_code[:, None], self.generation_aligner(codes), text)
+
+
+def load_front(config: ModelConfig, path: Path) -> JanusPro:
+    """The family without its trunk, which the engine holds."""
+    return JanusPro.load(config, path, trunk=False)
 
 
 def write_engine_folder(policy: JanusPro, folder: Path, num_streams: int) -> None:
