@@ -201,3 +201,11 @@ def test_a_gpu_that_is_not_there_is_named_with_the_plan(folder):
     result = run_unirl(folder, "learner.num_gpus=1", f"train.run_dir={folder / 'gpu'}")
     assert result.returncode == 5, result.stderr
     assert "GPU 1 needed, 0 present" in result.stderr
+
+
+def test_prompts_that_are_too_long_end_the_run_before_its_first_step(folder):
+    result = run_unirl(folder, "rollout.max_model_len=60", f"train.run_dir={folder / 'long'}")
+    assert result.returncode == 4, result.stderr
+    assert "set rollout.max_model_len=72" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (folder / "long" / "metrics.jsonl").read_text()
