@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but Python 3.11 to 3.13 with its venv module; they set up what they use.
 BIN := $(or $(UNIRL_VENV),.venv)/bin
-PURE_ROOMS := algorithms pairing types config config_keys
+PURE_ROOMS := algorithms pairing types config config_rules config_keys config_loading
 
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make demo   set up, then train on the embedded lab on this machine's CPU and write a report"
-	@echo "make test   set up, then everything that must hold: style, direction of imports, tests, coverage, docs"
+	@echo "make test   set up, then everything that must hold: style, types, tests, coverage, docs"
 	@echo "make lint   style and types"
 	@echo "make docs   the documentation as HTML in docs/_build/html"
 
@@ -23,9 +23,7 @@ setup-dev:
 demo: setup
 	$(BIN)/unirl train -c configs/rl/lab.yaml $(ARGS)
 
-test: setup-dev
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q tests/test_layers.py
+test: lint
 	$(BIN)/python -m pytest -q --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
 		$(PURE_ROOMS:%=--cov=unirl.%) --cov-report=term --cov-fail-under=95
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html

@@ -339,6 +339,8 @@ def start_logging(verbose: bool | None) -> None:
     )
     levels = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
     logging.getLogger("unirl").setLevel(levels[verbose])
+    if not verbose:
+        logging.getLogger("torch").setLevel(logging.ERROR)
 
 
 def exit_code(error: BaseException) -> int:
@@ -354,6 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # checkpoints are folders; nothing is ever downloaded
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app(args=[argument for argument in arguments if argument != "--debug"], prog_name="unirl")
     except Exception as error:  # noqa: BLE001 - the process ends here, and the code says how

@@ -95,10 +95,10 @@ def _instantiate(tree: DictConfig, schema: type[Config], open_keys: list[str]) -
     return config, find_problems(config)
 
 
-def _leave_open(config: Any, key: str) -> None:
+def _leave_open(config: object, key: str) -> None:
     *parents, leaf = key.split(".")
     for name in parents:
-        config = config[name] if isinstance(config, dict) else getattr(config, name)
+        config = cast("dict[str, Any]", config)[name] if isinstance(config, dict) else getattr(config, name)
     if isinstance(config, dict):
         config[leaf] = "???"
     else:
@@ -180,10 +180,10 @@ def _assign_one(node: DictConfig, hint: Any, prefix: str, name: str, value: Any,
     if inner is None:
         return [_unknown(key, value, root)]
     with read_write(node):
-        if isinstance(inner, type) and is_dataclass(inner):
+        if is_dataclass(inner):
             if entry:
                 node[name] = entry()
-            return _assign(node[name], inner, f"{key}.", {} if entry and value is None else value, root)
+            return _assign(node[name], cast("type", inner), f"{key}.", {} if entry and value is None else value, root)
         if entry_type(inner):
             node[name] = {}
             return _assign(node[name], inner, f"{key}.", value, root)

@@ -70,7 +70,7 @@ class LearnerGroup:
 
     def __init__(self, config: RlConfig, checkpoint: Path, placement: Placement) -> None:
         learner = config.learner
-        self._ranks = [
+        self._ranks: list[Any] = [
             LearnerRank.options(
                 num_cpus=learner.num_cpus, num_gpus=learner.num_gpus, scheduling_strategy=placement.for_rank(rank)
             ).remote()

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from unirl.cluster.actor_log import open_actor_log
 from unirl.data.pair_source import PairSource, StepResult
@@ -42,7 +41,7 @@ class PairingService:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Start the actor; `settings` are those of `PairSource.open`."""
-        self._actor = cast("ActorHandle", PairingActor.remote(folder, settings))
+        self._actor: Any = PairingActor.remote(folder, settings)
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step."""

@@ -259,7 +259,7 @@ def _set_environment() -> None:
     for name, value in (
         ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
         ("VLLM_USE_V2_MODEL_RUNNER", "0"),
-        ("VLLM_LOGGING_LEVEL", "WARNING"),
+        ("VLLM_LOGGING_LEVEL", "ERROR"),
         ("VLLM_NO_USAGE_STATS", "1"),
     ):
         os.environ.setdefault(name, value)
