@@ -234,7 +234,9 @@ def config_validate(overrides: Overrides = None, config: Files = None, job: OfJo
 
         check_rewards(settings.rewards)
     text = f"ok: {len(differences(type(settings)(), settings))} settings differ from the defaults"
-    left_open = [key for key, value in flatten(settings).items() if "???" in str(value)]
+    left_open = [key for key, value in flatten(settings).items() if value == "???"]
+    left_open += [f"{key}.{name}" for key, value in flatten(settings).items() if isinstance(value, dict)
+                  for name, option in value.items() if option == "???"]  # fmt: skip
     typer.echo(f"{text}; to be given: {', '.join(left_open)}" if left_open else text)
 
 
