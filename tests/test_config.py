@@ -91,6 +91,15 @@ def test_a_value_that_was_refused_is_named_once():
     ]
 
 
+def test_what_is_open_is_asked_for_once_and_nothing_is_said_of_it_before(write):
+    file = write("learner: {lr: '???', offload_optimizer: nvme, nvme_path: '???', num_gpus: 1}")
+    assert list(problems_of("learner.lr=fast", files=[file])) == ["learner.lr", "learner.nvme_path"]
+    assert load_config([file], [], incomplete=True).learner.nvme_path == "???"
+    entry = write("rewards: {generation: {hpsv2: {weight: '???'}}}", "entry.yaml")
+    assert list(problems_of(files=[entry])) == ["rewards.generation.hpsv2.weight"]
+    assert "a value, not a group" in str(problems_of("model.path.x=1", files=[write("model: {path: '???'}")]))
+
+
 def test_an_incomplete_configuration_can_be_looked_at(write):
     file = write(
         "model: {path: '???'}\ntrain:\n  num_steps: ???\nrewards: {generation: {hpsv2: {options: {checkpoint: '???'}}}}"
@@ -167,6 +176,7 @@ def test_a_value_of_the_wrong_type_is_named(override):
         ("learner.lr.x=3", "a value, not a group"),
         ("learner.betas=[1", "could not be read"),
         ("train.name=${absent}", "Interpolation"),
+        ("train.name=a${", "could not be read"),
     ],
 )
 def test_a_malformed_override_says_what_is_wrong(override, text):
@@ -175,8 +185,9 @@ def test_a_malformed_override_says_what_is_wrong(override, text):
 
 
 def test_files_that_cannot_be_read_are_all_named(write, tmp_path):
-    problems = problems_of(files=[tmp_path / "absent.yaml", write("a: 1\na: 2"), write("- a", "list.yaml")])
-    assert len(problems) == 3
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    files = [tmp_path / "absent.yaml", write("a: 1\na: 2"), write("- a", "list.yaml"), tmp_path / "binary.yaml"]
+    assert len(problems_of(files=files)) == 4
 
 
 def test_what_a_file_leaves_to_the_user_is_asked_for_at_once(write):
@@ -199,11 +210,10 @@ def test_a_rate_that_would_ruin_the_weights_is_refused(value):
     assert [problem.key for problem in find_problems(config)] == ["learner.lr"]
 
 
-def test_only_patience_may_be_endless():
-    assert load_config([], ["rewards.generation.lab_verifier.timeout_s=.inf"]).rewards.generation["lab_verifier"]
-    assert list(problems_of("rewards.generation.lab_verifier.weight=.inf")) == [
-        "rewards.generation.lab_verifier.weight"
-    ]
+@pytest.mark.parametrize("name", ["timeout_s", "weight"])
+def test_nothing_is_endless(name):
+    key = f"rewards.generation.lab_verifier.{name}"
+    assert list(problems_of(f"{key}=.inf")) == [key]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +225,8 @@ def test_only_patience_may_be_endless():
         (["rewards.understanding.accuracy.weight=0"], "rewards.understanding"),
         (["algorithm.kl_beta=0.1"], "algorithm.kl_beta"),
         (["learner.max_tokens_per_micro_batch=200"], "learner.max_tokens_per_micro_batch"),
-        (["learner.offload_params=nvme", "learner.num_gpus=1"], "learner.offload_params"),
+        (["learner.offload_params=cpu", "learner.num_gpus=1"], "learner.offload_params"),
+        (["learner.offload_params=nvme", "learner.num_gpus=1", "learner.zero_stage=3"], "learner.nvme_path"),
         (["learner.num_gpus=2"], "learner.num_gpus"),
         (["rollout.sampling.text.max_tokens=500"], "rollout.sampling.text.max_tokens"),
         (["learner.betas=[0.9, 1.0]"], "learner.betas"),

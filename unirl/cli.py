@@ -110,7 +110,7 @@ def train(
         from unirl.jobs.run_dirs import is_run, newest_unfinished
 
         # The files say which run is meant; what it runs with is its own saved configuration.
-        asked = load_rl(files, overrides).train
+        asked = load_rl(files, overrides, incomplete=True).train
         if asked.run_dir is None:
             resume, files = str(newest_unfinished(asked.name)), []
         elif is_run(Path(asked.run_dir)):
@@ -218,25 +218,25 @@ def config_show(
     from unirl.config import flatten
     from unirl.config_loading import to_yaml
 
-    settings = load_job(job, config or [], overrides or [], incomplete=True)
+    settings = load_job(job, config or [], overrides or [])
     typer.echo(json.dumps(flatten(settings), indent=2) if as_json else to_yaml(settings), nl=as_json)
 
 
 @config_app.command("validate")
 def config_validate(overrides: Overrides = None, config: Files = None, job: OfJob = Job.train) -> None:
     """Check files and settings; name everything that is wrong. What a file leaves open (???) may stay open."""
-    from unirl.config import RlConfig, flatten
-    from unirl.config_loading import differences
+    from dataclasses import asdict
 
-    settings = load_job(job, config or [], overrides or [], incomplete=True)
+    from unirl.config import RlConfig
+    from unirl.config_loading import differences, open_keys
+
+    settings = load_job(job, config or [], overrides or [])
     if isinstance(settings, RlConfig):
         from unirl.rewards.reward import check_rewards
 
         check_rewards(settings.rewards)
     text = f"ok: {len(differences(type(settings)(), settings))} settings differ from the defaults"
-    left_open = [key for key, value in flatten(settings).items() if value == "???"]
-    left_open += [f"{key}.{name}" for key, value in flatten(settings).items() if isinstance(value, dict)
-                  for name, option in value.items() if option == "???"]  # fmt: skip
+    left_open = open_keys(asdict(settings))
     typer.echo(f"{text}; to be given: {', '.join(left_open)}" if left_open else text)
 
 
@@ -274,7 +274,7 @@ def config_diff(
     """Settings in which two configurations differ."""
     from unirl.config_loading import differences
 
-    left, right = (load_job(job, [config_file(side)] if side else [], [], incomplete=True) for side in (first, second))
+    left, right = (load_job(job, [config_file(side)] if side else [], []) for side in (first, second))
     changed = differences(left, right)
     if as_json:
         typer.echo(json.dumps({key: list(values) for key, values in changed.items()}, indent=2))
@@ -291,32 +291,26 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(job.main(as_json=as_json))
 
 
-def load_rl(files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig":
-    """The settings of a training or evaluation run."""
+def load_rl(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "RlConfig":
+    """The settings of a training or evaluation run; with `incomplete`, to look at only."""
     from unirl.config import RlConfig
     from unirl.config_loading import load_config
 
-    return load_config(files, overrides, RlConfig)
+    return load_config(files, overrides, RlConfig, incomplete=incomplete)
 
 
-def load_pair(files: Sequence[Path], overrides: Sequence[str]) -> "PairConfig":
-    """The settings of a pair set."""
+def load_pair(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "PairConfig":
+    """The settings of a pair set; with `incomplete`, to look at only."""
     from unirl.config import PairConfig
     from unirl.config_loading import load_config
 
-    return load_config(files, overrides, PairConfig)
-
-
-def load_job(
-    job: Job, files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False
-) -> "RlConfig | PairConfig":
-    """The settings of the named job; with `incomplete`, to look at only."""
-    from unirl.config import PairConfig, RlConfig
-    from unirl.config_loading import load_config
-
-    if job is Job.train:
-        return load_config(files, overrides, RlConfig, incomplete=incomplete)
     return load_config(files, overrides, PairConfig, incomplete=incomplete)
+
+
+def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | PairConfig":
+    """The settings of the named job, to look at: what files leave open (???) stays open."""
+    load = load_rl if job is Job.train else load_pair
+    return load(files, overrides, incomplete=True)
 
 
 def config_file(path: Path) -> Path:

@@ -52,7 +52,7 @@ class TextSampling:
     """How answers are sampled."""
 
     temperature: float = 1.0
-    """0 takes the most likely token."""
+    """Divides the logits. Above 0, since equal samples teach nothing; `evaluation.greedy` measures at 0."""
     max_tokens: int = 24
     """Longest answer in tokens; a longer one is cut and marked finish_reason "length"."""
 
@@ -62,7 +62,7 @@ class ImageSampling:
     """How images are sampled."""
 
     temperature: float = 1.0
-    """0 takes the most likely code."""
+    """Divides the logits, after guidance. Above 0."""
     guidance_scale: float = 1.5
     """Classifier-free guidance s: logits = uncond + s (cond - uncond); 1 is off and costs one stream."""
 
@@ -398,3 +398,19 @@ def is_table(value: Any) -> bool:
     """Whether a value is a table of settings by name, such as rewards.generation, and not empty."""
     entries: list[Any] = list(cast("dict[str, Any]", value).values()) if type(value) is dict else []
     return bool(entries) and all(map(is_dataclass, entries))
+
+
+def default_of(schema: type, key: str) -> Any:
+    """Default of a dotted key, also of one in an entry that the defaults lack; None for a free-form option."""
+    return flatten(schema()).get(key, flatten(RewardConfig()).get(key.rpartition(".")[2]))
+
+
+def default_text(value: Any) -> str:
+    """A default as YAML writes it on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(str(part) for part in cast('tuple[Any, ...]', value))}]"
+    return str(value) if value != "" else '""'

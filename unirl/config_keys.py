@@ -5,9 +5,9 @@ import inspect
 import textwrap
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from unirl.config import entry_type
+from unirl.config import default_text, entry_type
 from unirl.config_rules import bound_of
 
 
@@ -86,14 +86,3 @@ def type_name(hint: Any) -> str:
     if type(None) in get_args(hint):
         return " or ".join(p.__name__ if p is not type(None) else "null" for p in get_args(hint))
     return hint.__name__
-
-
-def default_text(value: Any) -> str:
-    """A default as YAML writes it on one line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(str(part) for part in cast('tuple[Any, ...]', value))}]"
-    return str(value) if value != "" else '""'

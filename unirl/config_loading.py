@@ -10,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from unirl.config import PairConfig, RlConfig, entry_type, flatten, is_table, setting_names
+from unirl.config import PairConfig, RlConfig, default_of, entry_type, is_table, setting_names
 from unirl.config_keys import type_name
 from unirl.config_rules import ConfigError, Problem, find_problems
+
+_UNREADABLE = (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException)
 
 Config = TypeVar("Config", RlConfig, PairConfig)
 
@@ -60,32 +62,32 @@ def load_config(
     for file in files:
         try:
             problems += _assign(tree, schema, "", OmegaConf.to_container(OmegaConf.load(file)) or {})
-        except (OSError, YAMLError) as error:
+        except _UNREADABLE as error:
             problems.append(_unreadable(str(file), error))
     for override in overrides:
         problems += _override(tree, schema, override)
-    open_keys = _open_keys(OmegaConf.to_container(tree, resolve=False))
+    left_open = open_keys(OmegaConf.to_container(tree, resolve=False))
+    refused = {problem.key for problem in problems}
     if not incomplete:
-        problems += [Problem(key, "???", "must be given", f"add {key}=VALUE") for key in open_keys]
-    config, rejected = _instantiate(tree, schema, open_keys)
-    # What was refused above stands at its default here; it was named already.
-    named = {problem.key for problem in problems}
-    problems += [problem for problem in rejected if problem.key not in named]
+        asked = [key for key in left_open if key not in refused]
+        problems += [Problem(key, "???", "must be given", f"add {key}=VALUE") for key in asked]
+    config, rejected = _instantiate(tree, schema, left_open)
+    # What was refused above or is open stands at its default here, of which there is nothing to say.
+    problems += [problem for problem in rejected if problem.key not in refused | set(left_open)]
     if config is None or problems:
         raise ConfigError(problems)
-    for key in open_keys:
+    for key in left_open:
         _leave_open(config, key)
     return config
 
 
-def _instantiate(tree: DictConfig, schema: type[Config], open_keys: list[str]) -> tuple[Config | None, list[Problem]]:
+def _instantiate(tree: DictConfig, schema: type[Config], left_open: list[str]) -> tuple[Config | None, list[Problem]]:
     """The tree's settings, defaults in place of open ones, and what is wrong; None when they cannot be resolved."""
-    defaults = flatten(schema())
-    for key in open_keys:
+    for key in left_open:
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(tree, parent) if parent else tree
         with read_write(node):
-            node[leaf] = defaults.get(key)
+            node[leaf] = default_of(schema, key)
     try:
         config = cast("Config", OmegaConf.to_object(tree))
     except OmegaConfBaseException as error:
@@ -144,7 +146,7 @@ def _override(tree: DictConfig, schema: type, override: str) -> list[Problem]:
         return [Problem(override, "", rule, "write for example train.num_steps=10")]
     try:
         value = cast("Any", OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]
-    except YAMLError as error:
+    except _UNREADABLE as error:
         return [_unreadable(path, error)]
     *parents, leaf = path.split(".")
     hint: Any = schema
@@ -157,7 +159,7 @@ def _override(tree: DictConfig, schema: type, override: str) -> list[Problem]:
         if entry and name not in node:
             with read_write(node):
                 node[name] = entry()
-        if not isinstance(node[name], DictConfig):
+        if OmegaConf.is_missing(node, name) or not isinstance(node[name], DictConfig):
             rule = f"does not exist: {'.'.join(parents[: depth + 1])} is a value, not a group"
             return [Problem(path, value, rule, "see `unirl config keys`")]
         node = node[name]
@@ -194,11 +196,11 @@ def _assign_one(node: DictConfig, hint: Any, prefix: str, name: str, value: Any,
     return []
 
 
-def _open_keys(values: Any, key: str = "") -> list[str]:
-    """Dotted keys whose value is "???"."""
+def open_keys(values: Any, key: str = "") -> list[str]:
+    """Dotted keys of a nested mapping whose value is "???"."""
     if isinstance(values, dict):
         items = cast("dict[str, Any]", values).items()
-        return [found for name, value in items for found in _open_keys(value, f"{key}.{name}" if key else name)]
+        return [found for name, value in items for found in open_keys(value, f"{key}.{name}" if key else name)]
     return [key] if values == "???" else []
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast, get_args
 
-from unirl.config import PairConfig, RewardConfig, RewardName, RlConfig, flatten
+from unirl.config import PairConfig, RewardConfig, RewardName, RlConfig, default_of, default_text, flatten
 from unirl.types import TASKS
 
 
@@ -25,7 +25,7 @@ class Problem:
     """What to do."""
 
     def __str__(self) -> str:
-        return f"{self.key} ({self.value}) {self.rule}; {self.fix}"
+        return f"{self.key} ({default_text(self.value)}) {self.rule}; {self.fix}"
 
 
 class ConfigError(Exception):
@@ -90,7 +90,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
         _LARGEST,
         ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high"),
     ),
-    ("must be above 0 (.inf waits for ever)", _ABOVE_0, math.inf, ("*timeout_s", "*.stall_after_s")),
+    ("must be above 0 and at most a year, 31536000 s", _ABOVE_0, 31_536_000, ("*timeout_s", "*.stall_after_s")),
     (
         "must be at least 0",
         0,
@@ -144,8 +144,6 @@ def find_problems(config: RlConfig | PairConfig) -> list[Problem]:
 
 
 def _out_of_bounds(config: RlConfig | PairConfig) -> Iterator[Problem]:
-    defaults = flatten(type(config)())
-    reward_defaults = flatten(RewardConfig())
     for key, value in flatten(config).items():
         bound = bound_of(key)
         numbers = _numbers(value)
@@ -153,8 +151,7 @@ def _out_of_bounds(config: RlConfig | PairConfig) -> Iterator[Problem]:
             continue
         rule, low, high = bound
         if not all(low <= number <= high for number in numbers):
-            default = defaults.get(key, reward_defaults.get(key.rpartition(".")[2]))
-            yield Problem(key, value, rule, f"the default is {default}")
+            yield Problem(key, value, rule, f"the default is {default_text(default_of(type(config), key))}")
 
 
 def _numbers(value: Any) -> list[float]:
@@ -188,7 +185,7 @@ def _rewards(config: RlConfig) -> Iterator[Problem]:
     known: tuple[str, ...] = get_args(RewardName)
     for task in TASKS:
         table: dict[str, RewardConfig] = getattr(config.rewards, task)
-        for name in table.keys() - set(known):
+        for name in [name for name in table if name not in known]:
             near = difflib.get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             yield Problem(f"rewards.{task}.{name}", table[name].weight, "is not a reward", fix)
@@ -225,7 +222,7 @@ def _learner(config: RlConfig) -> Iterator[Problem]:
         if target != "none" and learner.zero_stage < stage:
             needs.append(f"learner.zero_stage={stage}")
         if target == "nvme" and not learner.nvme_path:
-            needs.append("learner.nvme_path=FOLDER")
+            yield Problem("learner.nvme_path", None, f"must name a folder for learner.{name}=nvme", "set it")
         if needs:
             rule = f"needs {' and '.join(needs)}"
             yield Problem(f"learner.{name}", target, rule, f"set that, or learner.{name}=none")

@@ -3,7 +3,16 @@ from dataclasses import replace
 import pytest
 from safetensors.numpy import load_file
 
-from unirl.cluster.plan import actor_plan, count_parameters, machine_resources, render_plan, shortages, total_resources
+from unirl.cluster.plan import (
+    PlacementError,
+    actor_plan,
+    check_plan,
+    count_parameters,
+    machine_resources,
+    render_plan,
+    shortages,
+    total_resources,
+)
 from unirl.config import ClusterConfig, LearnerConfig, ModelConfig, RewardConfig, RewardsConfig, RlConfig
 
 
@@ -64,3 +73,11 @@ def test_a_machine_announces_some_cpus_for_each_core_or_what_it_is_told(monkeypa
     assert machine_resources(ClusterConfig())["CPU"] == 12
     assert machine_resources(ClusterConfig(num_cpus=5))["CPU"] == 5
     assert 0.5 < machine_resources(ClusterConfig())["memory"] < 1e5
+
+
+def test_memory_which_is_estimated_is_refused_only_when_far_too_little():
+    plan = actor_plan(RlConfig(), 1_000_000)
+    need = total_resources(plan)["memory"]
+    check_plan(plan, {"CPU": 4, "memory": 0.6 * need})
+    with pytest.raises(PlacementError, match=r"memory .* GiB needed"):
+        check_plan(plan, {"CPU": 4, "memory": 0.4 * need})

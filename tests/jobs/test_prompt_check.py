@@ -7,8 +7,7 @@ from unirl.data.atomic import DataError
 from unirl.data.pair_store import read_pair_set, write_pair_set
 from unirl.jobs import evaluate
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
-from unirl.jobs.parts import open_parts
-from unirl.jobs.prompt_check import check_prompts
+from unirl.jobs.prompt_check import check_prompts, samples_of
 from unirl.models.policy import load_prompts
 from unirl.rollout.completions import encode_prompt
 
@@ -53,38 +52,25 @@ def test_a_special_token_is_found_among_the_others(checkpoint, samples):
     assert "set rollout.max_model_len" not in str(raised.value)
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_a_run_is_refused_before_anything_starts(checkpoint, samples, tmp_path, local):
-    import ray
-
+def test_the_prompts_of_every_pair_are_checked(checkpoint, tmp_path):
     whole = read_pair_set(resolve_pairs("lab:pairs", tmp_path))
     first, second, *rest = whole.pairs
     odd = replace(second, generation=replace(second.generation, prompt="<|User|> draw"))
     write_pair_set(tmp_path / "odd", replace(whole, pairs=(first, odd, *rest)))
-    running = ray.is_initialized()
-    with (
-        pytest.raises(DataError, match=r"got 1 that.*<\|User\|>"),
-        open_parts(
-            replace(CONFIG, evaluation=replace(CONFIG.evaluation, num_prompts=4)),
-            checkpoint,
-            tmp_path / "odd",
-            local=local,
-        ),
-    ):
-        pytest.fail("the parts were opened")
-    assert ray.is_initialized() == running
+    config = replace(CONFIG, evaluation=replace(CONFIG.evaluation, num_prompts=4))
+    with pytest.raises(DataError, match=r"got 1 that.*<\|User\|>"):
+        check_prompts(samples_of(config, tmp_path / "odd"), config, checkpoint)
 
 
 def test_held_out_prompts_are_checked_too(checkpoint, tmp_path):
     pairs = resolve_pairs("lab:pairs", tmp_path)
-    with pytest.raises(DataError, match=r"all 16 "), open_parts(
-        replace(
-            with_room_for(40),
-            data=replace(CONFIG.data, max_pairs=4),
-            evaluation=replace(CONFIG.evaluation, num_prompts=4),
-        ),
-        checkpoint, pairs, local=True,
-    ):  # fmt: skip
-        pytest.fail("the parts were opened")
+    config = replace(
+        with_room_for(40),
+        data=replace(CONFIG.data, max_pairs=4),
+        evaluation=replace(CONFIG.evaluation, num_prompts=4),
+    )
+    with pytest.raises(DataError, match=r"all 16 "):
+        check_prompts(samples_of(config, pairs), config, checkpoint)
+    assert len(list(samples_of(replace(config, evaluation=replace(config.evaluation, enabled=False)), pairs))) == 8
     with pytest.raises(DataError, match=r"all 960 .*got 596 that do not"):
         evaluate.main("lab:janus", with_room_for(40), local=True)

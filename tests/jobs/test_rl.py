@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from unirl import cli
 from unirl.monitoring.journal import read_step
 
 SMALL = (
@@ -69,36 +70,32 @@ def test_a_run_leaves_metrics_journal_policy_and_report(undisturbed):
     assert "<svg" in (undisturbed / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one(folder, undisturbed, signum, code):
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
+def test_a_resumed_run_ends_with_weights_journal_and_evaluations_of_the_undisturbed_one(
+    folder, undisturbed, signum, code
+):
+    """An evaluation is due at every step, so at the interrupted one too, whichever it is."""
     name = signal.Signals(signum).name
     run_dir = folder / name
-    process = start(folder, name, f"train.run_dir={run_dir}", *SMALL, *IN_ONE_PROCESS)
+    evaluated = ("evaluation.enabled=true", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.greedy=false")
+    process = start(folder, name, f"train.run_dir={run_dir}", *SMALL, *evaluated, *IN_ONE_PROCESS)
     wait_for_step(run_dir, 3, process)
     os.killpg(process.pid, signum)
     finish(process, folder, name, code)
+    before = {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
+    assert len(before) < 5
     finish(start(folder, name, "--resume", str(run_dir), *IN_ONE_PROCESS), folder, name)
     assert weights_of(run_dir) == weights_of(undisturbed)
     for step in range(1, 6):
         ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
         assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
-
-
-def test_an_interrupt_loses_no_evaluation(folder, undisturbed):
-    """Every step is due one, so the interrupted step is, whichever it is."""
-    run_dir = folder / "evaluated"
-    evaluated = ("evaluation.enabled=true", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.greedy=false")
-    process = start(folder, "evaluated", f"train.run_dir={run_dir}", *SMALL, *evaluated, *IN_ONE_PROCESS)
-    wait_for_step(run_dir, 2, process)
-    os.killpg(process.pid, signal.SIGINT)
-    finish(process, folder, "evaluated", 130)
-    before = {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
-    assert len(before) < 5
-    finish(start(folder, "evaluated", "--resume", str(run_dir), *IN_ONE_PROCESS), folder, "evaluated")
     after = {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
     assert sorted(after) == [f"step_{step:06d}.json" for step in range(6)]
-    assert before.items() <= after.items()
-    assert weights_of(run_dir) == weights_of(undisturbed)
+    if signum != signal.SIGKILL:  # which undoes steps, whose evaluations are made again
+        assert before.items() <= after.items()
 
 
 def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed):
@@ -127,7 +124,7 @@ def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(fo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_resumed_run_through_ray_vllm_and_deepspeed_is_bit_identical(folder, signum):
     name = f"ray-{signal.Signals(signum).name}"
     whole, broken = folder / f"{name}-whole", folder / f"{name}-broken"
@@ -140,19 +137,6 @@ def test_a_resumed_run_through_ray_vllm_and_deepspeed_is_bit_identical(folder, s
     assert weights_of(broken) == weights_of(whole)
 
 
-def test_a_finished_run_says_so_and_a_new_one_does_not_overwrite_it(folder, undisturbed):
-    before = (undisturbed / "run.json").read_bytes()
-    for arguments, code, words in (
-        (["--resume", str(undisturbed)], 0, "is finished; to go further, add train.num_steps=N above 5"),
-        (["--resume", str(undisturbed), "train.num_steps=3"], 2, "must be at least 5"),
-        (["--run-dir", str(undisturbed), "--local"], 4, f"--resume {undisturbed}"),
-    ):
-        result = run_unirl(folder, *arguments)
-        assert result.returncode == code, result.stderr
-        assert words in result.stderr + result.stdout
-    assert (undisturbed / "run.json").read_bytes() == before
-
-
 def test_ctrl_c_while_actors_start_ends_at_once(folder):
     run_dir = folder / "early"
     process = start(folder, "early", f"train.run_dir={run_dir}", *SMALL)
@@ -161,6 +145,8 @@ def test_ctrl_c_while_actors_start_ends_at_once(folder):
         if "starting" in log.read_text():
             break
         time.sleep(0.1)
+    else:
+        pytest.fail("no actor was started")
     time.sleep(3.0)
     os.killpg(process.pid, signal.SIGINT)
     finish(process, folder, "early", 130)
@@ -169,11 +155,19 @@ def test_ctrl_c_while_actors_start_ends_at_once(folder):
     assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
 
 
-def run_unirl(folder, *arguments):
-    return subprocess.run(
-        [UNIRL, "train", f"data.cache_dir={folder / 'cache'}", *arguments],
-        capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+@pytest.fixture
+def refused(folder, monkeypatch, capsys):
+    """Run `unirl train` in this process up to its error; returns the exit code and what it printed."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", f"data.cache_dir={folder / 'cache'}", *arguments])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return ended.value.code or 0, printed.err + printed.out
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -184,28 +178,39 @@ def run_unirl(folder, *arguments):
         (["model.path=nowhere"], 4, "expected"),
         (["data.pairs=nowhere"], 4, "expected"),
         (["learner.num_gpus=1", "--dry-run"], 2, "does not fit: GPU 1 needed, 0 present"),
+        (["learner.num_gpus=1"], 5, "GPU 1 needed, 0 present"),
         (["learner.num_ranks=200", "--dry-run"], 2, "does not fit: CPU 203 needed"),
         (["learner.num_ranks=200"], 5, "CPU 203 needed"),
         (["rewards.generation.hpsv2.options.checkpoint=nowhere.pt", "--dry-run"], 2, "must be an existing file"),
+        (["rollout.max_model_len=60"], 4, "set rollout.max_model_len=72"),
         (["--local", "learner.num_ranks=2"], 2, "must be 1 with --local"),
     ],
 )
-def test_a_mistake_is_one_clear_error_before_anything_starts(folder, arguments, code, words):
-    result = run_unirl(folder, *arguments)
-    assert result.returncode == code, result.stderr
-    assert words in result.stderr + result.stdout
-    assert "Traceback" not in result.stderr
+def test_a_mistake_is_one_clear_error_before_anything_starts(folder, refused, arguments, code, words):
+    result, printed = refused(*arguments, f"train.run_dir={folder / 'mistake'}")
+    assert result == code, printed
+    assert words in printed
+    assert not (folder / "mistake").exists()
 
 
-def test_a_gpu_that_is_not_there_is_named_with_the_plan(folder):
-    result = run_unirl(folder, "learner.num_gpus=1", f"train.run_dir={folder / 'gpu'}")
-    assert result.returncode == 5, result.stderr
-    assert "GPU 1 needed, 0 present" in result.stderr
+def test_a_finished_run_says_so_and_a_new_one_does_not_overwrite_it(refused, undisturbed):
+    before = (undisturbed / "run.json").read_bytes()
+    for arguments, code, words in (
+        (["--resume", str(undisturbed)], 0, "is finished; to go further, add train.num_steps=N above 5"),
+        (["--resume", str(undisturbed), "train.num_steps=3"], 2, "must be at least 5"),
+        (["--resume", str(undisturbed), "train.num_steps=7", "rollout.max_model_len=60"], 4, "max_model_len=72"),
+        (["--run-dir", str(undisturbed), "--local"], 4, f"--resume {undisturbed}"),
+    ):
+        result, printed = refused(*arguments)
+        assert result == code, printed
+        assert words in printed
+    assert (undisturbed / "run.json").read_bytes() == before
 
 
-def test_prompts_that_are_too_long_end_the_run_before_its_first_step(folder):
-    result = run_unirl(folder, "rollout.max_model_len=60", f"train.run_dir={folder / 'long'}")
-    assert result.returncode == 4, result.stderr
-    assert "set rollout.max_model_len=72" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (folder / "long" / "metrics.jsonl").read_text()
+def test_a_resume_that_the_checkpoint_refuses_leaves_the_run_as_it_was(folder, undisturbed):
+    files = [undisturbed / name for name in ("config.yaml", "run.json", "overrides.txt")]
+    before = [file.read_bytes() for file in files]
+    changed = ("train.num_steps=7", "train.seed=9")
+    finish(start(folder, "refused", "--resume", str(undisturbed), *changed, *IN_ONE_PROCESS), folder, "refused", 4)
+    assert "settings that the run began with" in (folder / "refused.log").read_text()
+    assert [file.read_bytes() for file in files] == before

@@ -13,8 +13,14 @@ from unirl.jobs.run_dirs import choose_run_dir, is_complete, last_step, newest_u
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, status in (("20260101-a", "interrupted"), ("20260102-a", "running"), ("20260103-a", "finished"),
-                         ("20260104-b", "running")):  # fmt: skip
+    statuses = {
+        "20260101-000000-a": "interrupted",
+        "20260102-000000-a": "running",
+        "20260103-000000-a": "finished",
+        "20260104-000000-b": "running",
+        "20260105-000000-not-a": "running",
+    }
+    for name, status in statuses.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"status": status}))
@@ -22,7 +28,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_auto_means_the_newest_unfinished_run_of_the_name():
-    assert newest_unfinished("a").name == "20260102-a"
+    assert newest_unfinished("a").name == "20260102-000000-a"
     with pytest.raises(FileNotFoundError, match="expected an unfinished run named c"):
         newest_unfinished("c")
 
@@ -33,7 +39,7 @@ def test_resume_auto_takes_the_settings_of_the_run_and_overrides_on_top(monkeypa
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--resume", "auto", "train.name=a", "learner.warmup_steps=9"])
     assert not ended.value.code
-    assert seen["resume"].endswith("20260102-a")
+    assert seen["resume"].endswith("20260102-000000-a")
     assert seen["config"].learner.lr == 0.0001
     assert seen["config"].learner.warmup_steps == 9
 
@@ -53,7 +59,7 @@ def test_a_new_run_is_named_after_the_time_and_the_config():
 def test_auto_with_a_run_directory_goes_on_there_or_starts_there(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr("unirl.jobs.rl.main", lambda config, **rest: seen.update(rest, config=config) or 0)
-    for folder, resume in (("runs/20260104-b", "runs/20260104-b"), ("elsewhere", None)):
+    for folder, resume in (("runs/20260104-000000-b", "runs/20260104-000000-b"), ("elsewhere", None)):
         with pytest.raises(SystemExit):
             cli.main(["train", "--resume", "auto", "--run-dir", folder])
         assert seen["resume"] == resume
@@ -68,7 +74,7 @@ def commit(run_dir, step):
 
 
 def test_a_run_is_complete_when_it_is_finished_and_no_more_is_asked(tmp_path):
-    finished, unfinished = tmp_path / "runs" / "20260103-a", tmp_path / "runs" / "20260102-a"
+    finished, unfinished = tmp_path / "runs" / "20260103-000000-a", tmp_path / "runs" / "20260102-000000-a"
     for run_dir in (finished, unfinished):
         commit(run_dir, 3)
         commit(run_dir, 12)
@@ -89,13 +95,15 @@ def test_a_signal_at_the_start_ends_at_once(signum, code):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_is_noted_and_the_second_ends_at_once(signum, code):
+def test_the_first_signal_is_noted_and_the_second_ends_at_once(signum, code, capfd):
     before = signal.getsignal(signum)
     with Interrupts() as interrupts:
         interrupts.defer()
         interrupts.check()
+        capfd.readouterr()
         signal.raise_signal(signum)
         assert interrupts.received
+        assert "again ends at once" in capfd.readouterr().err
         with pytest.raises(Interrupted) as asked:
             interrupts.check()
         assert asked.value.exit_code == code

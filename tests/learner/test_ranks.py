@@ -123,7 +123,7 @@ def test_number_that_is_none_on_one_rank_is_raised_on_all(two_ranks):
 
 
 def test_ranks_with_unequal_numbers_of_images_stay_in_step(tmp_path):
-    start_two("image_process", tmp_path, timeout_s=120)
+    start_two("image_process", tmp_path, timeout_s=240)
     one, other = ([step | {"learner/update_s": 0} for step in report] for report in reports(tmp_path))
     assert one == other
     assert [step["learner/num_micro_batches"] for step in one] == [1, 1]

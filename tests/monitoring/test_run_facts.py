@@ -8,7 +8,7 @@ def test_only_changed_settings_are_listed_with_their_defaults():
     config = RlConfig(train=TrainConfig(seed=3), rewards=RewardsConfig(generation={"hpsv2": RewardConfig(weight=2.0)}))
     changed = changed_settings(config)
     assert changed["train.seed"] == [0, 3]
-    assert changed["rewards.generation.hpsv2.weight"] == [None, 2.0]
+    assert changed["rewards.generation.hpsv2"] == [None, {"weight": 2.0}]
     assert changed_settings(RlConfig()) == {}
 
 
@@ -23,6 +23,12 @@ def test_values_of_secret_keys_are_left_out():
         api_key: str = ""
         url: str = ""
 
+    options = {"api_key": "abc", "url": "x"}
+    config = RlConfig(rewards=RewardsConfig(generation={"hpsv2": RewardConfig(options=options)}))
+    assert changed_settings(config)["rewards.generation.hpsv2"] == [
+        None,
+        {"options": {"api_key": "(not recorded)", "url": "x"}},
+    ]
     assert changed_settings(Teacher(api_key="abc", url="x")) == {"api_key": ["", "(not recorded)"], "url": ["", "x"]}
 
 

@@ -110,6 +110,7 @@ def test_a_killed_run_holds_its_folder_until_it_is_gone_stays_readable_and_goes_
     assert before.metrics[0]["step"] == 1
     assert len(read_step(folder, 1)) == 64
     with open_log(resume=True) as log:
+        log.accept()
         log.record_step(make_step(3))
     after = read_run(folder)
     assert after.run["attempt"] == 1
@@ -152,8 +153,19 @@ def test_how_a_run_ends_is_recorded(open_log, tmp_path, error, status):
     assert run["status"] == status
     assert str(error) in run["reason"]
     with open_log(resume=True) as log:
+        log.accept()
         log.end("interrupted", "SIGTERM")
     assert run_json(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_a_resume_that_comes_to_nothing_leaves_settings_and_status(open_log, tmp_path):
+    open_log().end("finished")
+    files = [tmp_path / "run" / name for name in ("run.json", "config.yaml", "overrides.txt")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(RuntimeError), open_log(resume=True):
+        raise RuntimeError("another seed")
+    assert [file.read_bytes() for file in files] == before
+    assert [event["kind"] for event in read_run(tmp_path / "run").events][-2:] == ["resume", "end"]
 
 
 def test_the_environment_and_secrets_are_never_recorded(open_log, tmp_path, monkeypatch):

@@ -47,6 +47,9 @@ def test_everything_that_rewards_would_fail_on_is_said_at_once(tmp_path):
         "rewards.generation.hpsv2.options.precison": "is not an option of this reward",
         "rewards.generation.hpsv2.options.checkpoint": "must be an existing file",
     }
+    for value in (5, ["a"], None):
+        with pytest.raises(ConfigError, match=r"hpsv2\.options\.checkpoint .*must be an existing file"):
+            check_rewards(RewardsConfig(generation={"hpsv2": RewardConfig(options={"checkpoint": value})}))
     with pytest.raises(ConfigError, match=r"rewards\.generation\.hpsv2\.options\.checkpoint .*must be given"):
         check_rewards(RewardsConfig(generation={"hpsv2": RewardConfig()}))
 

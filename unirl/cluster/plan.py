@@ -1,6 +1,7 @@
 """Which actors a run needs, and what each takes of CPU, GPU and memory. Arithmetic only: starts nothing."""
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -148,14 +149,16 @@ def shortages(plan: list[PlannedActor], present: Mapping[str, float]) -> list[st
 def check_plan(plan: list[PlannedActor], present: Mapping[str, float]) -> None:
     """Refuse a plan that machine or cluster cannot hold, instead of waiting for ever.
 
+    Memory, which is an estimate, is refused from twice of what there is.
+
     Raises:
         PlacementError: names what was asked for and what is there.
     """
-    if short := shortages(plan, present):
+    if shortages(plan, {**present, "memory": 2 * present.get("memory", math.inf)}):
         raise PlacementError(
-            f"cluster: expected room for every actor; got {'; '.join(short)}. Lower num_workers, num_ranks, num_cpus "
-            "or num_gpus, join a larger cluster (cluster.address), or announce more CPUs than this machine has "
-            f"(cluster.num_cpus). The plan:\n{render_plan(plan)}"
+            f"cluster: expected room for every actor; got {'; '.join(shortages(plan, present))}. Lower num_workers, "
+            "num_ranks, num_cpus or num_gpus, or join a larger cluster (cluster.address); a Ray started on this "
+            f"machine gives out {CPUS_PER_CORE} CPUs a core, or cluster.num_cpus. The plan:\n{render_plan(plan)}"
         )
 
 

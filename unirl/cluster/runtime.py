@@ -3,7 +3,10 @@
 import logging
 import math
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -52,7 +55,10 @@ def start_ray(config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | N
         environment["TORCHDYNAMO_DISABLE"] = "1"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
-        ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=log.isEnabledFor(logging.DEBUG))
+        with _own_signals():
+            ray.init(
+                address=address, runtime_env={"env_vars": environment}, log_to_driver=log.isEnabledFor(logging.DEBUG)
+            )
         present = ray.cluster_resources()
         check_plan(plan, {name: present.get(name, 0.0) for name in ("CPU", "GPU")})
     else:
@@ -65,21 +71,33 @@ def _start_local(config: ClusterConfig, needed_cpus: float, environment: dict[st
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing of it is reachable from outside
     num_cpus = config.num_cpus if config.num_cpus is not None else max(os.cpu_count() or 1, math.ceil(needed_cpus))
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=int(config.object_store_gib * (1 << 30)),
-            logging_level=logging.ERROR,
-            log_to_driver=log.isEnabledFor(logging.DEBUG),
-            runtime_env={"env_vars": environment},
-        )
+        with _own_signals():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=int(config.object_store_gib * (1 << 30)),
+                logging_level=logging.ERROR,
+                log_to_driver=log.isEnabledFor(logging.DEBUG),
+                runtime_env={"env_vars": environment},
+            )
     except Exception as error:
         raise PlacementError(
             f"cluster: expected a Ray of {num_cpus} CPUs and {config.object_store_gib:g} GiB of shared memory to start "
             f"on this machine; got {type(error).__name__}: {error}; look at `unirl doctor`, and at the newest folder "
             "under /tmp/ray"
         ) from error
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the driver's answer to SIGTERM: `ray.init` puts its own there, which ends the process without saving."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def wait_until_up(starting: Mapping[str, "ray.ObjectRef"], timeout_s: float) -> None:

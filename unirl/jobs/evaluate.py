@@ -15,6 +15,7 @@ from unirl.evaluation.evaluate import EvaluationResult, make_requests, summarise
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout
 from unirl.jobs.parts import Rewards, Rollouts, open_judged_rollouts
 from unirl.jobs.prompt_check import check_prompts
+from unirl.rewards.reward import check_rewards
 from unirl.rollout.seeds import sample_seed
 from unirl.types import GenerationSample, UnderstandingSample
 
@@ -53,10 +54,12 @@ def main(target: str, config: RlConfig, *, local: bool = False, as_json: bool = 
         as_json: print one JSON object.
 
     Raises:
+        ConfigError: rewards that cannot be built.
         DataError: no such target, a run without an exported policy, or a prompt that is too long.
     """
     checkpoint = policy_of(target)
     config = replace(config, model=replace(config.model, path=str(checkpoint)))
+    check_rewards(config.rewards)
     heldout = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
     check_prompts([*heldout[0], *heldout[1]], config, checkpoint)
     with open_judged_rollouts(config, checkpoint, local=local) as (rollouts, rewards):

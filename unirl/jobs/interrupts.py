@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: at the start they end the run at once; later the first asks the loop to save and end."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
@@ -36,6 +37,8 @@ class Interrupts:
         again, self._received = self._received is not None, self._received or signum
         if again or not self._deferred:
             raise KeyboardInterrupt
+        # Not through sys.stderr, which the interrupted code may be in the middle of writing to.
+        os.write(2, b"\nfinishing what is under way, then saving; again ends at once\n")
 
     def defer(self) -> None:
         """From now on the first signal waits for `check`."""

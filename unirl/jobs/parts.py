@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unirl.algorithms.objective import find_objective
 from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
-from unirl.data.prompts import read_prompts
-from unirl.jobs.assets import resolve_heldout
-from unirl.jobs.prompt_check import check_prompts
 from unirl.types import (
-    GenerationSample,
     LearnerBatch,
     PairRecord,
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
-    UnderstandingSample,
 )
 
 if TYPE_CHECKING:
@@ -114,25 +109,13 @@ class Parts:
 def open_parts(
     config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool, log_dir: Path | None = None
 ) -> Iterator[Parts]:
-    """Start everything a step needs and end it afterwards, whatever happened in between.
-
-    Raises:
-        DataError: a prompt of the run that no sampler could take; nothing was started then.
-    """
-    check_prompts(_samples(config, pairs), config, checkpoint)
+    """Start everything a step needs and end it afterwards, whatever happened in between."""
     with ExitStack() as stack:
         if local:
             yield _local_parts(config, checkpoint, pairs, stack)
         else:
             _join_ray(config, checkpoint, stack, log_dir)
             yield _actors(config, checkpoint, pairs, stack)
-
-
-def _samples(config: RlConfig, pairs: Path) -> Iterator[UnderstandingSample | GenerationSample]:
-    yield from read_prompts(pairs, config.data.max_pairs)
-    if config.evaluation.enabled:
-        for side in resolve_heldout(config.evaluation.data, config.evaluation.num_prompts):
-            yield from side
 
 
 @contextmanager

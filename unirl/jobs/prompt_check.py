@@ -1,10 +1,12 @@
 """Whether every prompt of a run can be sampled, found out before the run rather than at the prompt's step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from unirl.config import RlConfig
 from unirl.data.atomic import DataError
+from unirl.data.prompts import read_prompts
+from unirl.jobs.assets import resolve_heldout
 from unirl.models.policy import load_prompts
 from unirl.rollout.completions import encode_prompt
 from unirl.types import GenerationSample, UnderstandingSample
@@ -44,3 +46,11 @@ def check_prompts(
             f"prompts: expected all {num_samples} to fit into rollout.max_model_len={limit} with their completions; "
             f"got {len(problems)} that do not: {'; '.join(problems[:SHOWN])}; {enough}mend or drop these samples"
         )
+
+
+def samples_of(config: RlConfig, pairs: Path) -> Iterator[UnderstandingSample | GenerationSample]:
+    """Everything that a run will sample for: its pairs, and the held-out samples of its evaluations."""
+    yield from read_prompts(pairs, config.data.max_pairs)
+    if config.evaluation.enabled:
+        for side in resolve_heldout(config.evaluation.data, config.evaluation.num_prompts):
+            yield from side

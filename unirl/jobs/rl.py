@@ -17,6 +17,7 @@ from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.parts import Parts, open_parts
+from unirl.jobs.prompt_check import check_prompts, samples_of
 from unirl.jobs.run_dirs import choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.learner.batching import build_batch, weigh_groups
@@ -155,9 +156,11 @@ def train(parts: Parts, run: Run, first_step: int) -> None:
         data = rl_step(step, parts, config, run.clock)
         run.terminal.step(step, run.record.record_step(data))
         last = step == config.train.num_steps
-        if run.interrupts.received or last or is_due(step, config.train.save_every):
+        asked_to_end = run.interrupts.received
+        if asked_to_end or last or is_due(step, config.train.save_every):
             run.save(parts, step)
-        run.interrupts.check()
+        if asked_to_end:
+            run.interrupts.check()
     if config.evaluation.enabled:
         run.evaluate(parts, config.train.num_steps)
     parts.learner.export(run.record.run_dir / "policy")
@@ -188,7 +191,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     check_rewards(config.rewards)
     checkpoint = resolve_checkpoint(config.model.path)
     if dry_run:
-        return show_plan(config, checkpoint)
+        return show_plan(config, checkpoint, local=local)
     run_dir, resumed = choose_run_dir(config, resume)
     if resumed and is_complete(run_dir, config.train.num_steps):
         sys.stdout.write(f"{run_dir} is finished; to go further, add train.num_steps=N above {last_step(run_dir)}\n")
@@ -197,6 +200,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         check_machine(config, checkpoint)
     changed = differences(load_config([run_dir / "config.yaml"], []), config) if resumed else {}
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
+    check_prompts(samples_of(config, pairs), config, checkpoint)
     with (
         Interrupts() as interrupts,
         RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed) as record,
@@ -219,6 +223,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         try:
             with open_parts(config, checkpoint, pairs, local=local, log_dir=run_dir / "logs") as parts:
                 first_step = restore(parts, run) if resumed else 1
+                record.accept()
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
                 with terminal:
                     interrupts.defer()

@@ -1,6 +1,7 @@
 """Which run directory a job writes to, which one it resumes, and how far that came."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def newest_unfinished(name: str) -> Path:
         FileNotFoundError: there is none.
     """
     for record in sorted(RUNS.glob(f"*-{name}/run.json"), reverse=True):
-        if _status(record.parent) != "finished":
+        ours = re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(name)}", record.parent.name)
+        if ours and _status(record.parent) != "finished":
             return record.parent
     raise FileNotFoundError(f"--resume auto: expected an unfinished run named {name} in {RUNS}/; got none; start one")
 

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from unirl.cluster.plan import (
     actor_plan,
@@ -14,21 +13,27 @@ from unirl.cluster.plan import (
     total_resources,
 )
 from unirl.config import RlConfig
-from unirl.config_loading import differences
 from unirl.evaluation.evaluate import Estimate, Gain, find_measures
 from unirl.evaluation.report import write_report
 from unirl.evaluation.run_reader import read_run
 from unirl.lab.ceiling import NOTES, clean_ceiling
+from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.terminal import Terminal
 
 GIB = 1 << 30
 
 
-def show_plan(config: RlConfig, checkpoint: Path) -> int:
-    """Print settings, actors, memory and disk of a run on stdout; 2 when it would not fit."""
+def show_plan(config: RlConfig, checkpoint: Path, *, local: bool) -> int:
+    """Print settings, actors, memory and disk of a run on stdout; 2 when it would not fit.
+
+    Args:
+        config: all settings.
+        checkpoint: folder of the initial policy.
+        local: the parts share one process, which asks nobody for CPUs or GPUs.
+    """
     plan = actor_plan(config, count_parameters(checkpoint))
     needed = total_resources(plan)
-    changed = [f"  {key} = {value}" for key, value in changed_settings(config).items()]
+    changed = [f"  {key} = {value}" for key, (_, value) in changed_settings(config).items()]
     lines = [
         "settings that differ from the defaults:",
         *(changed or ["  none"]),
@@ -43,7 +48,9 @@ def show_plan(config: RlConfig, checkpoint: Path) -> int:
         for actor in plan
         if actor.num_gpus and actor.memory_gib > 80 * actor.num_gpus * 0.93
     ]
-    if address := cluster_address(config.cluster):
+    if local:
+        lines.append("--local: all of this in one process")
+    elif address := cluster_address(config.cluster):
         lines.append(f"CPUs and GPUs of the cluster at {address} are compared when the run starts")
     else:
         problems += shortages(plan, machine_resources(config.cluster))
@@ -61,17 +68,11 @@ def disk_gib(config: RlConfig, checkpoint: Path) -> float:
     return (weights * (3 * kept + 1) + journal) / GIB
 
 
-def changed_settings(config: RlConfig) -> dict[str, Any]:
-    """Settings that differ from the defaults, with their values."""
-    changed = differences(RlConfig(), config)
-    return {key: value for key, (_, value) in changed.items()}
-
-
 def banner(config: RlConfig, run_dir: Path, checkpoint: Path, *, local: bool) -> dict[str, object]:
     """Lines for the start of a run."""
     plan = actor_plan(config, count_parameters(checkpoint))
     actors = "all in this process" if local else ", ".join(f"{actor.count} x {actor.role}" for actor in plan)
-    changed = " ".join(f"{key}={value}" for key, value in changed_settings(config).items())
+    changed = " ".join(f"{key}={value}" for key, (_, value) in changed_settings(config).items())
     return {
         "run": run_dir,
         "actors": actors,

@@ -1,4 +1,4 @@
-"""What a family must offer: the Protocol that sampler and learner see, and the one place that lists the families."""
+"""What a family must offer: the Protocol that sampler and learner see, and how a family is found by its name."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

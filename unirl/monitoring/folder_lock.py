@@ -9,6 +9,12 @@ from pathlib import Path
 _held: set[Path] = set()
 
 
+class RunDirError(ValueError):
+    """A directory that this run cannot write."""
+
+    exit_code = 4  # the command line's code for data
+
+
 class FolderLock:
     """Holds `<folder>/lock` from construction to `release`."""
 
@@ -16,7 +22,7 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            ValueError: another writer holds it.
+            RunDirError: another writer holds it.
         """
         self._folder = folder.resolve()
         if self._folder in _held:
@@ -38,8 +44,8 @@ class FolderLock:
         _held.discard(self._folder)
 
 
-def _refusal(folder: Path, holder: str) -> ValueError:
-    return ValueError(
+def _refusal(folder: Path, holder: str) -> RunDirError:
+    return RunDirError(
         f"run directory {folder}: expected no other writer; got one at work ({holder}); wait for it, stop it, or set "
         "another train.run_dir"
     )

@@ -8,6 +8,7 @@ import subprocess
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any, cast
 
 from unirl.config_loading import differences
 
@@ -30,7 +31,13 @@ def describe_run(config: object) -> dict[str, object]:
 def changed_settings(config: object) -> dict[str, list[object]]:
     """Settings that differ from the defaults of the config's class: dotted key -> [default, value]."""
     changed = differences(type(config)(), config)
-    return {key: ["", "(not recorded)"] if _is_secret(key) else list(values) for key, values in changed.items()}
+    return {key: [_without_secrets(key, value) for value in values] for key, values in changed.items()}
+
+
+def _without_secrets(key: str, value: Any) -> object:
+    if isinstance(value, dict):
+        return {name: _without_secrets(str(name), inner) for name, inner in cast("dict[str, Any]", value).items()}
+    return "(not recorded)" if value and _is_secret(key) else value
 
 
 def without_secrets(text: str) -> str:

@@ -17,7 +17,7 @@ from unirl.config import MonitoringConfig
 from unirl.config_loading import to_yaml
 from unirl.monitoring import journal, pair_view
 from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
-from unirl.monitoring.folder_lock import FolderLock
+from unirl.monitoring.folder_lock import FolderLock, RunDirError
 from unirl.monitoring.images import encode_webp, thin_images
 from unirl.monitoring.metrics import find_alerts, lookup, step_metrics
 from unirl.monitoring.run_facts import describe_run, without_secrets
@@ -28,12 +28,6 @@ log = logging.getLogger(__name__)
 _FILES = ("metrics", "pairs", "used_pairs", "events")
 
 Status = Literal["running", "finished", "interrupted", "failed"]
-
-
-class RunDirError(ValueError):
-    """A directory that this run cannot write."""
-
-    exit_code = 4  # the command line's code for data
 
 
 class RunLog:
@@ -74,9 +68,13 @@ class RunLog:
             """Starts of this run before the present one."""
             opening = {"v": 1, "id": run_dir.resolve().name, "created": _now()} | before | {"attempt": self.attempt}
             self._run = opening | describe_run(config) | dict(facts or {})
-            self._set_status("running")
-            write_atomic(run_dir / "config.yaml", without_secrets(to_yaml(config)).encode())
-            write_atomic(run_dir / "overrides.txt", without_secrets("".join(f"{o}\n" for o in overrides)).encode())
+            self._settings = {
+                "config.yaml": without_secrets(to_yaml(config)),
+                "overrides.txt": without_secrets("".join(f"{override}\n" for override in overrides)),
+            }
+            self._accepted = False
+            if not before:
+                self.accept()
             for name in ("images", "evaluations/images"):
                 (run_dir / name).mkdir(parents=True, exist_ok=True)
             self._files = {name: JsonLines(run_dir / f"{name}.jsonl") for name in _FILES}
@@ -85,6 +83,20 @@ class RunLog:
         except BaseException:
             self._lock.release()
             raise
+
+    def accept(self) -> None:
+        """Take the settings over as those of the run, which now is under way.
+
+        A new run's are taken over at once. A resumed one keeps its old settings and status until this is called, so
+        that settings it cannot go on with are refused without a trace.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        self._accepted = True
+        self._set_status("running")
+        for name, text in self._settings.items():
+            write_atomic(self.run_dir / name, text.encode())
 
     def record_step(self, data: StepData) -> dict[str, float]:
         """Write the step's images, pairs, trajectories and metrics, in this order; return the metrics.
@@ -168,7 +180,8 @@ class RunLog:
         self._ended = True
         try:
             self.event("end", reason or status, {"status": status})
-            self._set_status(status, reason)
+            if self._accepted:
+                self._set_status(status, reason)
             self.sync()
         finally:
             for file in self._files.values():

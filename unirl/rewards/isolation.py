@@ -45,7 +45,7 @@ class IsolatedReward:
             build: makes the reward, and makes it again after a hang.
 
         Raises:
-            ValueError: the options do not fit; errors of building are never swallowed here.
+            ConfigError: the options do not fit; errors of building are never swallowed here.
         """
         self.name = name
         self.num_failures = 0

@@ -4,7 +4,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
@@ -52,20 +52,24 @@ def _build_of(name: str) -> Callable[..., Reward]:
     return importlib.import_module(f"unirl.rewards.{name}").build
 
 
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str | Path) and Path(value).is_file()
+
+
 def _problems(name: str, config: RewardConfig, key: str) -> Iterator[Problem]:
     names = get_args(RewardName)
     if name not in names:
         yield Problem(key, name, "is not a reward", f"there are {', '.join(names)}")
         return
     parameters = inspect.signature(_build_of(name)).parameters
-    for option in config.options.keys() - parameters.keys():
+    for option in [option for option in config.options if option not in parameters]:
         fix = f"its options: {', '.join(parameters) or 'none'}"
         yield Problem(f"{key}.options.{option}", config.options[option], "is not an option of this reward", fix)
     for option, parameter in parameters.items():
         value = config.options.get(option, parameter.default)
         if value is inspect.Parameter.empty:
             yield Problem(f"{key}.options.{option}", None, "must be given", f"add {key}.options.{option}=VALUE")
-        elif parameter.annotation is Path and value != "???" and not Path(value).is_file():
+        elif parameter.annotation is Path and value != "???" and not _is_file(value):
             yield Problem(f"{key}.options.{option}", value, "must be an existing file", "correct the path")
 
 

@@ -13,7 +13,8 @@ class RewardSet:
         """Build every reward once.
 
         Raises:
-            ValueError: a task has no reward, a name is unknown, or options do not fit.
+            ValueError: a task has no reward.
+            ConfigError: a name is unknown, or options do not fit.
         """
         for task in TASKS:
             if not config.active(task):

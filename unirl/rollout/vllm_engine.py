@@ -269,5 +269,8 @@ def _family(model: ModelConfig) -> Any:
     """The family's file for the engine: its `load_front` and `write_engine_folder`."""
     name = f"unirl.rollout.vllm_models.{model.family}"
     if importlib.util.find_spec(name) is None:
-        raise ValueError(f"rollout.backend: vLLM cannot sample model.family {model.family}; set rollout.backend=torch")
+        raise ValueError(
+            f"rollout.backend: expected a family that vLLM can sample; got model.family {model.family}; set "
+            "rollout.backend=torch"
+        )
     return importlib.import_module(name)
