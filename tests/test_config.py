@@ -1,8 +1,11 @@
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 
+import unirl.cli
 from unirl.config import PairConfig, RewardConfig, RlConfig, flatten, setting_names
 from unirl.config_keys import list_settings
 from unirl.config_loading import SYNONYMS, differences, load_config, to_yaml
@@ -196,6 +199,14 @@ def test_what_a_file_leaves_to_the_user_is_asked_for_at_once(write):
     assert set(problems) == {"model.path", "rewards.generation.hpsv2.options.checkpoint"}
     overrides = ["model.path=a", "rewards.generation.hpsv2.options.checkpoint=b"]
     assert load_config([file], overrides).model.path == "a"
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_every_setting_is_read_somewhere(schema):
+    package = Path(unirl.cli.__file__).parent
+    sources = [file.read_text() for file in package.rglob("*.py") if not file.name.startswith("config")]
+    read = set(re.findall(r"\.(\w+)\b", "\n".join(sources)))
+    assert [name for name in setting_names(schema) if name.rpartition(".")[2] not in read] == []
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)

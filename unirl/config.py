@@ -41,8 +41,6 @@ class DataConfig:
     """Where data that a command makes for itself is kept."""
     max_pairs: int | None = None
     """Use only the first n pairs; null uses all."""
-    max_rejected_fraction: float = 0.01
-    """A bad record is skipped, counted and named in rejected.jsonl; more than this share of them stops the job."""
     shuffle: bool = True
     """New order in every epoch, from the run's seed."""
 
@@ -347,6 +345,8 @@ class PairConfig:
     """Image features: the lab's histograms, or torchvision's ResNet-50 without its classification head."""
     encoder_checkpoint: str | None = None
     """ResNet-50 weights file (state dict, .pt/.pth or .safetensors); needed by "resnet50"."""
+    max_rejected_fraction: float = 0.01
+    """A bad record is skipped, counted and named in rejected.jsonl; more than this share of a source stops the job."""
     teacher: Literal["lab", "none"] = "lab"
     """Who completes single-task samples to quadruples (section 2.1.1); "none" takes retrieved pairs only."""
     num_aligned: int = 500

@@ -131,6 +131,8 @@ def test_too_many_bad_records_stop_the_job_and_are_named_beside_the_folder(tmp_p
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"expected at most 1\.00% bad records of 20"):
         pair.make(replace(CONFIG, understanding=str(path), out=str(out)))
+    with pytest.raises(DataError, match=r"expected at most 50\.00% bad records of 20"):
+        pair.make(replace(CONFIG, understanding=str(path), out=str(out), max_rejected_fraction=0.5))
     assert not out.exists()
     assert "'same' a second time" in (tmp_path / "out.rejected.jsonl").read_text()
 

@@ -129,7 +129,8 @@ def resolve_samples(name: str, kind: type[Sample], config: PairConfig, rejected:
 
         draw = make_understanding if name == "lab:understanding" else make_generation
         return [_of_kind(sample, kind, name) for sample in draw(config.lab_samples, config.seed)]
-    return list(stream_samples(_path(name, f"lab:{file_name(kind).removesuffix('.parquet')}"), kind, rejected))
+    path = _path(name, f"lab:{file_name(kind).removesuffix('.parquet')}")
+    return list(stream_samples(path, kind, rejected, max_rejected_fraction=config.max_rejected_fraction))
 
 
 def resolve_teacher(name: str, seed: int) -> Teacher | None:
