@@ -33,7 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Post-train unified multimodal models with paired reinforcement learning.",
-    epilog="Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 environment, 4 data, 5 cluster, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 environment, 4 data, 5 cluster, 130 Ctrl-C, "
+    "143 SIGTERM.",
 )
 pair_app = typer.Typer(no_args_is_help=True, help="Build, certify and look at understanding-generation pairs.")
 lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, its tiny base model.")
@@ -271,7 +272,8 @@ def config_diff(
     job: OfJob = Job.train,
     as_json: AsJson = False,
 ) -> None:
-    """Settings in which two configurations differ."""
+    """Settings in which two configurations differ: key, value in the first, value in the second."""
+    from unirl.config import default_text
     from unirl.config_loading import differences
 
     left, right = (load_job(job, [config_file(side)] if side else [], []) for side in (first, second))
@@ -280,7 +282,7 @@ def config_diff(
         typer.echo(json.dumps({key: list(values) for key, values in changed.items()}, indent=2))
         return
     for key, values in changed.items():
-        typer.echo(f"{key}: {values[0]} | {values[1]}")
+        typer.echo(f"{key}: {default_text(values[0])} | {default_text(values[1])}")
 
 
 @app.command()

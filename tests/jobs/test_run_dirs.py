@@ -7,29 +7,29 @@ from unirl import cli
 from unirl.config import RlConfig
 from unirl.config_rules import ConfigError
 from unirl.jobs.interrupts import Interrupted, Interrupts
-from unirl.jobs.run_dirs import choose_run_dir, is_complete, last_step, newest_unfinished
+from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step, newest_unfinished
 
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     statuses = {
-        "20260101-000000-a": "interrupted",
-        "20260102-000000-a": "running",
-        "20260103-000000-a": "finished",
-        "20260104-000000-b": "running",
-        "20260105-000000-not-a": "running",
+        "20260101-000000-a": ("a", "interrupted"),
+        "chosen": ("a", "running"),
+        "20260103-000000-a": ("a", "finished"),
+        "20260104-000000-b": ("b", "running"),
+        "20260105-000000-not-a": ("not-a", "running"),
     }
-    for name, status in statuses.items():
+    for number, (name, (run, status)) in enumerate(statuses.items()):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"status": status}))
-        (folder / "config.yaml").write_text("learner:\n  lr: 0.0001\n")
+        (folder / "run.json").write_text(json.dumps({"status": status, "created": f"2026-01-0{number + 1}T00:00:00Z"}))
+        (folder / "config.yaml").write_text(f"learner:\n  lr: 0.0001\ntrain:\n  name: {run}\n")
 
 
 def test_auto_means_the_newest_unfinished_run_of_the_name():
-    assert newest_unfinished("a").name == "20260102-000000-a"
-    with pytest.raises(FileNotFoundError, match="expected an unfinished run named c"):
+    assert newest_unfinished("a").name == "chosen"
+    with pytest.raises(FileNotFoundError, match=r"expected an unfinished run with train\.name=c"):
         newest_unfinished("c")
 
 
@@ -39,7 +39,7 @@ def test_resume_auto_takes_the_settings_of_the_run_and_overrides_on_top(monkeypa
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--resume", "auto", "train.name=a", "learner.warmup_steps=9"])
     assert not ended.value.code
-    assert seen["resume"].endswith("20260102-000000-a")
+    assert seen["resume"].endswith("chosen")
     assert seen["config"].learner.lr == 0.0001
     assert seen["config"].learner.warmup_steps == 9
 
@@ -67,6 +67,13 @@ def test_auto_with_a_run_directory_goes_on_there_or_starts_there(monkeypatch, tm
         assert (seen["config"].learner.lr == 0.0001) is (resume is not None)
 
 
+def test_what_the_data_order_and_the_optimizer_rest_on_cannot_change():
+    check_changes(["train.num_steps", "learner.lr", "evaluation.every"], "runs/x")
+    with pytest.raises(ConfigError) as caught:
+        check_changes(["train.seed", "learner.lr", "model.path", "learner.num_ranks"], "runs/x")
+    assert [problem.key for problem in caught.value.problems] == ["train.seed", "model.path", "learner.num_ranks"]
+
+
 def commit(run_dir, step):
     folder = run_dir / "checkpoints" / f"step_{step:06d}"
     folder.mkdir(parents=True)
@@ -74,7 +81,7 @@ def commit(run_dir, step):
 
 
 def test_a_run_is_complete_when_it_is_finished_and_no_more_is_asked(tmp_path):
-    finished, unfinished = tmp_path / "runs" / "20260103-000000-a", tmp_path / "runs" / "20260102-000000-a"
+    finished, unfinished = tmp_path / "runs" / "20260103-000000-a", tmp_path / "runs" / "chosen"
     for run_dir in (finished, unfinished):
         commit(run_dir, 3)
         commit(run_dir, 12)

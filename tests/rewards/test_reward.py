@@ -54,6 +54,12 @@ def test_everything_that_rewards_would_fail_on_is_said_at_once(tmp_path):
         check_rewards(RewardsConfig(generation={"hpsv2": RewardConfig()}))
 
 
+def test_values_of_options_are_tried_before_anything_starts():
+    accuracy = RewardConfig(options={"answer_format": "loose"})
+    with pytest.raises(ConfigError, match=r"understanding\.accuracy\.options .*expected answer_format tagged or free"):
+        check_rewards(RewardsConfig(understanding={"accuracy": accuracy}))
+
+
 def test_rewards_that_fit_pass(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"")
     for checkpoint in (str(tmp_path / "weights.pt"), "???"):

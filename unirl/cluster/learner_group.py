@@ -16,6 +16,8 @@ from unirl.types import LearnerBatch
 
 log = logging.getLogger(__name__)
 
+log = logging.getLogger(__name__)
+
 
 @ray.remote(max_restarts=0)
 class LearnerRank:
@@ -34,7 +36,9 @@ class LearnerRank:
 
         self._rank = rank
         self._published: list[Publication] = []
+        log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
         self._learner = Learner.from_config(config, checkpoint, rank=rank, address=address)
+        log.info("rank %d of %d is up", rank, config.learner.num_ranks)
 
     def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
         """This rank's share of the update; the metrics are those of all ranks."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from unirl.cluster.actor_log import open_actor_log
 from unirl.data.pair_source import PairSource, StepResult
@@ -45,20 +46,28 @@ class PairingService:
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step."""
-        return ray.get(self._actor.lease.remote(step))
+        return _answer(self._actor.lease.remote(step))
 
     def record(self, step: int, results: Sequence[StepResult]) -> None:
         """Note what each pair earned."""
-        ray.get(self._actor.record.remote(step, list(results)))
+        _answer(self._actor.record.remote(step, list(results)))
 
     def state(self) -> dict[str, Any]:
         """Ledger and leases, for a checkpoint."""
-        return ray.get(self._actor.state.remote())
+        return _answer(self._actor.state.remote())
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
-        ray.get(self._actor.restore.remote(state))
+        _answer(self._actor.restore.remote(state))
 
     def close(self) -> None:
         """End the actor."""
         ray.kill(self._actor)
+
+
+def _answer(reference: "ray.ObjectRef") -> Any:
+    """What the actor returned, or the error as it was raised there."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None

@@ -39,6 +39,7 @@ class RewardWorker:
         from unirl.rewards.isolation import IsolatedReward
 
         self._reward = IsolatedReward(name, config)
+        log.info("the reward %s is up", name)
 
     def ready(self) -> None:
         """Return once the reward is built."""

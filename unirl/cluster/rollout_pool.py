@@ -38,7 +38,9 @@ class RolloutWorker:
         open_actor_log(f"rollout-{role}-{index}")
         from unirl.rollout.build import build_sampler
 
+        log.info("building a %s sampler for %s of %s", rollout.backend, role, checkpoint)
         self._sampler = build_sampler(model, checkpoint, rollout, role)
+        log.info("the sampler is up")
 
     def ready(self) -> None:
         """Return once the engine is up."""

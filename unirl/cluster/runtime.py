@@ -117,7 +117,11 @@ def wait_until_up(starting: Mapping[str, "ray.ObjectRef"], timeout_s: float) -> 
         try:
             ray.get(reference)
         except RayActorError as error:
-            raise RuntimeError(f"cluster: expected {answers[reference]} to start; got {error}") from None
+            # Ray's text is the traceback of the other process, which is in its log; the error is its last line.
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise RuntimeError(
+                f"cluster: expected {answers[reference]} to start; got {reason}; its log has the rest"
+            ) from error
     if pending:
         names = ", ".join(sorted(answers[reference] for reference in pending))
         raise PlacementError(

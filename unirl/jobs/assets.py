@@ -19,6 +19,7 @@ from unirl.data.pair_store import PairSet, check_files, write_pair_set
 from unirl.data.records import Rejected, Sample, file_name, read_samples, stream_samples
 from unirl.data.teacher import Teacher
 from unirl.jobs.make_pairs import make_pair_set
+from unirl.models.checkpoint import stored_tensors
 from unirl.models.embedder import load_embedder
 from unirl.types import GenerationSample, UnderstandingSample
 
@@ -33,13 +34,17 @@ def resolve_checkpoint(name: str) -> Path:
     """The checkpoint folder behind model.path.
 
     Raises:
-        DataError: no such folder, or one without config.json.
+        DataError: no such folder, or one without config.json or with weights that are cut short.
     """
     folder = PACKAGE / "lab" / "checkpoints" / "janus" if name == "lab:janus" else _path(name, "lab:janus")
     if not (folder / "config.json").is_file():
         raise DataError(
             f"{folder}: expected a Hugging Face checkpoint folder with config.json; got none; correct model.path"
         )
+    try:
+        stored_tensors(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(str(error)) from error
     return folder
 
 

@@ -1,6 +1,7 @@
 """Held-out measurements of a policy, in a training run or by `unirl eval`."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +19,8 @@ from unirl.jobs.prompt_check import check_prompts
 from unirl.rewards.reward import check_rewards
 from unirl.rollout.seeds import sample_seed
 from unirl.types import GenerationSample, UnderstandingSample
+
+log = logging.getLogger(__name__)
 
 Heldout = tuple[Sequence[UnderstandingSample], Sequence[GenerationSample]]
 
@@ -62,6 +65,7 @@ def main(target: str, config: RlConfig, *, local: bool = False, as_json: bool = 
     check_rewards(config.rewards)
     heldout = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
     check_prompts([*heldout[0], *heldout[1]], config, checkpoint)
+    log.info("measuring %s on %d questions and %d prompts; starting takes a while", checkpoint, *map(len, heldout))
     with open_judged_rollouts(config, checkpoint, local=local) as (rollouts, rewards):
         result = evaluate_policy(heldout, rollouts, rewards, config, save_image=lambda image: "")
     if as_json:

@@ -126,8 +126,12 @@ def report(folder: Path, *, out: Path | None = None, as_json: bool = False) -> i
     page = out or folder / "report.html"
     with atomic_file(page) as file:
         file.write(render_report(pair_set, title=folder.name).encode())
-    figures = json.dumps(summary(pair_set), indent=2)
-    sys.stdout.write(f"{figures}\n" if as_json else f"{figures}\n{page}\n")
+    figures = summary(pair_set)
+    if as_json:
+        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+        return 0
+    shown = {name: value for name, value in figures.items() if not isinstance(value, list | dict)} | figures["kinds"]
+    sys.stdout.write("".join(f"{name:<24}{value}\n" for name, value in shown.items()) + f"{page}\n")
     return 0
 
 

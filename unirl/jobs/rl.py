@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from unirl.cluster.plan import check_machine
-from unirl.config import RlConfig
+from unirl.config import RlConfig, default_text
 from unirl.config_loading import differences, load_config
 from unirl.config_rules import ConfigError, Problem
 from unirl.data.pair_source import StepResult
@@ -18,7 +18,7 @@ from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.parts import Parts, open_parts
 from unirl.jobs.prompt_check import check_prompts, samples_of
-from unirl.jobs.run_dirs import choose_run_dir, is_complete, last_step
+from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.learner.batching import build_batch, weigh_groups
 from unirl.monitoring.log_files import log_to_files
@@ -193,18 +193,19 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     if dry_run:
         return show_plan(config, checkpoint, local=local)
     run_dir, resumed = choose_run_dir(config, resume)
+    changed = differences(load_config([run_dir / "config.yaml"], []), config) if resumed else {}
+    check_changes(changed, run_dir)
     if resumed and is_complete(run_dir, config.train.num_steps):
         sys.stdout.write(f"{run_dir} is finished; to go further, add train.num_steps=N above {last_step(run_dir)}\n")
         return 0
     if not local:
         check_machine(config, checkpoint)
-    changed = differences(load_config([run_dir / "config.yaml"], []), config) if resumed else {}
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     check_prompts(samples_of(config, pairs), config, checkpoint)
     with (
         Interrupts() as interrupts,
         RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed) as record,
-        log_to_files(run_dir),
+        log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
     ):
         clock = StepClock()
         terminal = Terminal(
@@ -212,10 +213,12 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             stall_after_s=config.monitoring.stall_after_s,
             waiting_for=lambda: clock.current,
             on_stall=lambda message: record.event("stall", message),
+            quiet=not log.isEnabledFor(logging.INFO),
         )
         run = Run(config, record, terminal, clock, interrupts)
         if changed:
-            log.warning("resumed with other settings: %s", changed)
+            shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
+            log.warning("resumed with other settings: %s", shown)
             record.event(
                 "settings", "resumed with other settings", {"changed": {k: list(v) for k, v in changed.items()}}
             )

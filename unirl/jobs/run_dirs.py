@@ -1,14 +1,28 @@
 """Which run directory a job writes to, which one it resumes, and how far that came."""
 
 import json
-import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from unirl.config import RlConfig
+from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
 
 RUNS = Path("runs")
+FIXED = (
+    "model.",
+    "data.pairs",
+    "data.max_pairs",
+    "data.shuffle",
+    "rollout.pairs_per_step",
+    "algorithm.objective",
+    "train.seed",
+    "learner.num_ranks",
+    "learner.zero_stage",
+)
+"""Settings, or groups of them, that stay as they are from the first step to the last."""
 
 
 def choose_run_dir(config: RlConfig, resume: str | None) -> tuple[Path, bool]:
@@ -42,11 +56,14 @@ def newest_unfinished(name: str) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    for record in sorted(RUNS.glob(f"*-{name}/run.json"), reverse=True):
-        ours = re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(name)}", record.parent.name)
-        if ours and _status(record.parent) != "finished":
-            return record.parent
-    raise FileNotFoundError(f"--resume auto: expected an unfinished run named {name} in {RUNS}/; got none; start one")
+    runs = [folder.parent for folder in RUNS.glob("*/run.json") if (folder.parent / "config.yaml").is_file()]
+    for run_dir in sorted(runs, key=lambda folder: _facts(folder)["created"], reverse=True):
+        if _facts(run_dir)["status"] != "finished" and _name(run_dir) == name:
+            return run_dir
+    raise FileNotFoundError(
+        f"--resume auto: expected an unfinished run with train.name={name} in {RUNS}/; got none; name its folder with "
+        "--resume RUN, or start one"
+    )
 
 
 def last_step(run_dir: Path) -> int | None:
@@ -64,8 +81,27 @@ def is_complete(run_dir: Path, num_steps: int) -> bool:
     if num_steps < made:
         rule = f"must be at least {made}, the steps that {run_dir} has made"
         raise ConfigError([Problem("train.num_steps", num_steps, rule, "leave it out, or start a new run")])
-    return num_steps == made and _status(run_dir) == "finished"
+    return num_steps == made and _facts(run_dir)["status"] == "finished"
 
 
-def _status(run_dir: Path) -> str:
-    return json.loads((run_dir / "run.json").read_text())["status"]
+def check_changes(changed: Iterable[str], run_dir: Path) -> None:
+    """Refuse settings that a run cannot change on its way.
+
+    Args:
+        changed: keys that were given another value.
+        run_dir: the run.
+
+    Raises:
+        ConfigError: names them.
+    """
+    rule = f"cannot change while {run_dir} goes on: its data order and its optimizer depend on it"
+    if wrong := [key for key in changed if key.startswith(FIXED)]:
+        raise ConfigError([Problem(key, "changed", rule, "leave it out, or start a new run") for key in wrong])
+
+
+def _facts(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "run.json").read_text())
+
+
+def _name(run_dir: Path) -> str:
+    return load_config([run_dir / "config.yaml"], [], incomplete=True).train.name

@@ -90,7 +90,7 @@ def show_result(config: RlConfig, run_dir: Path, checkpoint: Path, terminal: Ter
     terminal.summary({"report": report, "policy": run_dir / "policy"})
     rows = evaluation_rows(run_dir, ceiling)
     if rows:
-        head = ("held-out", "before", "after", "gain", "greedy before", "greedy after", "ceiling")
+        head = ("held-out", "before", "after", "gain", "greedy", "ceiling")
         terminal.table("evaluation, 95 % intervals", head, rows)
 
 
@@ -111,7 +111,7 @@ def evaluation_rows(run_dir: Path, ceiling: dict[str, float]) -> list[tuple[str,
                 before,
                 after,
                 gain,
-                *_cells(measure.greedy, with_interval=False)[:2],
+                " ->\n".join(_cells(measure.greedy, with_interval=False)[:2]) if measure.greedy else "",
                 "" if best is None else f"{best:.3f}",
             )
         )
@@ -128,4 +128,4 @@ def _cells(gain: Gain | None, *, with_interval: bool) -> tuple[str, str, str]:
 def _estimate(estimate: Estimate, with_interval: bool) -> str:
     if estimate.low is None or not with_interval:
         return f"{estimate.mean:.3f}"
-    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate.mean:.3f}\n{estimate.low:.3f}..{estimate.high:.3f}"

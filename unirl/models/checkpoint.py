@@ -107,6 +107,8 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write model.safetensors, or shards of at most 5 GB with their index, into the folder."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_torch_state_dict(state, folder, max_shard_size="5GB", metadata={"format": "pt"})
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # the library leaves them readable by their owner only
 
 
 @torch.no_grad()

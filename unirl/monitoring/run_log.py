@@ -138,6 +138,7 @@ class RunLog:
 
     def event(self, kind: str, message: str, fields: Mapping[str, object] | None = None) -> None:
         """Add a line to events.jsonl: an actor went down, weights were published, a checkpoint was saved, ..."""
+        log.info("%s: %s", kind, message)
         line = {"v": 1, "time": time.time(), "attempt": self.attempt, "kind": kind, "message": message}
         self._files["events"].append(line | dict(fields or {}))
 

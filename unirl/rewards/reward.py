@@ -35,17 +35,31 @@ def build_reward(name: str, config: RewardConfig) -> Reward:
 
 
 def check_rewards(config: RewardsConfig) -> None:
-    """Refuse names, options and files that would fail once the workers start; builds nothing.
+    """Refuse names, options and files that would fail once the workers start.
+
+    A reward without files is quick to build, and is built to see whether the values of its options fit.
 
     Raises:
         ConfigError: names everything that is wrong.
     """
     tables = {task: config.active(task) for task in TASKS}
-    found = [
-        _problems(n, reward, f"rewards.{task}.{n}") for task, table in tables.items() for n, reward in table.items()
-    ]
-    if problems := [problem for part in found for problem in part]:
+    problems: list[Problem] = []
+    for task, table in tables.items():
+        for name, reward in table.items():
+            key = f"rewards.{task}.{name}"
+            problems += list(_problems(name, reward, key)) or _refused_values(name, reward, key)
+    if problems:
         raise ConfigError(problems)
+
+
+def _refused_values(name: str, config: RewardConfig, key: str) -> list[Problem]:
+    if any(parameter.annotation is Path for parameter in inspect.signature(_build_of(name)).parameters.values()):
+        return []
+    try:
+        _build_of(name)(**config.options)
+    except (TypeError, ValueError) as error:
+        return [Problem(f"{key}.options", config.options, f"are refused: {error}", "correct them")]
+    return []
 
 
 def _build_of(name: str) -> Callable[..., Reward]:
