@@ -1,0 +1,191 @@
+"""Lumina-DiMOO's special tokens and its canvases: samples -> ids with masks where the model is to write. No model here.
+
+A canvas is everything that the model sees: instruction, then `<answer>`, then the cells to fill, then `</answer>`.
+An image's rows each end in a newline token, which is how the model knows its height and width.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from unirl.models.checkpoint import read_json
+from unirl.types import GenerationSample, UnderstandingSample
+
+DRAW_SYSTEM = "Generate an image according to the text prompt."
+ANSWER_SYSTEM = (
+    "You are a multimodal model that can process both text and images. Answer the following question based on the "
+    "provided images. Analyze each image and combine relevant details to answer."
+)
+PUBLIC_IDS = {
+    "mask": 126336,
+    "newline": 126084,
+    "begin_image": 126349,
+    "end_image": 126350,
+    "uncondition": 126351,
+    "begin_answer": 126354,
+    "end_answer": 126355,
+    "answer_pad": 126339,
+    "end_text": 126081,
+    "first_code": 126356,
+}
+"""Ids of the published checkpoint, by role."""
+PUBLIC_STRINGS = {
+    "mask": "<|mdm_mask|>",
+    "uncondition": "<uncondition>",
+    "begin_answer": "<answer>",
+    "end_answer": "</answer>",
+    "end_text": "<|endoftext|>",
+}
+"""Strings by which the published tokenizer is recognised. A checkpoint with ids of its own names a string for every
+role under `token_roles` in its tokenizer_config.json."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIds:
+    """Ids of the special tokens by role."""
+
+    mask: int
+    newline: int
+    """Ends a row of an image."""
+    begin_image: int
+    end_image: int
+    uncondition: int
+    """Stands for the text of a prompt that is left out."""
+    begin_answer: int
+    end_answer: int
+    answer_pad: int
+    """Fills what is left of an answer after its end."""
+    end_text: int
+    first_code: int
+    """Id of image code 0; the codes are the last of the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LuminaPrompts:
+    """Canvases of Lumina-DiMOO with the tokenizer of one checkpoint."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ids: TokenIds
+    num_codes: int
+    draw_system: str
+    answer_system: str
+
+    @classmethod
+    def load(cls, folder: Path, system_prompt: str | None) -> "LuminaPrompts":
+        """Canvases of the checkpoint folder.
+
+        Args:
+            folder: holds the tokenizer's files and config.json.
+            system_prompt: None takes the two published ones, any other text stands before both kinds of prompt.
+
+        Raises:
+            FileNotFoundError: the folder lacks the tokenizer or config.json.
+            ValueError: the tokenizer lacks a special token, or the vocabulary does not end in the image codes.
+        """
+        config = read_json(folder / "config.json")
+        read_json(folder / "tokenizer_config.json")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = _resolve(tokenizer, folder)
+        size = int(config.get("embedding_size") or config["vocab_size"])
+        num_codes = int(read_json(folder / "vqvae" / "config.json")["num_vq_embeddings"])
+        if size - num_codes != ids.first_code:
+            raise ValueError(
+                f"{folder}: expected a vocabulary of {ids.first_code + num_codes} ids, which ends in {num_codes} image "
+                f"codes from id {ids.first_code} on; got {size} in config.json; a padded or resized head shifts every "
+                "code: take the published checkpoint, or cut the head back"
+            )
+        return cls(
+            tokenizer=tokenizer,
+            ids=ids,
+            num_codes=num_codes,
+            draw_system=DRAW_SYSTEM if system_prompt is None else system_prompt,
+            answer_system=ANSWER_SYSTEM if system_prompt is None else system_prompt,
+        )
+
+    def answering(self, sample: UnderstandingSample, codes: NDArray[np.int32], num_cells: int) -> NDArray[np.int32]:
+        """Canvas int32 [T] of a question about an image, with `num_cells` masks for the answer.
+
+        Args:
+            sample: question and choices.
+            codes: image codes [rows, columns].
+            num_cells: longest answer in tokens.
+
+        Raises:
+            ValueError: question or choices contain a special token.
+        """
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        template = self.tokenizer.init_kwargs.get("choice_template", "{letter}. {choice}")
+        options = [template.format(letter=a, choice=b) for a, b in zip(letters, sample.choices, strict=False)]
+        question = "\n".join((sample.question, *options))
+        self._check_plain(question, f"understanding sample {sample.id}")
+        instruction = self._instruction(self.answer_system, question)
+        # The image stands before the end of the instruction, which is one token.
+        with_image = [*instruction[:-1], *self._picture(codes + self.ids.first_code), instruction[-1]]
+        cells = [self.ids.mask] * num_cells
+        return np.asarray([*with_image, self.ids.begin_answer, *cells, self.ids.end_answer], np.int32)
+
+    def drawing(self, sample: GenerationSample, grid: tuple[int, int]) -> NDArray[np.int32]:
+        """Canvas int32 [T] of a picture to draw, of `grid` rows and columns of codes.
+
+        Raises:
+            ValueError: the prompt contains a special token.
+        """
+        self._check_plain(sample.prompt, f"generation sample {sample.id}")
+        return self._drawing(sample.prompt, grid)
+
+    def unconditional(self, canvas: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The same answer part after the instruction of an empty prompt: the null canvas of guidance."""
+        start = int(np.flatnonzero(canvas == self.ids.begin_answer)[0])
+        text = str(self.tokenizer.convert_ids_to_tokens(self.ids.uncondition))
+        return np.concatenate([np.asarray(self._instruction(self.draw_system, text), np.int32), canvas[start:]])
+
+    def decode(self, ids: NDArray[np.int32]) -> str:
+        """Text of ids, special tokens kept."""
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+    def _drawing(self, text: str, grid: tuple[int, int]) -> NDArray[np.int32]:
+        cells = np.full(grid, self.ids.mask, np.int32)
+        answer = [self.ids.begin_answer, *self._picture(cells), self.ids.end_answer]
+        return np.asarray([*self._instruction(self.draw_system, text), *answer], np.int32)
+
+    def _picture(self, cells: NDArray[np.int32]) -> list[int]:
+        """Ids of a picture's cells [rows, columns]: each row ends in a newline, the whole stands in image marks."""
+        rows = np.pad(cells, ((0, 0), (0, 1)), constant_values=self.ids.newline)
+        return [self.ids.begin_image, *rows.flatten().tolist(), self.ids.end_image]
+
+    def _instruction(self, system: str, text: str) -> list[int]:
+        return self.tokenizer(f"<system>{system}</system><user>{text}</user>").input_ids
+
+    def _check_plain(self, text: str, owner: str) -> None:
+        special = [str(self.tokenizer.convert_ids_to_tokens(getattr(self.ids, item.name))) for item in fields(TokenIds)]
+        found = [token for token in special if token and token in text]
+        if found:
+            raise ValueError(
+                f"{owner}: expected plain text; got the special token {found[0]} in {text[:80]!r}; remove it from the "
+                "data"
+            )
+
+
+def _resolve(tokenizer: PreTrainedTokenizerBase, folder: Path) -> TokenIds:
+    vocabulary = tokenizer.get_vocab()
+    own: dict[str, str] = tokenizer.init_kwargs.get("token_roles", {})
+    strings = own or PUBLIC_STRINGS
+    if missing := [text for text in strings.values() if text not in vocabulary]:
+        raise ValueError(
+            f"{folder}: expected Lumina-DiMOO's special tokens in the tokenizer; got none for {', '.join(missing)}; "
+            "take the tokenizer files of the published checkpoint"
+        )
+    found = {role: vocabulary[text] for role, text in strings.items()}
+    if own and (unnamed := PUBLIC_IDS.keys() - own.keys()):
+        raise ValueError(
+            f"{folder}: expected a string for every role under token_roles; got none for {', '.join(sorted(unnamed))}"
+        )
+    if not own and (wrong := {role: found[role] for role in found if found[role] != PUBLIC_IDS[role]}):
+        raise ValueError(
+            f"{folder}: expected the published ids; got {wrong}; take the published tokenizer, or name its tokens by "
+            "role under token_roles in tokenizer_config.json"
+        )
+    return TokenIds(**(PUBLIC_IDS | found))
