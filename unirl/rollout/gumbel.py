@@ -32,10 +32,20 @@ def gumbel_argmax(logits: Tensor, seeds: Tensor, offset: int = 0) -> Tensor:
         seeds: int64 [B] on the logits' device.
         offset: index of the first column in the joint vocabulary.
     """
-    tokens = torch.arange(offset + 1, offset + 1 + logits.shape[1], device=logits.device)
+    return (logits.double() + gumbel_noise(seeds, logits.shape[1], offset)).argmax(dim=1)
+
+
+def gumbel_noise(seeds: Tensor, num_values: int, offset: int = 0) -> Tensor:
+    """Standard Gumbel noise float64 [B, V], each value from its row's seed and its index in the joint vocabulary."""
+    tokens = torch.arange(offset + 1, offset + 1 + num_values, device=seeds.device)
     bits = _shift(_mix(_mix(seeds)[:, None] + tokens * _GOLDEN), 11)
     uniform = (bits.double() + 0.5) * 2.0**-53
-    return (logits.double() - torch.log(-torch.log(uniform))).argmax(dim=1)
+    return -torch.log(-torch.log(uniform))
+
+
+def mixed_seeds(seed: int, step: int, places: Tensor) -> Tensor:
+    """Seeds int64 [N] of places int64 [N] in a step of a sequence."""
+    return _mix(_mix(seed + torch.tensor(step + 1) * _GOLDEN) + (places + 1) * _GOLDEN)
 
 
 def _mix(bits: Tensor) -> Tensor:
