@@ -68,10 +68,12 @@ def test_auto_with_a_run_directory_goes_on_there_or_starts_there(monkeypatch, tm
 
 
 def test_what_the_data_order_and_the_optimizer_rest_on_cannot_change():
-    check_changes(["train.num_steps", "learner.lr", "evaluation.every"], "runs/x")
+    check_changes({"train.num_steps": [3, 5], "learner.lr": [1e-4, 1e-5]}, "runs/x")
+    changed = {"train.seed": [0, 9], "learner.lr": [1e-4, 1e-5], "model.path": ["a", "b"], "data.max_pairs": [None, 4]}
     with pytest.raises(ConfigError) as caught:
-        check_changes(["train.seed", "learner.lr", "model.path", "learner.num_ranks"], "runs/x")
-    assert [problem.key for problem in caught.value.problems] == ["train.seed", "model.path", "learner.num_ranks"]
+        check_changes(changed, "runs/x")
+    assert [problem.key for problem in caught.value.problems] == ["train.seed", "model.path", "data.max_pairs"]
+    assert "data.max_pairs (null -> 4) cannot change while runs/x goes on" in str(caught.value)
 
 
 def commit(run_dir, step):

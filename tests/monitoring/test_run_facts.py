@@ -10,6 +10,8 @@ def test_only_changed_settings_are_listed_with_their_defaults():
     assert changed["train.seed"] == [0, 3]
     assert changed["rewards.generation.hpsv2"] == [None, {"weight": 2.0}]
     assert changed_settings(RlConfig()) == {}
+    assert changed_settings(config, since=config) == {}
+    assert changed_settings(RlConfig(), since=config)["train.seed"] == [3, 0]
 
 
 def test_values_of_secret_keys_are_left_out():

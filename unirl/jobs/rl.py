@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from unirl.cluster.plan import check_machine
 from unirl.config import RlConfig, default_text
-from unirl.config_loading import differences, load_config
+from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
 from unirl.data.pair_source import StepResult
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
@@ -22,6 +22,7 @@ from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.learner.batching import build_batch, weigh_groups
 from unirl.monitoring.log_files import log_to_files
+from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
@@ -193,7 +194,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     if dry_run:
         return show_plan(config, checkpoint, local=local)
     run_dir, resumed = choose_run_dir(config, resume)
-    changed = differences(load_config([run_dir / "config.yaml"], []), config) if resumed else {}
+    changed = changed_settings(config, since=load_config([run_dir / "config.yaml"], [])) if resumed else {}
     check_changes(changed, run_dir)
     if resumed and is_complete(run_dir, config.train.num_steps):
         sys.stdout.write(f"{run_dir} is finished; to go further, add train.num_steps=N above {last_step(run_dir)}\n")
@@ -219,9 +220,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         if changed:
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
-            record.event(
-                "settings", "resumed with other settings", {"changed": {k: list(v) for k, v in changed.items()}}
-            )
+            record.event("settings", "resumed with other settings", {"changed": changed})
         terminal.banner(banner(config, run_dir, checkpoint, local=local))
         try:
             with open_parts(config, checkpoint, pairs, local=local, log_dir=run_dir / "logs") as parts:

@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unirl.config import RlConfig
+from unirl.config import RlConfig, default_text
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
 
@@ -84,19 +84,20 @@ def is_complete(run_dir: Path, num_steps: int) -> bool:
     return num_steps == made and _facts(run_dir)["status"] == "finished"
 
 
-def check_changes(changed: Iterable[str], run_dir: Path) -> None:
+def check_changes(changed: Mapping[str, Sequence[object]], run_dir: Path) -> None:
     """Refuse settings that a run cannot change on its way.
 
     Args:
-        changed: keys that were given another value.
+        changed: value before and now, by key.
         run_dir: the run.
 
     Raises:
         ConfigError: names them.
     """
     rule = f"cannot change while {run_dir} goes on: its data order and its optimizer depend on it"
-    if wrong := [key for key in changed if key.startswith(FIXED)]:
-        raise ConfigError([Problem(key, "changed", rule, "leave it out, or start a new run") for key in wrong])
+    wrong = {key: " -> ".join(map(default_text, values)) for key, values in changed.items() if key.startswith(FIXED)}
+    if wrong:
+        raise ConfigError([Problem(k, change, rule, "leave it out, or start a new run") for k, change in wrong.items()])
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:

@@ -28,9 +28,9 @@ def describe_run(config: object) -> dict[str, object]:
     }
 
 
-def changed_settings(config: object) -> dict[str, list[object]]:
-    """Settings that differ from the defaults of the config's class: dotted key -> [default, value]."""
-    changed = differences(type(config)(), config)
+def changed_settings(config: object, since: object | None = None) -> dict[str, list[object]]:
+    """Settings that differ from `since`, or from the defaults: dotted key -> [before, value]. No secret among them."""
+    changed = differences(type(config)() if since is None else since, config)
     return {key: [_without_secrets(key, value) for value in values] for key, values in changed.items()}
 
 
