@@ -12,7 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from unirl.algorithms.logprobs import token_entropies, token_logprobs
-from unirl.models.policy import Scoring, TokenScores
+from unirl.config import SamplingConfig
+from unirl.config_rules import Problem
+from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
 from unirl.types import GenerationSample, LearnerBatch, LearnerRow, Task, UnderstandingSample
 
 NUM_WORDS, NUM_CODES, NUM_CODES_PER_IMAGE, IMAGE_SIDE = 24, 16, 6, 4
@@ -54,8 +56,9 @@ class TinyNet(nn.Module):
 class TinyPolicy:
     """Meets `unirl.models.policy.Policy`; deterministic from its seed.
 
-    With `masked` it scores like a masked-diffusion family: pass k shows the tokens revealed before step k and scores
-    those revealed at step k. Else it scores from left to right in one pass.
+    With `masked` it scores like a masked-diffusion family: a pass shows the tokens revealed before a step and scores
+    those revealed at it, one pass for each step that revealed a token of the loss. Else it scores from left to right in
+    one pass.
     """
 
     def __init__(
@@ -74,30 +77,41 @@ class TinyPolicy:
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(not name.startswith(tuple(frozen)))
 
-    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
-        return np.frombuffer(sample.question.encode(), np.uint8).astype(np.int32) % NUM_WORDS
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self.module.state_dict().items()}
 
-    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
-        return np.frombuffer(sample.prompt.encode(), np.uint8).astype(np.int32) % NUM_WORDS
+    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
+        return []
+
+    def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
+        text = sample.question if isinstance(sample, UnderstandingSample) else sample.prompt
+        ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32) % NUM_WORDS
+        return EncodedPrompt(ids, len(ids) + NUM_CODES_PER_IMAGE)
 
     def decode_text(self, ids: NDArray[np.int32]) -> str:
         return " ".join(str(i) for i in ids)
 
-    def decode_images(self, codes: NDArray[np.int32]) -> NDArray[np.uint8]:
-        side = np.zeros((len(codes), IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
-        side[:] = codes.mean(axis=1).astype(np.uint8)[:, None, None, None]
-        return side
+    def decode_images(
+        self, codes: Sequence[NDArray[np.int32]], prompts: Sequence[NDArray[np.int32]]
+    ) -> list[NDArray[np.uint8]]:
+        return [np.full((IMAGE_SIDE, IMAGE_SIDE, 3), int(own.mean()), np.uint8) for own in codes]
 
     def tokens_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
         streams = 2 if self._two_streams(row.task, scoring) else 1
         return (len(row.prompt_ids) + len(row.completion_ids)) * streams
 
     def passes_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
-        return 1 + int(row.unmask_step.max()) if self.masked and row.unmask_step is not None else 1
+        return len(self._steps_of(row)) if self.masked and row.unmask_step is not None else 1
 
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
         folder.mkdir(parents=True)
         save_file(state, folder / "model.safetensors")
+
+    def _steps_of(self, row: LearnerRow) -> list[int]:
+        if not self.masked or row.unmask_step is None:
+            return [0]
+        return np.unique(row.unmask_step[row.loss_mask]).tolist()
 
     @staticmethod
     def _two_streams(task: Task, scoring: Scoring) -> bool:
@@ -117,12 +131,14 @@ class TinyPolicy:
             real[index, : len(row.completion_ids)] = True
             if self.masked and row.unmask_step is not None:
                 steps[index, : len(row.completion_ids)] = torch.from_numpy(row.unmask_step.astype(np.int64))
-        for step in range(max(self.passes_per_row(row, scoring) for row in rows)):
+        for index in range(max(self.passes_per_row(row, scoring) for row in rows)):
             before = torch.ones(length, length, dtype=torch.bool, device=device).tril(-1).expand(len(rows), -1, -1)
+            # The step of each row that this pass scores; no token has step -1.
+            now = torch.tensor([(*self._steps_of(row), *[-1] * (index + 1))[index] for row in rows], device=device)
             if self.masked:
-                before = (steps < step)[:, None, :].expand(-1, length, -1)
+                before = (steps < now[:, None])[:, None, :].expand(-1, length, -1)
             seen = (before & real[:, None, :]).to(net.positions.weight.dtype)
-            scored = real & (steps == step)
+            scored = real & (steps == now[:, None])
             cond = self._logits(rows, tokens, seen, null=False)
             two = self._two_streams(rows[0].task, scoring)
             uncond = self._logits(rows, tokens, seen, null=True) if two else None

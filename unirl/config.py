@@ -5,7 +5,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from unirl.types import Task
 
-Family = Literal["janus_pro"]
+Family = Literal["janus_pro", "lumina_dimoo"]
 """Model families: `unirl/models/<name>.py`, for vLLM `unirl/rollout/vllm_models/<name>.py`."""
 RewardName = Literal["accuracy", "hpsv2", "lab_verifier"]
 """Rewards: `unirl/rewards/<name>.py`."""
@@ -22,13 +22,14 @@ class ModelConfig:
     family: Family = "janus_pro"
     """Which file of unirl/models loads the checkpoint."""
     path: str = "lab:janus"
-    """Folder of a Hugging Face checkpoint, or "lab:janus" for the tiny one that ships with the package."""
+    """Folder of a Hugging Face checkpoint, or "lab:janus" or "lab:lumina_dimoo" for the tiny ones of the package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in sampler and learner."""
     frozen: tuple[str, ...] = ("vision", "vq")
-    """Parts that are not trained: "vision" (vision tower), "aligner", "vq" (image tokenizer)."""
+    """Parts that are not trained: "vision" (vision tower), "aligner", "vq" (image tokenizer). Lumina-DiMOO has only
+    the last, which is never trained."""
     system_prompt: str | None = None
-    """System prompt of understanding prompts; null takes what the checkpoint's processor says, "" means none."""
+    """System prompt of understanding prompts, for Lumina-DiMOO of both kinds; null takes the checkpoint's, "" none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,13 @@ class TextSampling:
     temperature: float = 1.0
     """Divides the logits. Above 0, since equal samples teach nothing; `evaluation.greedy` measures at 0."""
     max_tokens: int = 24
-    """Longest answer in tokens; a longer one is cut and marked finish_reason "length"."""
+    """Longest answer in tokens; a longer one is cut and marked finish_reason "length". A masked-diffusion family writes
+    into this many cells."""
+    diffusion_steps: int = 2
+    """Masked-diffusion families only: steps in which an answer is revealed, all blocks together; at most max_tokens."""
+    block_length: int | None = None
+    """Masked-diffusion families only: an answer is written in blocks of this many cells from left to right; null makes
+    it one block."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,12 @@ class ImageSampling:
     temperature: float = 1.0
     """Divides the logits, after guidance. Above 0."""
     guidance_scale: float = 1.5
-    """Classifier-free guidance s: logits = uncond + s (cond - uncond); 1 is off and costs one stream."""
+    """Classifier-free guidance s: logits = uncond + s (cond - uncond); 1 is off and costs one stream. What
+    Lumina-DiMOO calls w is s - 1."""
+    size: tuple[int, int] | None = None
+    """Height and width of pictures in pixels, for families that draw any; null takes the checkpoint's own."""
+    diffusion_steps: int = 35
+    """Masked-diffusion families only: steps in which a picture is revealed; at most its number of image codes."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,12 @@ class AlgorithmConfig:
     or of the conditional stream alone (T2I-R1; cheaper, biased). Old and new use the same mode."""
     updates_per_step: int = 1
     """Optimizer updates per rollout batch, each over all of it."""
+    diffusion_steps_per_update: int | None = None
+    """Masked-diffusion families only: learn from this many of a completion's K steps, drawn anew for every batch and
+    weighted by K over their number, which leaves the expected gradient as it is; null learns from all."""
+    diffusion_shrink: int = 1
+    """Masked-diffusion families only, BIASED: this many consecutive steps are scored as one, on the canvas before the
+    first of them (TraceRL's shrink); old log-probabilities are then taken the same way, before the first update."""
 
 
 @dataclass(frozen=True)

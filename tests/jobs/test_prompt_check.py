@@ -9,7 +9,6 @@ from unirl.jobs import evaluate
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.prompt_check import check_prompts, samples_of
 from unirl.models.policy import load_prompts
-from unirl.rollout.completions import encode_prompt
 
 CONFIG = RlConfig()
 
@@ -31,8 +30,7 @@ def with_room_for(num_tokens):
 
 def test_long_prompts_are_counted_and_the_length_that_fits_them_all_is_named(checkpoint, samples):
     prompts = load_prompts(CONFIG.model, checkpoint)
-    encoded = [encode_prompt(prompts, sample, CONFIG.rollout.sampling) for sample in samples]
-    totals = [len(ids) + room for ids, room in encoded]
+    totals = [prompts.encode(sample, CONFIG.rollout.sampling).longest for sample in samples]
     limit = sorted(totals)[4]
     bad = [sample.id for sample, total in zip(samples, totals, strict=True) if total > limit]
     assert len(bad) > 3

@@ -37,7 +37,7 @@ def batch_for(policy: JanusPro) -> LearnerBatch:
     words = np.flatnonzero(policy.allowed_text_ids.numpy())
     rows = [
         LearnerRow(
-            task="understanding", prompt_ids=policy.encode_understanding(sample), image=image,
+            task="understanding", prompt_ids=policy.prompts.encode_understanding(sample), image=image,
             completion_ids=generator.choice(words, 4).astype(np.int32), loss_mask=np.ones(4, bool),
             old_logprobs=np.full(4, -3.0, np.float32), advantage=float(generator.normal()),
         )

@@ -8,7 +8,7 @@ import torch
 from tests.fakes import TinyPolicy, score_all, tiny_batch
 from tests.janus_checkpoints import write_janus
 from tests.learner.conftest import SETTINGS
-from unirl.config import AlgorithmConfig, ModelConfig
+from unirl.config import AlgorithmConfig, ModelConfig, SamplingConfig
 from unirl.learner.learner import scoring_of
 from unirl.models.janus_pro import JanusPro
 from unirl.models.named_arrays import to_tensor
@@ -322,7 +322,7 @@ def janus_batch(policy, scoring):
         draws = length == policy.num_image_tokens
         draft = LearnerRow(
             task="generation" if draws else "understanding",
-            prompt_ids=policy.encode_generation(drawing) if draws else policy.encode_understanding(question),
+            prompt_ids=policy.encode(drawing if draws else question, SamplingConfig()).ids,
             image=None if draws else picture,
             completion_ids=generator.choice(np.arange(policy.num_codes) if draws else words, length).astype(np.int32),
             loss_mask=np.ones(length, bool),

@@ -41,10 +41,10 @@ def make_row(policy):
     def make(sample, seed=0, length=5):
         rng = np.random.default_rng(seed)
         if isinstance(sample, UnderstandingSample):
-            task, image, prompt = "understanding", sample.image, policy.encode_understanding(sample)
+            task, image, prompt = "understanding", sample.image, policy.prompts.encode_understanding(sample)
             ids = rng.choice(np.flatnonzero(policy.allowed_text_ids.numpy()), length)
         else:
-            task, image, prompt = "generation", None, policy.encode_generation(sample)
+            task, image, prompt = "generation", None, policy.prompts.encode_generation(sample)
             ids = rng.integers(0, policy.num_codes, policy.num_image_tokens)
         ones = np.ones(len(ids), bool)
         return LearnerRow(

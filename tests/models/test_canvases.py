@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from unirl.models.canvases import CanvasRow, CellLaw, cells_of, num_passes, score_canvases
+from unirl.models.canvases import CanvasRow, CellLaw, cells_of, score_canvases
 from unirl.models.llada import LladaConfig, LladaForDiffusion
 
 MASK, FIRST, NUM = 30, 40, 8
@@ -63,7 +63,7 @@ def test_scores_equal_a_plain_loop_over_cells(model, rows, law):
 
 
 def test_passes_are_the_steps_that_revealed_something(model, rows):
-    assert [num_passes(row) for row in rows] == [3, 2, 1]
+    assert [len(row.scored_steps) for row in rows] == [3, 2, 1]
     assert len(list(score_canvases(model, rows, LAW))) == 3
 
 

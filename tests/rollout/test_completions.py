@@ -14,9 +14,9 @@ def named(plain):
 
 def test_long_prompt_is_refused_with_the_length_that_would_do(plain, lab_requests):
     (request,) = lab_requests(1, 0)
-    length = len(plain.policy.encode_understanding(request.sample))
+    length = len(plain.policy.prompts.encode_understanding(request.sample))
     with pytest.raises(
-        ValueError, match=rf"got a prompt of {length} and up to 24.*set rollout.max_model_len to {length + 24}"
+        ValueError, match=rf"within rollout.max_model_len {length + 23}.*got up to {length + 24}; set rollout"
     ):
         encode_prompts(plain.policy, [request], sampling_with(), length + 23)
     encode_prompts(plain.policy, [request], sampling_with(), length + 24)

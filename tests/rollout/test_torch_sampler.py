@@ -22,7 +22,7 @@ def native(lab_folder):
 @pytest.mark.parametrize("guidance", [1.5, 5.0])
 def test_greedy_images_equal_transformers_own(plain, native, lab_requests, guidance):
     requests = lab_requests(0, 6, seeds=1)
-    ids, mask = plain.policy.pad_prompts([plain.policy.encode_generation(r.sample) for r in requests])
+    ids, mask = plain.policy.pad_prompts([plain.policy.prompts.encode_generation(r.sample) for r in requests])
     wanted = native.generate(
         ids, attention_mask=mask, generation_mode="image", do_sample=False, guidance_scale=guidance
     )

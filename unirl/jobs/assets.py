@@ -36,7 +36,9 @@ def resolve_checkpoint(name: str) -> Path:
     Raises:
         DataError: no such folder, or one without config.json or with weights that are cut short.
     """
-    folder = PACKAGE / "lab" / "checkpoints" / "janus" if name == "lab:janus" else _path(name, "lab:janus")
+    folder = PACKAGE / "lab" / "checkpoints" / name.removeprefix("lab:")
+    if not name.startswith("lab:") or not folder.is_dir():
+        folder = _path(name, "lab:janus")
     if not (folder / "config.json").is_file():
         raise DataError(
             f"{folder}: expected a Hugging Face checkpoint folder with config.json; got none; correct model.path"

@@ -1,14 +1,14 @@
-"""Whether every prompt of a run can be sampled, found out before the run rather than at the prompt's step."""
+"""Whether a run can be sampled with its settings, prompt by prompt, found out before it rather than on the way."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from unirl.config import RlConfig
+from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.prompts import read_prompts
 from unirl.jobs.assets import resolve_heldout
 from unirl.models.policy import load_prompts
-from unirl.rollout.completions import encode_prompt
 from unirl.types import GenerationSample, UnderstandingSample
 
 SHOWN = 3
@@ -17,7 +17,7 @@ SHOWN = 3
 def check_prompts(
     samples: Iterable[UnderstandingSample | GenerationSample], config: RlConfig, checkpoint: Path
 ) -> None:
-    """Encode every prompt as a sampler would; takes the tokenizer only.
+    """Ask the family whether it can sample so, and encode every prompt as a sampler would; takes the tokenizer only.
 
     Args:
         samples: what the run will sample for; their images are not looked at.
@@ -25,21 +25,29 @@ def check_prompts(
         checkpoint: folder of the initial policy.
 
     Raises:
-        DataError: prompts that are too long or cannot be encoded; says how many and names the first.
+        ConfigError: settings of sampling that the checkpoint cannot serve.
+        DataError: a tokenizer that does not fit the checkpoint, or prompts that are too long or cannot be encoded;
+            says how many and names the first.
     """
-    prompts, limit = load_prompts(config.model, checkpoint), config.rollout.max_model_len
+    try:
+        prompts = load_prompts(config.model, checkpoint)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if wrong := prompts.find_problems(config.rollout.sampling):
+        raise ConfigError(wrong)
+    limit = config.rollout.max_model_len
     problems: list[str] = []
     num_samples, longest = 0, limit
     for sample in samples:
         num_samples += 1
         try:
-            ids, room = encode_prompt(prompts, sample, config.rollout.sampling)
+            prompt = prompts.encode(sample, config.rollout.sampling)
         except ValueError as error:
             problems.append(str(error))
             continue
-        if len(ids) + room > limit:
-            longest = max(longest, len(ids) + room)
-            problems.append(f"{type(sample).__name__} {sample.id} takes {len(ids)} tokens and up to {room} sampled")
+        if prompt.longest > limit:
+            longest = max(longest, prompt.longest)
+            problems.append(f"{type(sample).__name__} {sample.id} takes up to {prompt.longest} tokens")
     if problems:
         enough = f"set rollout.max_model_len={longest}, which fits every length, or " if longest > limit else ""
         raise DataError(

@@ -16,6 +16,7 @@ from unirl.algorithms.objective import find_objective
 from unirl.algorithms.policy_loss import LossRule
 from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig, SamplingConfig
 from unirl.learner.batching import plan_micro_batches
+from unirl.learner.diffusion_steps import draw_steps, merge_steps
 from unirl.learner.engine import (
     RankPlace,
     build_engine,
@@ -30,7 +31,7 @@ from unirl.learner.tally import Tally, measure, metrics_of
 from unirl.learner.weights import Bucket, WeightExport
 from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import Policy, Scoring, load_policy
-from unirl.types import LearnerBatch, Task, WeightsManifest
+from unirl.types import LearnerBatch, LearnerRow, Task, WeightsManifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +161,16 @@ class Learner:
 
     def _prepare(self, batch: LearnerBatch) -> list[MicroTensors]:
         """This rank's micro-batches as tensors; none on every rank when the batch has no rows."""
-        rows, algorithm, sampling = batch.rows, self._settings.algorithm, self._settings.sampling
-        if max(batch.policy_version, 0) != self.policy_version and any(self._rescores(row.task) for row in rows):
+        algorithm, sampling = self._settings.algorithm, self._settings.sampling
+        if max(batch.policy_version, 0) != self.policy_version and any(map(self._rescores, batch.rows)):
             raise ValueError(
                 f"learner: expected a batch sampled with the current weights, version {self.policy_version}, since "
-                f"conditional log-probabilities of guided images are rescored with them; got version "
-                f"{batch.policy_version}; sample after each update, or set algorithm.image_logprob=guided"
+                "conditional log-probabilities of guided images and those of merged steps are rescored with them; got "
+                f"version {batch.policy_version}; sample after each update, or set algorithm.image_logprob=guided and "
+                "algorithm.diffusion_shrink=1"
             )
+        whole = [merge_steps(row, algorithm.diffusion_shrink) for row in batch.rows]
+        rows, factors = draw_steps(whole, algorithm.diffusion_steps_per_update, (self.policy_version,))
         plan = plan_micro_batches(
             rows,
             policy=self.policy,
@@ -179,19 +183,21 @@ class Learner:
             num_trajectories=batch.num_trajectories, num_tokens=batch.num_loss_tokens, num_pairs=batch.num_pairs
         )
         scales = token_scales(
-            [int(row.loss_mask.sum()) for row in rows],
-            [row.task for row in rows],
+            [int(row.loss_mask.sum()) for row in whole],
+            [row.task for row in whole],
             totals,
             aggregation=algorithm.token_aggregation,
             pooled=self._objective.pools_tasks,
             max_lengths={"understanding": sampling.text.max_tokens, "generation": longest_image},
-        )
+        ) * torch.tensor(factors, dtype=torch.float64)
         return [micro_tensors(micro, rows, scales, self._engine.device) for micro in plan[self._place.rank]]
 
-    def _rescores(self, task: Task) -> bool:
+    def _rescores(self, row: LearnerRow) -> bool:
         """Whether the sampler's log-probabilities are of another mode than the loss's, so that they cannot be old."""
+        if row.unmask_step is not None and self._settings.algorithm.diffusion_shrink > 1:
+            return True
         scoring = self._scoring
-        return task == "generation" and scoring.image_logprob == "conditional" and scoring.guidance_scale != 1.0
+        return row.task == "generation" and scoring.image_logprob == "conditional" and scoring.guidance_scale != 1.0
 
     def _next_rate(self) -> float:
         settings = self._settings
@@ -226,7 +232,7 @@ class Learner:
     def _backward(self, data: MicroTensors, tally: Tally, *, first: bool, on_policy: bool) -> set[int]:
         """One backward per scoring pass; returns the rows with a log-probability that is not finite."""
         bad: set[int] = set()
-        rescores = self._rescores(data.task)
+        rescores = self._rescores(data.rows[0])
         for scores, mask in scored_passes(self.policy, self._engine, data, self._scoring):
             broken = mask & ~scores.logprobs.isfinite()
             if bool(broken.any()):
@@ -235,7 +241,8 @@ class Learner:
             difference = scores.logprobs.detach() - data.old_logprobs
             if first and rescores:
                 # The optimizer has not moved yet, so these are the log-probabilities of the policy that sampled.
-                tally.add({"guidance_gap": masked_sum(difference.abs(), mask), "guidance_gap_tokens": mask.sum()})
+                name = "guidance_gap" if self._settings.algorithm.diffusion_shrink == 1 else "rescoring_gap"
+                tally.add({name: masked_sum(difference.abs(), mask), f"{name}_tokens": mask.sum()})
                 data.old_logprobs = torch.where(mask, scores.logprobs.detach(), data.old_logprobs)
                 difference = scores.logprobs.detach() - data.old_logprobs
             elif first and on_policy:

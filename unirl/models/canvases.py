@@ -47,6 +47,13 @@ class CanvasRow:
     """[N] what the cells hold in the end, counted from the law's `start`."""
     steps: NDArray[np.int16]
     """[N] step that revealed each cell."""
+    counts: NDArray[np.bool_] | None = None
+    """[N] cells to score; None scores all."""
+
+    @property
+    def scored_steps(self) -> NDArray[np.int16]:
+        """Steps that revealed a cell to score, in order, each of which takes a pass."""
+        return np.unique(self.steps if self.counts is None else self.steps[self.counts])
 
 
 def cells_of(canvas: NDArray[np.int32], mask_id: int) -> NDArray[np.int64]:
@@ -92,22 +99,20 @@ def cell_logits(
     return model.logits(chosen, law.start, law.stop)
 
 
-def num_passes(row: CanvasRow) -> int:
-    """Steps that revealed something, each of which is scored in a pass of its own."""
-    return len(np.unique(row.steps))
-
-
 def score_canvases(model: LladaForDiffusion, rows: Sequence[CanvasRow], law: CellLaw) -> Iterator[TokenScores]:
-    """Log-probability of every cell, one pass per revealing step; each may be backpropagated before the next.
+    """Log-probability of every cell that counts, one pass per step that revealed any; each may be backpropagated alone.
 
-    The k-th pass takes the k-th revealing step of every row that has one, so memory is that of one canvas per row (two
+    The k-th pass takes the k-th such step of every row that has one, so memory is that of one canvas per row (two
     under guidance). `metrics` holds "guidance_gap": the sum of |guided - conditional| over the pass's cells.
     """
-    steps = [np.unique(row.steps) for row in rows]
+    steps = [row.scored_steps for row in rows]
     longest = max(len(row.values) for row in rows)
     for index in range(max(map(len, steps))):
-        part = [(place, row, row.steps == own[index]) for place, (row, own) in enumerate(zip(rows, steps, strict=True))
-                if index < len(own)]  # fmt: skip
+        part = [
+            (place, row, (row.steps == own[index]) & (True if row.counts is None else row.counts))
+            for place, (row, own) in enumerate(zip(rows, steps, strict=True))
+            if index < len(own)
+        ]
         earlier = [row.steps < steps[place][index] for place, row, _ in part]
         cond = _logits_before(model, [row.canvas for _, row, _ in part], part, earlier, law)
         nulls = [row.null for _, row, _ in part if row.null is not None]

@@ -20,10 +20,11 @@ from transformers import Cache, JanusConfig, JanusForConditionalGeneration, Janu
 from transformers.initialization import no_init_weights
 
 from unirl.algorithms.logprobs import token_entropies, token_logprobs
-from unirl.config import ModelConfig
+from unirl.config import ModelConfig, SamplingConfig
+from unirl.config_rules import Problem
 from unirl.models.checkpoint import COMPANIONS, copy_into, read_json, stored_tensors, write_weights
 from unirl.models.janus_prompts import JanusPrompts
-from unirl.models.policy import Scoring, TokenScores
+from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
 from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -129,13 +130,13 @@ class JanusPro:
         """Where the parameters are."""
         return next(self.module.parameters()).device
 
-    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
-        """Prompt ids [P] of a question, image placeholders expanded."""
-        return self.prompts.encode_understanding(sample)
+    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
+        """Settings of sampling that this checkpoint cannot serve."""
+        return self.prompts.find_problems(sampling)
 
-    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
-        """Prompt ids [P] of a picture to draw."""
-        return self.prompts.encode_generation(sample)
+    def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
+        """The prompt of a question, image placeholders expanded, or of a picture to draw."""
+        return self.prompts.encode(sample, sampling)
 
     def decode_text(self, ids: NDArray[np.int32]) -> str:
         """Text of completion ids, special tokens kept."""
@@ -146,25 +147,30 @@ class JanusPro:
         return self.prompts.unconditional(prompt_ids)
 
     @torch.no_grad()
-    def decode_images(self, codes: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Pictures [B, height, width, 3] of image codes [B, N], computed in float32 on unit code vectors.
+    def decode_images(
+        self, codes: Sequence[NDArray[np.int32]], prompts: Sequence[NDArray[np.int32]] = ()
+    ) -> list[NDArray[np.uint8]]:
+        """Pictures [height, width, 3] of image codes [N] each, computed in float32 on unit code vectors.
 
         Raises:
             ValueError: codes of another shape or outside the codebook.
         """
-        if codes.ndim != 2 or codes.shape[1] != self.num_image_tokens:
+        if not len(codes):
+            return []
+        if wrong := {np.shape(row) for row in codes} - {(self.num_image_tokens,)}:
             raise ValueError(
-                f"decode_images: expected codes [B, {self.num_image_tokens}]; got {codes.shape}; sample whole images"
+                f"decode_images: expected codes [{self.num_image_tokens}] each; got {wrong}; sample whole images"
             )
-        if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes:
+        stacked = np.stack(codes).astype(np.int64)
+        if not 0 <= stacked.min() <= stacked.max() < self.num_codes:
             raise ValueError(
-                f"decode_images: expected codes in 0..{self.num_codes - 1}; got {codes.min()}..{codes.max()}; subtract "
-                "the offset of the joint vocabulary"
+                f"decode_images: expected codes in 0..{self.num_codes - 1}; got {stacked.min()}..{stacked.max()}; "
+                "subtract the offset of the joint vocabulary"
             )
         vq = self._vq()
-        chunks = torch.from_numpy(codes.astype(np.int64)).to(self.device).split(IMAGES_AT_ONCE)
+        chunks = torch.from_numpy(stacked).to(self.device).split(IMAGES_AT_ONCE)
         pictures = [((vq.decode(chunk) + 1) * 127.5).round().clamp(0, 255).byte() for chunk in chunks]
-        return torch.cat(pictures).permute(0, 2, 3, 1).cpu().numpy()
+        return list(torch.cat(pictures).permute(0, 2, 3, 1).cpu().numpy())
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.int32]:

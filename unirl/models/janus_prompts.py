@@ -10,7 +10,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
+from unirl.config import SamplingConfig
+from unirl.config_rules import Problem
 from unirl.models.checkpoint import read_json
+from unirl.models.policy import EncodedPrompt
 from unirl.types import GenerationSample, UnderstandingSample
 
 TOKEN_STRINGS = {
@@ -90,6 +93,25 @@ class JanusPrompts:
             system_prompt=system,
             num_image_tokens=int(processor.get("num_image_tokens", 576)),
         )
+
+    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
+        """Settings of sampling that Janus-Pro cannot serve: it draws pictures of one size."""
+        if sampling.image.size is None:
+            return []
+        rule = "must be null for Janus-Pro, which draws pictures of one size"
+        return [Problem("rollout.sampling.image.size", sampling.image.size, rule, "leave the key out")]
+
+    def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
+        """The prompt of a question or of a picture to draw.
+
+        Raises:
+            ValueError: a text contains a special token.
+        """
+        if isinstance(sample, UnderstandingSample):
+            ids = self.encode_understanding(sample)
+            return EncodedPrompt(ids, len(ids) + sampling.text.max_tokens)
+        ids = self.encode_generation(sample)
+        return EncodedPrompt(ids, len(ids) + self.num_image_tokens)
 
     def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
         """Ids [P] of a question about an image, with `num_image_tokens` placeholders.

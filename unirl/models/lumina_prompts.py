@@ -11,7 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from unirl.config import SamplingConfig
+from unirl.config_rules import Problem
 from unirl.models.checkpoint import read_json
+from unirl.models.lumina_vq import FOLDER, ImageSizes
+from unirl.models.policy import EncodedPrompt
 from unirl.types import GenerationSample, UnderstandingSample
 
 DRAW_SYSTEM = "Generate an image according to the text prompt."
@@ -19,6 +23,7 @@ ANSWER_SYSTEM = (
     "You are a multimodal model that can process both text and images. Answer the following question based on the "
     "provided images. Analyze each image and combine relevant details to answer."
 )
+TAGS = ("<system>", "</system>", "<user>", "</user>")
 PUBLIC_IDS = {
     "mask": 126336,
     "newline": 126084,
@@ -70,6 +75,7 @@ class LuminaPrompts:
     tokenizer: PreTrainedTokenizerBase
     ids: TokenIds
     num_codes: int
+    sizes: ImageSizes
     draw_system: str
     answer_system: str
 
@@ -79,18 +85,20 @@ class LuminaPrompts:
 
         Args:
             folder: holds the tokenizer's files and config.json.
-            system_prompt: None takes the two published ones, any other text stands before both kinds of prompt.
+            system_prompt: None takes the checkpoint's own (`system_prompt` in its tokenizer_config.json) or the two
+                published ones; any other text stands before both kinds of prompt.
 
         Raises:
             FileNotFoundError: the folder lacks the tokenizer or config.json.
             ValueError: the tokenizer lacks a special token, or the vocabulary does not end in the image codes.
         """
         config = read_json(folder / "config.json")
-        read_json(folder / "tokenizer_config.json")
+        own_prompt = read_json(folder / "tokenizer_config.json").get("system_prompt")
+        system_prompt = own_prompt if system_prompt is None else system_prompt
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         ids = _resolve(tokenizer, folder)
         size = int(config.get("embedding_size") or config["vocab_size"])
-        num_codes = int(read_json(folder / "vqvae" / "config.json")["num_vq_embeddings"])
+        num_codes = int(read_json(folder / FOLDER / "config.json")["num_vq_embeddings"])
         if size - num_codes != ids.first_code:
             raise ValueError(
                 f"{folder}: expected a vocabulary of {ids.first_code + num_codes} ids, which ends in {num_codes} image "
@@ -101,9 +109,47 @@ class LuminaPrompts:
             tokenizer=tokenizer,
             ids=ids,
             num_codes=num_codes,
+            sizes=ImageSizes.load(folder),
             draw_system=DRAW_SYSTEM if system_prompt is None else system_prompt,
             answer_system=ANSWER_SYSTEM if system_prompt is None else system_prompt,
         )
+
+    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
+        """Sizes, lengths and steps that cannot be."""
+        problems: list[Problem] = []
+        key, factor, (height, width) = "rollout.sampling.image", self.sizes.factor, self._drawn(sampling)
+        if height % factor or width % factor:
+            rule = f"must be two multiples of {factor}, the side of a code's square"
+            fix = f"try [{max(1, height // factor) * factor}, {max(1, width // factor) * factor}]"
+            problems.append(Problem(f"{key}.size", sampling.image.size, rule, fix))
+        elif sampling.image.diffusion_steps > (cells := height // factor * (width // factor)):
+            rule = f"must be at most {cells}, the codes of a picture of {height} x {width} pixels: a step reveals one"
+            problems.append(Problem(f"{key}.diffusion_steps", sampling.image.diffusion_steps, rule, f"try {cells}"))
+        key, text = "rollout.sampling.text", sampling.text
+        block = text.block_length or text.max_tokens
+        blocks = text.max_tokens // block
+        if text.max_tokens % block:
+            rule = f"must divide {key}.max_tokens ({text.max_tokens}), or be null"
+            problems.append(Problem(f"{key}.block_length", text.block_length, rule, f"try {text.max_tokens}"))
+        elif text.diffusion_steps > text.max_tokens:
+            rule = f"must be at most {key}.max_tokens ({text.max_tokens}): a step reveals one token or more"
+            problems.append(Problem(f"{key}.diffusion_steps", text.diffusion_steps, rule, f"try {text.max_tokens}"))
+        elif text.diffusion_steps % blocks:
+            rule = f"must be a multiple of the {blocks} blocks of {key}.block_length"
+            problems.append(Problem(f"{key}.diffusion_steps", text.diffusion_steps, rule, f"try {2 * blocks}"))
+        return problems
+
+    def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
+        """The canvas of a question, its image as large as any and all of code 0, or of a picture to draw.
+
+        Raises:
+            ValueError: a text contains a special token.
+        """
+        if isinstance(sample, UnderstandingSample):
+            canvas = self.answering(sample, np.zeros(self.sizes.largest_grid, np.int32), sampling.text.max_tokens)
+        else:
+            canvas = self.drawing(sample, self.sizes.grid(self._drawn(sampling)))
+        return EncodedPrompt(canvas, len(canvas))
 
     def answering(self, sample: UnderstandingSample, codes: NDArray[np.int32], num_cells: int) -> NDArray[np.int32]:
         """Canvas int32 [T] of a question about an image, with `num_cells` masks for the answer.
@@ -143,8 +189,31 @@ class LuminaPrompts:
         return np.concatenate([np.asarray(self._instruction(self.draw_system, text), np.int32), canvas[start:]])
 
     def decode(self, ids: NDArray[np.int32]) -> str:
-        """Text of ids, special tokens kept."""
-        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+        """Text of ids, special tokens kept but for the padding and the end of the answer's part of a canvas."""
+        shown = [token for token in ids.tolist() if token not in (self.ids.answer_pad, self.ids.end_answer)]
+        return str(self.tokenizer.decode(shown, skip_special_tokens=False))
+
+    def end_of(self, ids: NDArray[np.int32]) -> int | None:
+        """Place of the first token after which an answer is over; None where there is none."""
+        ends = np.flatnonzero(np.isin(ids, (self.ids.end_answer, self.ids.end_text, self.ids.answer_pad)))
+        return int(ends[0]) if len(ends) else None
+
+    def grid_of(self, canvas: NDArray[np.int32]) -> tuple[int, int]:
+        """Rows and columns of the picture that is drawn on a canvas, from where its newlines stand."""
+        answer = canvas[int(np.flatnonzero(canvas == self.ids.begin_answer)[0]) :]
+        rows = int((answer == self.ids.newline).sum())
+        return rows, int((answer == self.ids.mask).sum()) // rows
+
+    def allowed_text_ids(self) -> NDArray[np.bool_]:
+        """Which of the ids before the image codes an answer may hold: those with a word, the end and the padding."""
+        allowed = np.zeros(self.ids.first_code, bool)
+        words = np.array(sorted(self.tokenizer.get_vocab().values()))
+        allowed[words[words < self.ids.first_code]] = True
+        allowed[[getattr(self.ids, item.name) for item in fields(TokenIds) if item.name not in _IN_ANSWERS]] = False
+        return allowed
+
+    def _drawn(self, sampling: SamplingConfig) -> tuple[int, int]:
+        return sampling.image.size or self.sizes.drawn
 
     def _drawing(self, text: str, grid: tuple[int, int]) -> NDArray[np.int32]:
         cells = np.full(grid, self.ids.mask, np.int32)
@@ -161,12 +230,15 @@ class LuminaPrompts:
 
     def _check_plain(self, text: str, owner: str) -> None:
         special = [str(self.tokenizer.convert_ids_to_tokens(getattr(self.ids, item.name))) for item in fields(TokenIds)]
-        found = [token for token in special if token and token in text]
+        found = [token for token in (*special, *TAGS) if token in text]
         if found:
             raise ValueError(
                 f"{owner}: expected plain text; got the special token {found[0]} in {text[:80]!r}; remove it from the "
                 "data"
             )
+
+
+_IN_ANSWERS = ("end_answer", "end_text", "answer_pad", "first_code")
 
 
 def _resolve(tokenizer: PreTrainedTokenizerBase, folder: Path) -> TokenIds:
@@ -188,4 +260,11 @@ def _resolve(tokenizer: PreTrainedTokenizerBase, folder: Path) -> TokenIds:
             f"{folder}: expected the published ids; got {wrong}; take the published tokenizer, or name its tokens by "
             "role under token_roles in tokenizer_config.json"
         )
-    return TokenIds(**(PUBLIC_IDS | found))
+    resolved = PUBLIC_IDS | found
+    # The published code names these by number alone, so that nothing but their presence can be checked.
+    if absent := [f"{role} ({resolved[role]})" for role in resolved if resolved[role] not in vocabulary.values()]:
+        raise ValueError(
+            f"{folder}: expected a token for every role; got a tokenizer of {len(vocabulary)} tokens without ids for "
+            f"{', '.join(absent)}; take the tokenizer files of the published checkpoint"
+        )
+    return TokenIds(**resolved)

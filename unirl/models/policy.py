@@ -4,15 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Cache
 
-from unirl.config import Family, ModelConfig
-from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
+from unirl.config import Family, ModelConfig, SamplingConfig
+from unirl.config_rules import Problem
+from unirl.types import GenerationSample, LearnerRow, Task, UnderstandingSample
+
+if TYPE_CHECKING:
+    from unirl.models.canvases import CellLaw
+    from unirl.models.llada import LladaForDiffusion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +35,7 @@ class TokenScores:
     """Scores of some completion tokens of a micro-batch.
 
     logprobs: float32 [B, T] nats, with gradient; completions padded on the right to the longest.
-    scored: bool [B, T] tokens that this pass scored. Over all passes each token is scored exactly once.
+    scored: bool [B, T] tokens that this pass scored. Over all passes each token of the loss is scored exactly once.
     entropy: float32 [B, T] nats, detached, of the distribution each scored token was drawn from.
     metrics: detached sums over scored tokens by name, e.g. {"guidance_gap": sum |guided - conditional|}.
     """
@@ -41,24 +46,27 @@ class TokenScores:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """What a family makes of a sample."""
+
+    ids: NDArray[np.int32]
+    """[P] image placeholders expanded; of a masked-diffusion family the whole canvas, a mask in every cell."""
+    longest: int
+    """Most tokens that prompt and completion take together."""
+
+
 class Prompts(Protocol):
     """A family's prompts, which need its tokenizer and no weights."""
 
-    @property
-    def num_image_tokens(self) -> int:
-        """Codes of one image."""
+    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
+        """Settings of sampling that this checkpoint cannot serve, such as a size or a number of steps."""
         ...
 
-    def encode_understanding(self, sample: UnderstandingSample) -> NDArray[np.int32]:
-        """Prompt ids [P] of a question, image placeholders expanded.
+    def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
+        """The prompt of a question or of a picture to draw.
 
-        Raises:
-            ValueError: the sample's text cannot be a prompt.
-        """
-        ...
-
-    def encode_generation(self, sample: GenerationSample) -> NDArray[np.int32]:
-        """Prompt ids [P] of a picture to draw.
+        Without weights, image codes stand as code 0, and `longest` counts the largest image where its size decides.
 
         Raises:
             ValueError: the sample's text cannot be a prompt.
@@ -78,16 +86,26 @@ class Policy(Prompts, Protocol):
         """Parameters under the checkpoint's own names; frozen parts have requires_grad False."""
         ...
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight that sampler and learner exchange; tied ones once."""
+        ...
+
     def decode_text(self, ids: NDArray[np.int32]) -> str:
         """Text of completion ids, special tokens kept."""
         ...
 
-    def decode_images(self, codes: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Pictures [B, height, width, 3] of image codes [B, N]."""
+    def decode_images(
+        self, codes: Sequence[NDArray[np.int32]], prompts: Sequence[NDArray[np.int32]]
+    ) -> list[NDArray[np.uint8]]:
+        """Pictures [height, width, 3] of image codes [N] each, drawn under these prompts."""
         ...
 
     def score(self, rows: Sequence[LearnerRow], scoring: Scoring) -> Iterator[TokenScores]:
-        """Score the completions of rows of one task; each yielded pass may be backpropagated before the next."""
+        """Score the completions of rows of one task; each yielded pass may be backpropagated before the next.
+
+        Every token of the loss masks is scored; others may be.
+        """
         ...
 
     def tokens_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
@@ -107,8 +125,8 @@ class AutoregressivePolicy(Policy, Protocol):
     """What a family that draws token after token adds for its samplers. H is the trunk's width."""
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight of the whole model; tied ones once."""
+    def num_image_tokens(self) -> int:
+        """Codes of one image."""
         ...
 
     @property
@@ -156,6 +174,28 @@ class AutoregressivePolicy(Policy, Protocol):
 
     def code_logits(self, hidden: Tensor) -> Tensor:
         """Logits float32 [..., num_codes] of the next image code."""
+        ...
+
+
+@runtime_checkable
+class MaskedDiffusionPolicy(Policy, Protocol):
+    """What a family that reveals the cells of a canvas adds for its sampler."""
+
+    @property
+    def module(self) -> "LladaForDiffusion":
+        """The network, which sees a canvas whole."""
+        ...
+
+    def cell_law(self, task: Task, temperature: float, guidance_scale: float = 1.0) -> "CellLaw":
+        """The distribution of a cell of an answer or of a picture."""
+        ...
+
+    def null_canvas(self, canvas: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The same cells after an empty instruction, for guidance."""
+        ...
+
+    def end_of(self, ids: NDArray[np.int32]) -> int | None:
+        """Place of the first token that ends an answer; None where none does."""
         ...
 
 

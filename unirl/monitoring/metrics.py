@@ -75,6 +75,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy/entropy/text", "nats", "mean", "Entropy of the next-token distribution in answers."),
     Metric("policy/entropy/image", "nats", "mean", "Entropy of the next-token distribution in images."),
     Metric("policy/guidance_gap", "nats", "mean", "Mean |guided - conditional| log-probability of an image token."),
+    Metric(
+        "policy/rescoring_gap",
+        "nats",
+        "mean",
+        "Mean |merged - sampled| log-probability of a token when `algorithm.diffusion_shrink` merges reveal steps.",
+    ),
     Metric("policy/logprob_gap_max", "nats", "max", "Largest |learner - sampler| log-probability before the update."),
 )
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from torch import nn
 
 from unirl.config import ModelConfig, RolloutConfig
-from unirl.models.policy import AutoregressivePolicy, load_policy
+from unirl.models.policy import AutoregressivePolicy, MaskedDiffusionPolicy, load_policy
 from unirl.rollout.sampler import Sampler
 
 Role = Literal["text", "image", "both"]
@@ -31,11 +32,14 @@ def build_sampler(model: ModelConfig, path: Path, rollout: RolloutConfig, role: 
 
             return VllmSampler(model, path, rollout, role)
         case "torch":
+            from unirl.rollout.diffusion_sampler import DiffusionSampler
             from unirl.rollout.torch_sampler import TorchSampler
 
-            # Every family of today draws token after token.
-            policy = cast(AutoregressivePolicy, load_policy(model, path))
-            policy.module.to("cuda" if torch.cuda.is_available() else "cpu")
-            return TorchSampler(policy, rollout.max_model_len, rollout.max_num_seqs)
+            policy = load_policy(model, path)
+            nn.Module.to(policy.module, "cuda" if torch.cuda.is_available() else "cpu")
+            sizes = rollout.max_model_len, rollout.max_num_seqs
+            if isinstance(policy, MaskedDiffusionPolicy):
+                return DiffusionSampler(policy, *sizes)
+            return TorchSampler(cast(AutoregressivePolicy, policy), *sizes)
         case _:
             raise ValueError(f"rollout.backend: expected 'vllm' or 'torch'; got {rollout.backend!r}; correct the key")

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
 from unirl.models.named_arrays import checksum, to_tensor
-from unirl.models.policy import AutoregressivePolicy, Prompts
+from unirl.models.policy import Policy
 from unirl.types import (
+    FinishReason,
     GenerationSample,
     RolloutGroup,
     RolloutRequest,
     Trajectory,
-    UnderstandingSample,
     WeightsManifest,
 )
 
@@ -26,23 +26,15 @@ class Completion:
 
     ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
-
-
-def encode_prompt(
-    prompts: Prompts, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig
-) -> tuple[NDArray[np.int32], int]:
-    """Prompt ids [P] of a sample, and the most tokens that its completion takes.
-
-    Raises:
-        ValueError: the sample's text cannot be a prompt.
-    """
-    if isinstance(sample, UnderstandingSample):
-        return prompts.encode_understanding(sample), sampling.text.max_tokens
-    return prompts.encode_generation(sample), prompts.num_image_tokens
+    finish_reason: FinishReason = "stop"
+    num_counted: int | None = None
+    """Tokens from the front that count in the loss; None counts all."""
+    unmask_step: NDArray[np.int16] | None = None
+    """[T] step that revealed each token; masked-diffusion families only."""
 
 
 def encode_prompts(
-    policy: Prompts, requests: Sequence[RolloutRequest], sampling: SamplingConfig, max_model_len: int
+    policy: Policy, requests: Sequence[RolloutRequest], sampling: SamplingConfig, max_model_len: int
 ) -> list[NDArray[np.int32]]:
     """Prompt ids [P] of each request.
 
@@ -51,42 +43,44 @@ def encode_prompts(
     """
     prompts = []
     for request in requests:
-        ids, room = encode_prompt(policy, request.sample, sampling)
-        if len(ids) + room > max_model_len:
+        prompt = policy.encode(request.sample, sampling)
+        if prompt.longest > max_model_len:
             raise ValueError(
                 f"request {request.request_id}: expected prompt and completion within rollout.max_model_len "
-                f"{max_model_len} tokens; got a prompt of {len(ids)} and up to {room} sampled tokens; set "
-                f"rollout.max_model_len to {len(ids) + room} or more, or drop the sample"
+                f"{max_model_len} tokens; got up to {prompt.longest}; set rollout.max_model_len to {prompt.longest} or "
+                "more, or drop the sample"
             )
-        prompts.append(ids)
+        prompts.append(prompt.ids)
     return prompts
 
 
 def make_groups(
-    policy: AutoregressivePolicy,
+    policy: Policy,
     requests: Sequence[RolloutRequest],
     prompts: Sequence[NDArray[np.int32]],
     completions: Sequence[Sequence[Completion]],
     policy_version: int,
 ) -> list[RolloutGroup]:
     """One group per request, from one completion per seed."""
-    drawn = [c.ids for request, row in zip(requests, completions, strict=True) if _draws(request) for c in row]
-    pictures = iter(policy.decode_images(np.stack(drawn)) if drawn else ())
+    rows = list(zip(requests, prompts, completions, strict=True))
+    drawn = [(c.ids, prompt) for request, prompt, row in rows if _draws(request) for c in row]
+    pictures = iter(policy.decode_images([codes for codes, _ in drawn], [prompt for _, prompt in drawn]))
     groups = []
-    for request, prompt, row in zip(requests, prompts, completions, strict=True):
+    for request, prompt, row in rows:
         is_image = _draws(request)
         trajectories = [
             Trajectory(
                 prompt_ids=prompt,
                 completion_ids=completion.ids,
-                loss_mask=np.ones(len(completion.ids), bool),
+                loss_mask=np.arange(len(completion.ids)) < _counted(completion),
                 logprobs=completion.logprobs,
                 modality="image" if is_image else "text",
-                text=None if is_image else policy.decode_text(completion.ids),
+                text=None if is_image else policy.decode_text(completion.ids[: _counted(completion)]),
                 image=next(pictures) if is_image else None,
-                finish_reason="stop" if is_image or completion.ids[-1] == policy.end_id else "length",
+                finish_reason=completion.finish_reason,
                 policy_version=policy_version,
                 seed=seed,
+                unmask_step=completion.unmask_step,
             )
             for seed, completion in zip(request.seeds, row, strict=True)
         ]
@@ -126,6 +120,10 @@ def verified_weights(
                 "the learner diverged: lower learner.lr and resume from an older checkpoint"
             )
     return named
+
+
+def _counted(completion: Completion) -> int:
+    return len(completion.ids) if completion.num_counted is None else completion.num_counted
 
 
 def _draws(request: RolloutRequest) -> bool:

@@ -135,6 +135,7 @@ class _Decoder:
         for ids, values in zip(tokens, logprobs, strict=True):
             ends = np.flatnonzero(ids == end_id) if end_id is not None else []
             length = ends[0] + 1 if len(ends) else len(ids)
-            flat.append(Completion(ids[:length].copy(), values[:length].copy()))
+            reason = "stop" if len(ends) or end_id is None else "length"
+            flat.append(Completion(ids[:length].copy(), values[:length].copy(), reason))
         rows = iter(flat)
         return [[next(rows) for _ in range(size)] for size in self._sizes]

@@ -241,13 +241,15 @@ class VllmSampler:
             f"request {request.request_id}: tokens without logprobs"
         )
         text_vocab_size = len(self._front.allowed_text_ids)
+        reason = "stop"
         if request.task == "generation":
             assert len(ids) == self._front.num_image_tokens, f"request {request.request_id}: {len(ids)} image codes"
             assert (ids >= text_vocab_size).all(), f"request {request.request_id}: text ids in an image: {ids}"
             ids = ids - np.int32(text_vocab_size)
         else:
             assert (ids < text_vocab_size).all(), f"request {request.request_id}: image codes in an answer: {ids}"
-        return Completion(ids, np.asarray(logprobs.logprobs, dtype=np.float32))
+            reason = "stop" if ids[-1] == self._front.end_id else "length"
+        return Completion(ids, np.asarray(logprobs.logprobs, dtype=np.float32), reason)
 
     def _forget_prefixes(self) -> None:
         done = self._llm.reset_prefix_cache()

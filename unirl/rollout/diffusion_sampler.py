@@ -1,0 +1,85 @@
+"""The sampler of masked-diffusion families: canvases of a unit of work revealed together, step by step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unirl.config import SamplingConfig
+from unirl.models.checkpoint import copy_into
+from unirl.models.named_arrays import to_tensor
+from unirl.models.policy import MaskedDiffusionPolicy
+from unirl.rollout.completions import Completion, encode_prompts, make_groups, verified_weights
+from unirl.rollout.sampler import NamedArrays
+from unirl.rollout.units import units_of_work
+from unirl.rollout.unmasking import Drawn, draw_answers, draw_images
+from unirl.types import RolloutGroup, RolloutRequest, WeightsManifest
+
+
+@dataclass(slots=True)
+class DiffusionSampler:
+    """Meets `Sampler` with the policy itself."""
+
+    policy: MaskedDiffusionPolicy
+    max_model_len: int
+    """Longest canvas in tokens."""
+    max_num_seqs: int
+    """Canvases revealed together."""
+    policy_version: int = -1
+
+    @torch.inference_mode()
+    def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
+        """One group per request, in their order."""
+        groups = {}
+        for unit in units_of_work(requests, self.max_num_seqs):
+            canvases = encode_prompts(self.policy, unit, sampling, self.max_model_len)
+            draw = self._answers if unit[0].task == "understanding" else self._images
+            repeated = [canvas for canvas, request in zip(canvases, unit, strict=True) for _ in request.seeds]
+            drawn = iter(draw(repeated, [seed for request in unit for seed in request.seeds], sampling))
+            completions = [[next(drawn) for _ in request.seeds] for request in unit]
+            made = make_groups(self.policy, unit, canvases, completions, self.policy_version)
+            groups |= {id(group.request): group for group in made}
+        return [groups[id(request)] for request in requests]
+
+    def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
+        """Replace the weights in place.
+
+        Raises:
+            ValueError: the manifest or the weights do not fit; nothing is changed.
+        """
+        targets = self.policy.module.state_dict()
+        for name, array in verified_weights(manifest, tensors, self.policy.shapes):
+            copy_into(targets, name, to_tensor(array))
+        self.policy_version = manifest.policy_version
+
+    def _answers(
+        self, canvases: Sequence[NDArray[np.int32]], seeds: Sequence[int], sampling: SamplingConfig
+    ) -> list[Completion]:
+        text = sampling.text
+        law = self.policy.cell_law("understanding", text.temperature)
+        block = text.block_length or text.max_tokens
+        drawn = draw_answers(self.policy.module, canvases, seeds, law, text.diffusion_steps, block)
+        completions = []
+        for one in drawn:
+            end = self.policy.end_of(one[0].values)
+            # What stands behind the end fills the canvas and says nothing.
+            completions.append(_completion(one, "length" if end is None else "stop", None if end is None else end + 1))
+        return completions
+
+    def _images(
+        self, canvases: Sequence[NDArray[np.int32]], seeds: Sequence[int], sampling: SamplingConfig
+    ) -> list[Completion]:
+        image = sampling.image
+        law = self.policy.cell_law("generation", image.temperature, image.guidance_scale)
+        nulls = [self.policy.null_canvas(canvas) for canvas in canvases] if image.guidance_scale != 1.0 else None
+        return [
+            _completion(one)
+            for one in draw_images(self.policy.module, canvases, nulls, seeds, law, image.diffusion_steps)
+        ]
+
+
+def _completion(drawn: Drawn, finish_reason: str = "stop", num_counted: int | None = None) -> Completion:
+    row, logprobs = drawn
+    return Completion(row.values, logprobs, finish_reason, num_counted, row.steps)
