@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from unirl.algorithms.guidance import guided_logits
 from unirl.algorithms.unmasking import cosine_reveals, draw_values, linear_reveals, most_confident
-from unirl.models.llada import LladaConfig, LladaForDiffusion
+from unirl.models.llada import KeysAndValues, LladaConfig, LladaForDiffusion
 
 MASK, END_ANSWER, FIRST_CODE, NUM_CODES = 80, 86, 96, 24
 
@@ -90,6 +90,21 @@ def test_padding_on_the_right_changes_nothing(golden, model):
     together = model(ids, mask)
     assert (together[1, :13] - model(ids[1:, :13])[0]).abs().max() < 1e-5
     assert (together[0] - model(ids[:1])[0]).abs().max() < 1e-5
+
+
+def test_part_of_the_positions_with_kept_keys_and_values_is_that_part_of_the_whole(golden, model):
+    """Rows compute different positions, one of them twice; the second row is padded."""
+    tensors, _ = golden
+    ids = torch.cat([tensors["ids"], tensors["ids"].roll(1)])
+    mask = torch.ones_like(ids).bool()
+    mask[1, 13:] = False
+    where = torch.tensor([[0, 7, 22, 3], [12, 5, 1, 12]])
+    with torch.inference_mode():
+        kept = KeysAndValues()
+        whole = model.hidden_states(ids, mask, kept)
+        part = model.hidden_states(ids, mask, kept, where)
+    assert (whole - model.hidden_states(ids, mask)).abs().max() == 0
+    assert (part - whole[torch.arange(2)[:, None], where]).abs().max() < 1e-5
 
 
 def test_a_saved_model_loads_back_equal(golden, model, tmp_path):

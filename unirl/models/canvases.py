@@ -86,17 +86,24 @@ def cell_logits(
         places: int64 [n] each.
         law: says which ids.
     """
-    device = model.device
-    longest = max(map(len, canvases))
-    ids = torch.full((len(canvases), longest), law.mask_id, dtype=torch.long)
+    ids, exists = padded(canvases, law.mask_id, model.device)
+    return model.logits(picked(model.hidden_states(ids, exists), places), law.start, law.stop)
+
+
+def padded(canvases: Sequence[NDArray[np.int32]], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Canvases of any lengths as int64 [B, T], padded on the right, and bool [B, T] true where they are not."""
+    ids = torch.full((len(canvases), max(map(len, canvases))), fill, dtype=torch.long)
     exists = torch.zeros(ids.shape, dtype=torch.bool)
     for row, canvas in enumerate(canvases):
         ids[row, : len(canvas)] = torch.from_numpy(canvas)
         exists[row, : len(canvas)] = True
-    hidden = model.hidden_states(ids.to(device), exists.to(device))
+    return ids.to(device), exists.to(device)
+
+
+def picked(table: Tensor, places: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Entries [sum of n, ...] of a table [B, T, ...] at the places [n] of each row, row after row."""
     rows = torch.repeat_interleave(torch.arange(len(places)), torch.tensor([len(part) for part in places]))
-    chosen = hidden[rows.to(device), torch.from_numpy(np.concatenate(places)).to(device)]
-    return model.logits(chosen, law.start, law.stop)
+    return table[rows.to(table.device), torch.from_numpy(np.concatenate(places)).to(table.device)]
 
 
 def score_canvases(model: LladaForDiffusion, rows: Sequence[CanvasRow], law: CellLaw) -> Iterator[TokenScores]:

@@ -5,6 +5,8 @@ Parameter names and configuration fields are those of the official checkpoint; p
 Shapes: B rows, T positions, H width, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -88,6 +90,37 @@ class RmsNorm(nn.Module):
         return self.weight * normal.to(hidden.dtype)
 
 
+class KeysAndValues:
+    """Rotated keys and values of every position of a batch, block by block, each as last computed; for inference.
+
+    They take 2 x layers x H numbers a position: half a mebibyte in bfloat16 for the 8B model.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def renewed(self, block: int, where: Tensor | None, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, heads, T, D] of all positions, after those at `where` were replaced in place.
+
+        Args:
+            block: number of the block.
+            where: int64 [B, n]; None replaces everything, of any earlier shape.
+            keys: [B, heads, n, D], or T in place of n.
+            values: likewise.
+        """
+        if where is None:
+            self._blocks[block] = keys, values
+        else:
+            places = where[:, None, :, None].expand_as(keys)
+            for kept, new in zip(self._blocks[block], (keys, values), strict=True):
+                kept.scatter_(2, places, new)
+        return self._blocks[block]
+
+
+Recall = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Keys and values of the computed positions -> those of all positions [B, heads, T, D]."""
+
+
 class LladaBlock(GradientCheckpointingLayer):
     """Attention over all positions, then a gated feed-forward layer, each with its residual."""
 
@@ -100,23 +133,27 @@ class LladaBlock(GradientCheckpointingLayer):
         self.ff_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
         self.ff_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, recall: Recall | None = None
+    ) -> Tensor:
         """Hidden states [B, T, H].
 
         Args:
-            hidden: [B, T, H].
+            hidden: [B, T, H], or n of the T positions.
             mask: bool [B, 1, 1, T] true where a position may be seen; None when all may.
-            cos: float32 [T, head width] of the rotary angles.
+            cos: float32 [T, head width] of the rotary angles, or one such table a row [B, 1, n, head width].
             sin: likewise.
+            recall: keeps the keys and values computed here and brings in the others; None when nothing is kept.
         """
         normal = self.attn_norm(hidden)
         query, key, value = (
             project(normal).unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        seen = functional.scaled_dot_product_attention(
-            _rotate(query, cos, sin), _rotate(key, cos, sin), value, attn_mask=mask
-        )
+        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        if recall is not None:
+            key, value = recall(key, value)
+        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         hidden = hidden + self.attn_out(seen.transpose(1, 2).flatten(2))
         normal = self.ff_norm(hidden)
         return hidden + self.ff_out(functional.silu(self.ff_proj(normal)) * self.up_proj(normal))
@@ -173,20 +210,33 @@ class LladaForDiffusion(PreTrainedModel):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.init_std)
 
-    def hidden_states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, T, H], normalised.
+    def hidden_states(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        kept: KeysAndValues | None = None,
+        where: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, T, H], normalised; with `where`, [B, n, H] of those positions alone.
 
         Args:
             ids: int64 [B, T], padded on the right.
             mask: bool [B, T] true where a position exists; None when all do.
+            kept: takes the keys and values of this pass, and holds those of the positions that it leaves out.
+            where: int64 [B, n] positions to compute, which may repeat; None means all. Needs an earlier pass over all
+                of them with the same `kept`.
         """
+        assert where is None or kept is not None, "a pass over part of the positions needs the others' keys and values"
         parts = self.model.transformer
         cos, sin = _angles(ids.shape[1], self.config, ids.device)
         # Without padding no mask, so that the fast kernels of attention stay open.
         visible = None if mask is None or bool(mask.all()) else mask[:, None, None, :]
+        if where is not None:
+            ids, cos, sin = ids.gather(1, where), cos[where][:, None], sin[where][:, None]
         hidden = parts["wte"](ids)
-        for block in cast("nn.ModuleList", parts["blocks"]):
-            hidden = block(hidden, visible, cos, sin)
+        for index, block in enumerate(cast("nn.ModuleList", parts["blocks"])):
+            recall = None if kept is None else partial(kept.renewed, index, where)
+            hidden = block(hidden, visible, cos, sin, recall)
         return parts["ln_f"](hidden)
 
     def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from unirl.algorithms.guidance import guided_logits
 from unirl.algorithms.unmasking import cosine_reveals, draw_values, linear_reveals, most_confident
 from unirl.models.canvases import CanvasRow, CellLaw, cell_logits, cells_of, written
 from unirl.models.llada import LladaForDiffusion
+from unirl.rollout.approximate_cache import ApproximateCache, CachedLogits
 from unirl.rollout.gumbel import gumbel_noise, mixed_seeds
 
 Noise = Callable[[int, int, NDArray[np.int64], int], tuple[Tensor, Tensor]]
@@ -29,7 +30,7 @@ def keyed_noise(seed: int, step: int, cells: NDArray[np.int64], num_values: int)
 
 
 @torch.inference_mode()
-def draw_images(
+def draw_images(  # noqa: PLR0913 - who draws what, how, and with which noise
     model: LladaForDiffusion,
     canvases: Sequence[NDArray[np.int32]],
     nulls: Sequence[NDArray[np.int32]] | None,
@@ -37,6 +38,7 @@ def draw_images(
     law: CellLaw,
     num_steps: int,
     noise: Noise = keyed_noise,
+    cache: ApproximateCache | None = None,
 ) -> list[Drawn]:
     """Images in `num_steps` steps (MaskGIT, as Lumina-DiMOO samples): reveal the most confident cells, keep them.
 
@@ -50,6 +52,7 @@ def draw_images(
         law: image codes, temperature, guidance.
         num_steps: steps of every image.
         noise: where the noise comes from.
+        cache: computes part of the positions in most steps, for inference only; None is exact.
 
     Raises:
         ValueError: more steps than an image has cells.
@@ -59,7 +62,8 @@ def draw_images(
     def choose(row: int, step: int, confidence: Tensor, order: Tensor, masked: NDArray[np.int64]) -> Tensor:
         return most_confident(confidence + law.temperature * order, schedules[row][step])
 
-    return _unmask(model, canvases, nulls, seeds, law, num_steps, choose, noise)
+    streams = _streams(model, law, num_steps, cache)
+    return _unmask(streams, canvases, nulls, seeds, law, num_steps, choose, noise)
 
 
 @torch.inference_mode()
@@ -101,15 +105,31 @@ def draw_answers(
         later = torch.from_numpy(masked >= (step // per_block + 1) * block_length)
         return most_confident(confidence.masked_fill(later, -torch.inf), reveals[step % per_block])
 
-    return _unmask(model, canvases, None, seeds, law, num_steps, choose, noise)
+    return _unmask(_streams(model, law, num_steps), canvases, None, seeds, law, num_steps, choose, noise)
 
 
 Choice = Callable[[int, int, Tensor, Tensor, NDArray[np.int64]], Tensor]
 """(row, step, confidence [n], order noise [n], masked cells [n]) -> which of the n to reveal."""
 
+StepLogits = Callable[[int, Sequence[NDArray[np.int32]], Sequence[NDArray[np.int64]]], Tensor]
+"""(step, canvases [T] each, places [n] of each) -> logits float32 [sum of n, V]."""
+
+
+def _streams(
+    model: LladaForDiffusion, law: CellLaw, num_steps: int, cache: ApproximateCache | None = None
+) -> tuple[StepLogits, StepLogits]:
+    """Where the logits of the canvases and those of the null canvases come from."""
+    if cache is not None:
+        return CachedLogits(model, law, cache, num_steps), CachedLogits(model, law, cache, num_steps)
+
+    def exact(step: int, canvases: Sequence[NDArray[np.int32]], places: Sequence[NDArray[np.int64]]) -> Tensor:
+        return cell_logits(model, canvases, places, law)
+
+    return exact, exact
+
 
 def _unmask(  # noqa: PLR0913 - what both kinds of drawing share
-    model: LladaForDiffusion,
+    streams: tuple[StepLogits, StepLogits],
     canvases: Sequence[NDArray[np.int32]],
     nulls: Sequence[NDArray[np.int32]] | None,
     seeds: Sequence[int],
@@ -123,12 +143,14 @@ def _unmask(  # noqa: PLR0913 - what both kinds of drawing share
     steps = [np.full(count, -1, np.int16) for count in counts]
     logprobs = [np.zeros(count, np.float32) for count in counts]
     num_values = law.stop - law.start
+    cond, uncond = streams
     for step in range(num_steps):
         masked = [np.flatnonzero(row == -1) for row in steps]
-        logits = _logits(model, canvases, values, steps, masked, law)
+        logits = cond(step, *_before(canvases, values, steps, masked, law))
         if law.guidance_scale != 1.0:
             assert nulls is not None, "guidance needs null canvases"
-            logits = guided_logits(logits, _logits(model, nulls, values, steps, masked, law), law.guidance_scale)
+            null_logits = uncond(step, *_before(nulls, values, steps, masked, law))
+            logits = guided_logits(logits, null_logits, law.guidance_scale)
         for row, part in enumerate(logits.cpu().split([len(cells) for cells in masked])):
             value_noise, order_noise = noise(seeds[row], step, masked[row], num_values)
             drawn, confidence = draw_values(part.double(), law.temperature, value_noise.double(), law.allowed)
@@ -146,14 +168,14 @@ def _unmask(  # noqa: PLR0913 - what both kinds of drawing share
     ]
 
 
-def _logits(
-    model: LladaForDiffusion,
+def _before(
     canvases: Sequence[NDArray[np.int32]],
     values: Sequence[NDArray[np.int32]],
     steps: Sequence[NDArray[np.int16]],
     masked: Sequence[NDArray[np.int64]],
     law: CellLaw,
-) -> Tensor:
+) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int64]]]:
+    """The canvases as they stand before a step, and the places of their masked cells."""
     seen = [written(canvas, v, s >= 0, law) for canvas, v, s in zip(canvases, values, steps, strict=True)]
     places = [cells_of(canvas, law.mask_id)[cells] for canvas, cells in zip(canvases, masked, strict=True)]
-    return cell_logits(model, seen, places, law)
+    return seen, places
