@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unirl.config import SamplingConfig
 from unirl.config_rules import Problem
@@ -90,12 +90,14 @@ class LuminaPrompts:
 
         Raises:
             FileNotFoundError: the folder lacks the tokenizer or config.json.
-            ValueError: the tokenizer lacks a special token, or the vocabulary does not end in the image codes.
+            ValueError: the tokenizer lacks a special token, the vocabulary does not end in the image codes, or the
+                system prompt contains a special token.
         """
         config = read_json(folder / "config.json")
         own_prompt = read_json(folder / "tokenizer_config.json").get("system_prompt")
         system_prompt = own_prompt if system_prompt is None else system_prompt
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Not AutoTokenizer: the published config.json names code of its own, which that one asks for leave to run.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         ids = _resolve(tokenizer, folder)
         size = int(config.get("embedding_size") or config["vocab_size"])
         num_codes = int(read_json(folder / FOLDER / "config.json")["num_vq_embeddings"])
@@ -105,7 +107,7 @@ class LuminaPrompts:
                 f"codes from id {ids.first_code} on; got {size} in config.json; a padded or resized head shifts every "
                 "code: take the published checkpoint, or cut the head back"
             )
-        return cls(
+        loaded = cls(
             tokenizer=tokenizer,
             ids=ids,
             num_codes=num_codes,
@@ -113,6 +115,8 @@ class LuminaPrompts:
             draw_system=DRAW_SYSTEM if system_prompt is None else system_prompt,
             answer_system=ANSWER_SYSTEM if system_prompt is None else system_prompt,
         )
+        loaded._check_plain(loaded.answer_system, "model.system_prompt")
+        return loaded
 
     def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
         """Sizes, lengths and steps that cannot be."""
@@ -136,7 +140,8 @@ class LuminaPrompts:
             problems.append(Problem(f"{key}.diffusion_steps", text.diffusion_steps, rule, f"try {text.max_tokens}"))
         elif text.diffusion_steps % blocks:
             rule = f"must be a multiple of the {blocks} blocks of {key}.block_length"
-            problems.append(Problem(f"{key}.diffusion_steps", text.diffusion_steps, rule, f"try {2 * blocks}"))
+            fix = f"try {-(-text.diffusion_steps // blocks) * blocks}"
+            problems.append(Problem(f"{key}.diffusion_steps", text.diffusion_steps, rule, fix))
         return problems
 
     def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
@@ -233,8 +238,7 @@ class LuminaPrompts:
         found = [token for token in (*special, *TAGS) if token in text]
         if found:
             raise ValueError(
-                f"{owner}: expected plain text; got the special token {found[0]} in {text[:80]!r}; remove it from the "
-                "data"
+                f"{owner}: expected plain text; got the special token {found[0]} in {text[:80]!r}; remove it"
             )
 
 

@@ -6,6 +6,7 @@ It stays outside the trained weights. Pixels lie in [0, 1] on both sides.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ class ImageSizes:
         """The grid of a question's image that takes most tokens, one newline a row included."""
         grids = [self.grid(size) for size in self._crop_sizes(self.max_area)]
         # Sides that are cut to whole codes lie between the crop sizes: at most the area, at most 4 to 1.
-        side = int((self.max_area * LARGEST_RATIO) ** 0.5) // self.factor
-        return max([*grids, (side, side // LARGEST_RATIO)], key=lambda grid: grid[0] * (grid[1] + 1))
+        area, side = self.max_area // self.factor**2, isqrt(self.max_area * LARGEST_RATIO) // self.factor
+        grids += [(rows, area // rows) for rows in range(1, min(area, side) + 1)]
+        return max(grids, key=lambda grid: grid[0] * (grid[1] + 1))
 
     def _crop_sizes(self, area: int) -> list[tuple[int, int]]:
         """Sizes in steps of two codes of at most `area`, none of which could grow on both sides."""
@@ -108,9 +110,11 @@ class LuminaVq:
     @cached_property
     def model(self) -> Any:
         """The tokenizer on the CPU."""
-        from diffusers import VQModel
+        from diffusers.models.autoencoders.vq_model import VQModel
 
-        loaded: Any = VQModel.from_pretrained(self._folder, use_safetensors=True, local_files_only=True)
+        loaded: Any = VQModel.from_pretrained(
+            self._folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
         return loaded.float().eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()

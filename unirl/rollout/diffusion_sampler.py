@@ -15,7 +15,7 @@ from unirl.rollout.completions import Completion, encode_prompts, make_groups, v
 from unirl.rollout.sampler import NamedArrays
 from unirl.rollout.units import units_of_work
 from unirl.rollout.unmasking import Drawn, draw_answers, draw_images
-from unirl.types import RolloutGroup, RolloutRequest, WeightsManifest
+from unirl.types import FinishReason, RolloutGroup, RolloutRequest, WeightsManifest
 
 
 @dataclass(slots=True)
@@ -80,6 +80,6 @@ class DiffusionSampler:
         ]
 
 
-def _completion(drawn: Drawn, finish_reason: str = "stop", num_counted: int | None = None) -> Completion:
+def _completion(drawn: Drawn, finish_reason: FinishReason = "stop", num_counted: int | None = None) -> Completion:
     row, logprobs = drawn
     return Completion(row.values, logprobs, finish_reason, num_counted, row.steps)
