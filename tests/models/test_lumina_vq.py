@@ -157,8 +157,10 @@ def test_pictures_of_mixed_sizes_together_equal_each_alone(vq):
         assert np.array_equal(vq.encode([image])[0], codes)
     assert len({codes.shape for codes in together}) > 2
     for codes, picture in zip(together, vq.decode(together), strict=True):
-        assert np.array_equal(vq.decode([codes])[0], picture)
+        # Other company may round a pixel the other way.
+        assert np.abs(vq.decode([codes])[0].astype(int) - picture).max() <= 1
         assert picture.shape == (codes.shape[0] * 4, codes.shape[1] * 4, 3)
+        assert picture.std() > 10
 
 
 def test_more_pictures_than_go_through_at_once(vq):
