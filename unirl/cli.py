@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -188,12 +188,21 @@ def lab_data(
 
 
 @lab_app.command("pretrain")
-def lab_pretrain(out: Annotated[Path, typer.Argument(help="New checkpoint folder.")]) -> None:
-    """Train the tiny base model from scratch (minutes on two cores)."""
+def lab_pretrain(
+    out: Annotated[Path, typer.Argument(help="New checkpoint folder.")],
+    family: Annotated[str, typer.Option(help="Which tiny model: janus_pro or lumina_dimoo.")] = "janus_pro",
+) -> None:
+    """Train a tiny base model from scratch (minutes on two cores)."""
     start_logging(None)
+    from typing import get_args
+
+    from unirl.config import Family
+
+    if family not in get_args(Family):
+        raise typer.BadParameter(f"expected one of {', '.join(get_args(Family))}; got {family}", param_hint="--family")
     from unirl.jobs import lab
 
-    raise typer.Exit(lab.pretrain(out))
+    raise typer.Exit(lab.pretrain(out, family=cast("Family", family)))
 
 
 @lab_app.command("show")

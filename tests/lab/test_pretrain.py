@@ -7,7 +7,9 @@ import torch
 
 from unirl.lab.competence import answer_accuracy, drawing_scores, wilson_interval
 from unirl.lab.exam import make_exam
-from unirl.lab.pretrain import Phase, Recipe, SummedGradients, make_scenes, pretrain, recipe_hash
+from unirl.lab.plain_sampling import PlainJanus
+from unirl.lab.pretrain import SummedGradients, make_scenes, pretrain, recipe_hash
+from unirl.lab.student import Phase, Recipe
 from unirl.lab.tiny_janus import load_model
 from unirl.lab.world import is_heldout
 
@@ -67,15 +69,17 @@ def test_the_shipped_base_is_as_good_as_its_lab_json_says(base, shipped_path):
     measured = json.loads((shipped_path / "lab.json").read_text())["measured"]["noisy_base"]
     exam = make_exam(measured["num_prompts"])
     # The same prompts and sampling seeds: only kernels that round differently may flip a few draws.
-    assert answer_accuracy(base, exam, greedy=False) == pytest.approx(measured["understanding_sampled"], abs=0.03)
-    exact, partial = drawing_scores(base, exam, greedy=False, guidance=1.0)
+    assert answer_accuracy(PlainJanus(base), exam, greedy=False) == pytest.approx(
+        measured["understanding_sampled"], abs=0.03
+    )
+    exact, partial = drawing_scores(PlainJanus(base), exam, greedy=False, guidance=1.0)
     assert exact == pytest.approx(measured["exact_sampled_guidance_1"], abs=0.03)
     assert partial == pytest.approx(measured["partial_sampled_guidance_1"], abs=0.03)
 
 
 @pytest.mark.slow
 def test_equal_seeds_train_equal_weights_and_lab_json_tells_all(tmp_path):
-    facts = [pretrain(tmp_path / name, TINY) for name in ("one", "two")]
+    facts = [pretrain(tmp_path / name, recipe=TINY) for name in ("one", "two")]
     assert facts[0]["measured"] == facts[1]["measured"]
     assert set(facts[0]["measured"]) == {"clean", "noisy_base", "vq"}
     one, two = (load_model(tmp_path / name).state_dict() for name in ("one", "two"))
@@ -88,7 +92,7 @@ def test_equal_seeds_train_equal_weights_and_lab_json_tells_all(tmp_path):
 def test_a_death_of_the_second_process_is_reported(tmp_path):
     # An empty understanding batch raises in the second process only.
     with pytest.raises(RuntimeError, match="second one ended with exit code 1"):
-        pretrain(tmp_path / "dead", replace(TINY, understanding_batch=0))
+        pretrain(tmp_path / "dead", recipe=replace(TINY, understanding_batch=0))
 
 
 @pytest.mark.slow

@@ -34,7 +34,9 @@ def write_folder(folder, roles=ROLES, *, num_codes=6, extra_rows=0, drop=()):
     size = len(tokens) - 1 + num_codes + extra_rows
     (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
     (folder / "vqvae").mkdir()
-    (folder / "vqvae" / "config.json").write_text(json.dumps({"num_vq_embeddings": num_codes, "block_out_channels": [8, 8]}))
+    (folder / "vqvae" / "config.json").write_text(
+        json.dumps({"num_vq_embeddings": num_codes, "block_out_channels": [8, 8]})
+    )
     return folder
 
 

@@ -9,6 +9,7 @@ from unirl.data.atomic import DataError
 from unirl.data.prompts import read_prompts
 from unirl.jobs.assets import resolve_heldout
 from unirl.models.policy import load_prompts
+from unirl.rollout.build import backend_problems
 from unirl.types import GenerationSample, UnderstandingSample
 
 SHOWN = 3
@@ -33,7 +34,8 @@ def check_prompts(
         prompts = load_prompts(config.model, checkpoint)
     except ValueError as error:
         raise DataError(str(error)) from error
-    if wrong := prompts.find_problems(config.rollout.sampling):
+    wrong = [*backend_problems(config.model, config.rollout), *prompts.find_problems(config.rollout.sampling)]
+    if wrong:
         raise ConfigError(wrong)
     limit = config.rollout.max_model_len
     problems: list[str] = []

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 # The published models have these; the official code knows others, which no checkpoint of this family uses.
@@ -73,6 +73,10 @@ class LladaConfig(PreTrainedConfig):
         self.weight_tying, self.init_std = weight_tying, init_std
         options: dict[str, Any] = _FIXED | rest | {"tie_word_embeddings": weight_tying}
         super().__init__(**options)
+
+
+# AutoTokenizer reads config.json too, and warns of a type that it does not know.
+AutoConfig.register(LladaConfig.model_type, LladaConfig, exist_ok=True)
 
 
 class RmsNorm(nn.Module):

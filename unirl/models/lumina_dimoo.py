@@ -137,10 +137,9 @@ class LuminaDimoo:
         Raises:
             ValueError: rows of both tasks, or a row without a reveal step for each of its cells.
         """
-        tasks = {row.task for row in rows}
-        if len(tasks) != 1:
+        task = rows[0].task
+        if len(tasks := {row.task for row in rows}) != 1:
             raise ValueError(f"score: expected rows of one task; got {sorted(tasks)}; make micro-batches per task")
-        (task,) = tasks
         guided = self._is_guided(task, scoring)
         temperature = scoring.image_temperature if task == "generation" else scoring.text_temperature
         law = self.cell_law(task, temperature or 1.0, scoring.guidance_scale if guided else 1.0)
