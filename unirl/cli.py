@@ -38,10 +38,12 @@ app = typer.Typer(
 )
 pair_app = typer.Typer(no_args_is_help=True, help="Build, certify and look at understanding-generation pairs.")
 lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, its tiny base model.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed: ratios against a named baseline in one run.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings and check them.")
 app.add_typer(pair_app, name="pair")
 app.add_typer(lab_app, name="lab")
 app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
 
 
 class Job(StrEnum):
@@ -292,6 +294,21 @@ def config_diff(
         return
     for key, values in changed.items():
         typer.echo(f"{key}: {default_text(values[0])} | {default_text(values[1])}")
+
+
+@bench_app.command("diffusion")
+def bench_diffusion(
+    overrides: Overrides = None,
+    config: Files = None,
+    budget_s: Annotated[float, typer.Option("--budget-s", min=0, help="Wall time of each learning arm; 0: none.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Masked diffusion: cost of an update by arm, reward at equal wall time, speed of the sampler."""
+    start_logging(None)
+    settings = load_rl(config or [], overrides or [])
+    from unirl.jobs import bench
+
+    raise typer.Exit(bench.diffusion(settings, budget_s=budget_s, as_json=as_json))
 
 
 @app.command()

@@ -77,7 +77,8 @@ class LuminaStudent:
         self.vq.requires_grad_(requires_grad=False)
         self.vq.quantize.embedding.weight.copy_(codebook)
         # Image tokens start with the geometry of the codes, which resembles that of the patches.
-        table = self.module.get_input_embeddings().weight.data
+        inputs: Any = self.module.get_input_embeddings()
+        table = inputs.weight.data
         axes = torch.linalg.qr(table[:CODE_DIM].T).Q.T
         table[-NUM_CODES:] = codebook @ axes * table[:-NUM_CODES].norm(dim=1).mean()
 
