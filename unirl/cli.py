@@ -153,7 +153,7 @@ def verify(
     as_json: AsJson = False,
     verbose: Loudness = None,
 ) -> None:
-    """Certify a checkpoint for training: sampler, learner and weight sync agree on it; exit 1 when a gate fails."""
+    """Certify that a checkpoint can be trained on: sampler and learner agree on it; exit 1 when a gate fails."""
     start_logging(verbose)
     extra = [f"model.path={checkpoint}"] if checkpoint else []
     settings = load_rl(saved_config(checkpoint) + (config or []), (overrides or []) + extra, incomplete=True)

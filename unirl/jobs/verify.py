@@ -34,9 +34,10 @@ from unirl.jobs.verify_gates import (
     Bench,
     Dtype,
     Finding,
+    check_greedy,
     check_layout,
 )
-from unirl.models.policy import load_policy
+from unirl.models.policy import load_independent, load_policy
 from unirl.rollout.build import build_sampler
 from unirl.types import PairRecord
 
@@ -64,7 +65,8 @@ def main(config: RlConfig, *, num_prompts: int, as_json: bool = False) -> int:
     """
     started = time.perf_counter()
     check_given(config)
-    checkpoint = policy_of(config.model.path)
+    name = config.model.path
+    checkpoint = policy_of(name)
     config = settings_for(config, checkpoint)
     pairs = prompts_of(config, num_prompts)
     check_prompts([side for pair in pairs for side in (pair.understanding, pair.generation)], config, checkpoint)
@@ -73,7 +75,7 @@ def main(config: RlConfig, *, num_prompts: int, as_json: bool = False) -> int:
         findings.append(finding)
         log.info("%s, %s: %s", finding.gate, finding.dtype, finding.verdict)
     facts = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": name,
         "family": config.model.family,
         "sampler": config.rollout.backend,
         "prompts_per_task": len(pairs),
@@ -174,6 +176,10 @@ def run_gates(bench: Bench, checkpoint: Path, learner: LocalLearner | None) -> I
     yield from checked("layout", bench, lambda: check_layout(bench, checkpoint))
     for name, gate in SAMPLING_GATES:
         yield from checked(name, bench, lambda gate=gate: gate(bench))
+    if bench.dtype == "float32":
+        yield from checked(
+            "greedy tokens", bench, lambda: check_greedy(bench, load_independent(bench.config.model, checkpoint))
+        )
     if learner is not None:
         for name, gate in LEARNING_GATES:
             yield from checked(name, bench, lambda gate=gate: gate(bench, learner))
@@ -218,8 +224,8 @@ def show(facts: dict[str, object], findings: Sequence[Finding], seconds: float) 
             note = f"{finding.gate}: {finding.reason}"
             notes += [] if note in notes else [note]
             verdict = f"{verdict} [{notes.index(note) + 1}]"
-        numbers = (number(finding.figure), number(finding.limit))
-        table.add_row(finding.gate, finding.dtype, finding.measured, *numbers, verdict)
+        limit = ("> " if finding.bound == "above" else "") + number(finding.limit)
+        table.add_row(finding.gate, finding.dtype, finding.measured, number(finding.figure), limit, verdict)
     console.print(table, markup=False)
     for index, note in enumerate(notes, start=1):
         console.print(f"[{index}] {note}", markup=False)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirl.config import RlConfig, SamplingConfig
+from unirl.jobs.evaluate import at_temperature_0
 from unirl.jobs.local import LocalPublication
 from unirl.jobs.parts import Learners
 from unirl.jobs.rl import make_requests
@@ -23,7 +24,7 @@ from unirl.learner.passes import micro_tensors, scored_passes
 from unirl.learner.tally import MODALITIES
 from unirl.models.checkpoint import stored_tensors
 from unirl.models.named_arrays import checksum
-from unirl.models.policy import Policy, Scoring
+from unirl.models.policy import Independent, Policy, Scoring
 from unirl.rollout.sampler import NamedArrays, Sampler
 from unirl.rollout.units import units_of_work
 from unirl.types import (
@@ -35,6 +36,7 @@ from unirl.types import (
     RolloutRequest,
     ScoredGroup,
     TensorSpec,
+    UnderstandingSample,
     WeightedGroup,
     WeightsManifest,
 )
@@ -43,6 +45,8 @@ Dtype = Literal["float32", "bfloat16"]
 Verdict = Literal["pass", "fail", "not applicable", "information"]
 
 GUIDANCE_SCALES = (1.0, 3.0, 5.0)
+GREEDY_GUIDANCE = 3.0
+"""Where greedy images are compared; not every implementation can do without guidance."""
 MAX_GAP: dict[Dtype, float] = {"float32": 1e-5, "bfloat16": 0.5}
 """Largest |log-prob difference| of a token in nats without guidance. Guidance s mixes two noisy streams by s and s - 1,
 and so multiplies the noise by 2s - 1."""
@@ -77,7 +81,8 @@ class Finding:
     measured: str
     figure: float | None = None
     limit: float | None = None
-    """Most that the figure may be; None where there is no limit, or one of another kind, which `measured` says."""
+    """Most that the figure may be, or what it must be above; None where there is no limit."""
+    bound: Literal["at most", "above"] = "at most"
     verdict: Verdict
     reason: str = ""
     """Why it failed or does not apply."""
@@ -173,8 +178,10 @@ class Bench:
         return Finding(
             gate=gate,
             dtype=self.dtype,
-            measured=f"{measured}; must be above 0",
+            measured=measured,
             figure=figure,
+            limit=0,
+            bound="above",
             verdict="pass" if good else "fail",
             reason="" if good else reason,
         )
@@ -191,11 +198,11 @@ def check_layout(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
             different.append(name)
     size = sum(value.numel() for name, value in held.items() if name in names)
     unused = sorted(stored.shapes.keys() - names)
-    measured = f"weights unlike the files', of {len(names)} ({size:,} numbers, {'/'.join(sorted(dtypes))})"
+    measured = f"tensors unlike the files', of {len(names)} ({size:,} {'/'.join(sorted(dtypes))})"
     reason = f"the policy does not hold what the files hold in {', '.join(different[:3])}; mend the family's load()"
     yield bench.finding("layout", measured, len(different), 0, reason)
     if unused:
-        measured = "tensors of the files that the model has no place for"
+        measured = "tensors that the model has no place for"
         reason = f"{', '.join(unused[:3])}: training neither reads nor writes them"
         yield bench.information("layout", measured, len(unused), reason)
 
@@ -206,15 +213,37 @@ def check_agreement(bench: Bench) -> Iterator[Finding]:
     groups = bench.sample(questions, bench.sampling)
     yield from _gaps(bench, "agreement", groups, _guided(bench, bench.sampling))
     for scale in GUIDANCE_SCALES:
-        image = replace(bench.sampling.image, guidance_scale=scale)
-        sampling = replace(bench.sampling, image=image)
+        sampling = _guided_by(bench.sampling, scale)
         groups, scoring = bench.sample(drawings, sampling), _guided(bench, sampling)
         yield from _gaps(bench, "agreement", groups, scoring)
         if scale != 1.0 and bench.dtype == "float32":
             gap = bench.gap(bench.batch(groups).rows, replace(scoring, image_logprob="conditional"))
-            measured = f"mean |guided - conditional| log-prob, nats, guidance {scale:g}"
+            measured = f"mean |guided - conditional| in nats, s = {scale:g}"
             reason = "what algorithm.image_logprob=conditional leaves out of the loss; 0 would be exact"
             yield bench.information("conditional loss", measured, float(gap.mean()), reason)
+
+
+def check_greedy(bench: Bench, independent: Independent | None) -> Iterator[Finding]:
+    """At temperature 0 the sampler's completions are those of an implementation that shares no code with it."""
+    if independent is None:
+        reason = f"nobody else's implementation of {bench.config.model.family} is installed to compare with"
+        yield Finding(gate="greedy tokens", dtype=bench.dtype, measured="", verdict="not applicable", reason=reason)
+        return
+    greedy = at_temperature_0(_guided_by(bench.sampling, GREEDY_GUIDANCE))
+    groups = bench.sample([replace(r, seeds=r.seeds[:1]) for r in bench.requests], greedy)
+    different = dict.fromkeys(TASKS, 0)
+    for group in groups:
+        (ours,), sample = group.trajectories, group.request.sample
+        if isinstance(sample, UnderstandingSample):
+            theirs = independent.answer(ours.prompt_ids, sample.image, greedy.text.max_tokens)
+        else:
+            theirs = independent.draw(ours.prompt_ids, greedy.image.guidance_scale)
+        different[group.request.task] += not np.array_equal(ours.completion_ids, theirs)
+    reason = "the family reads the checkpoint otherwise than the other implementation: ids, positions, pixels or heads"
+    for task in TASKS:
+        what = f"images (s = {GREEDY_GUIDANCE:g})" if task == "generation" else "answers"
+        measured = f"{what} unlike the other implementation's, of {len(groups) // 2}"
+        yield bench.finding("greedy tokens", measured, different[task], 0, reason)
 
 
 def check_company(bench: Bench) -> Iterator[Finding]:
@@ -237,7 +266,7 @@ def check_same_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Findi
     """Weights that go from the learner to the sampler unchanged change no token and no log-probability."""
     built = bench.sample(bench.requests, bench.sampling)
     first, second = (_sample_published(bench, learner) for _ in range(2))
-    measured = f"sequences that the first publication of unchanged weights changed, of {len(_tokens(built))}"
+    measured = f"sequences that the same weights, sent, changed, of {len(_tokens(built))}"
     reason = "publishing or loading alters weights: compare names, order and precision on both sides"
     if bench.dtype == "float32":
         yield bench.finding("weight sync", measured, _different(built, first), 0, reason)
@@ -247,7 +276,7 @@ def check_same_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Findi
             "an engine may hold parts of the files unrounded until the first publication, which a run makes at once"
         )
         yield bench.information("weight sync", measured, _different(built, first), reason)
-    measured = f"sequences that publishing once more changed, of {len(_tokens(built))}"
+    measured = f"sequences that sending them again changed, of {len(_tokens(built))}"
     yield bench.finding("weight sync", measured, _different(first, second), 0, reason)
 
 
@@ -257,7 +286,7 @@ def check_moved_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Find
     learner.update(_current(bench.batch(before), learner), 1)
     after = _sample_published(bench, learner)
     scoring = _guided(bench, bench.sampling)
-    measured = f"sequences that an update with learning rate {MOVING_RATE:g} changed, of {len(_tokens(after))}"
+    measured = f"sequences that an update, sent, changed, of {len(_tokens(after))}"
     reason = "the learner does not move its weights, or the sampler keeps its old ones"
     yield bench.above_0("weight sync", measured, _different(before, after), reason)
     for task in TASKS:
@@ -279,7 +308,7 @@ def check_foreign_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Fi
             continue
         taken.append(what)
     reason = f"weights with another {' and another '.join(taken)} were taken; compare manifests before loading"
-    yield bench.finding("weight sync", "manifests of another model that were taken, of 2", len(taken), 0, reason)
+    yield bench.finding("weight sync", "manifests of another model taken, of 2", len(taken), 0, reason)
     after = bench.sample(bench.requests, bench.sampling)
     measured = f"sequences that differ after the refusal, of {len(_tokens(before))}"
     reason = "refused weights left a trace; check the whole manifest before the first weight is written"
@@ -342,6 +371,10 @@ LEARNING_GATES: tuple[tuple[str, Callable[[Bench, VerifiedLearner], Iterator[Fin
 """Run in the precision that is trained in, in this order: the learner moves in its first update and never after."""
 
 
+def _guided_by(sampling: SamplingConfig, scale: float) -> SamplingConfig:
+    return replace(sampling, image=replace(sampling.image, guidance_scale=scale))
+
+
 def _guided(bench: Bench, sampling: SamplingConfig) -> Scoring:
     """The law that the sampler draws from, whichever the loss takes."""
     return replace(scoring_of(sampling, bench.config.algorithm), image_logprob="guided")
@@ -371,18 +404,18 @@ def _different(before: Sequence[RolloutGroup], after: Sequence[RolloutGroup]) ->
 def _gaps(
     bench: Bench, gate: str, groups: Sequence[RolloutGroup], scoring: Scoring, when: str = ""
 ) -> Iterator[Finding]:
-    """Sampler against learner on groups of one task: the largest difference and, where rounding is coarse, the mean."""
+    """|sampler - learner| log-probability on groups of one task: the largest and, if rounding is coarse, the mean."""
     task = groups[0].request.task
     scale = scoring.guidance_scale if task == "generation" else 1.0
     gap = bench.gap(bench.batch(groups).rows, scoring)
-    what = f"{len(gap)} {MODALITIES[task]} tokens" + (f", guidance {scale:g}" if task == "generation" else "")
+    what = f"{len(gap)} {MODALITIES[task]} tokens" + (f", s = {scale:g}" if task == "generation" else "")
     if not len(gap):
         yield bench.above_0(gate, f"tokens of the loss in {len(groups)} groups of {MODALITIES[task]}", 0, "no token")
         return
     reason = "sampler and learner hold different laws: temperature, guidance, masks, positions or weights differ"
     for name, figure, limits in (("max", gap.max(), MAX_GAP), ("mean", gap.mean(), MEAN_GAP)):
         if limit := limits.get(bench.dtype):
-            measured = f"{when}{name} |sampler - learner|, nats: {what}"
+            measured = f"{when}{name} gap in nats, {what}"
             yield bench.finding(gate, measured, float(figure), limit * (2 * scale - 1), reason)
 
 
