@@ -16,7 +16,7 @@ from unirl.data.records import file_name, write_samples
 from unirl.jobs import verify, verify_gates
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.jobs.local import LocalLearner
-from unirl.jobs.verify_gates import Finding
+from unirl.jobs.verify_bench import Finding
 from unirl.models.janus_pro import JanusPro
 from unirl.models.policy import load_independent
 from unirl.types import GenerationSample, UnderstandingSample

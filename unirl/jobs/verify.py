@@ -26,14 +26,12 @@ from unirl.jobs.assets import resolve_heldout
 from unirl.jobs.evaluate import policy_of
 from unirl.jobs.local import LocalLearner
 from unirl.jobs.prompt_check import check_prompts, unusable
+from unirl.jobs.verify_bench import Bench, Dtype, Finding
 from unirl.jobs.verify_gates import (
     GUIDANCE_SCALES,
     LEARNING_GATES,
     MOVING_RATE,
     SAMPLING_GATES,
-    Bench,
-    Dtype,
-    Finding,
     check_greedy,
     check_layout,
 )
