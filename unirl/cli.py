@@ -143,6 +143,27 @@ def evaluate(
     raise typer.Exit(job.main(target, settings, local=local, as_json=as_json))
 
 
+@app.command()
+def verify(
+    overrides: Overrides = None,
+    config: Files = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Checkpoint folder, finished run or lab:janus; default model.path."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each task.")] = 4,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Certify that a checkpoint can be trained on: sampler and learner agree on it; exit 1 when a gate fails."""
+    start_logging(verbose)
+    extra = [f"model.path={checkpoint}"] if checkpoint else []
+    settings = load_rl(saved_config(checkpoint) + (config or []), (overrides or []) + extra, incomplete=True)
+    from unirl.jobs import verify as job
+
+    raise typer.Exit(job.main(settings, num_prompts=prompts, as_json=as_json))
+
+
 @pair_app.command("make")
 def pair_make(overrides: Overrides = None, config: Files = None, verbose: Loudness = None) -> None:
     """Complete, embed, cluster and match samples into a certified pair set."""

@@ -33,7 +33,7 @@ def check_prompts(
     try:
         prompts = load_prompts(config.model, checkpoint)
     except ValueError as error:
-        raise DataError(str(error)) from error
+        raise unusable(error, checkpoint) from error
     wrong = [*backend_problems(config.model, config.rollout), *prompts.find_problems(config.rollout.sampling)]
     if wrong:
         raise ConfigError(wrong)
@@ -64,3 +64,13 @@ def samples_of(config: RlConfig, pairs: Path) -> Iterator[UnderstandingSample | 
     if config.evaluation.enabled:
         for side in resolve_heldout(config.evaluation.data, config.evaluation.num_prompts):
             yield from side
+
+
+def unusable(error: ValueError, checkpoint: Path) -> DataError:
+    """What loading a checkpoint refused, with its folder where the words come from another package."""
+    text = str(error)
+    if "; got " in text:
+        return DataError(text)
+    return DataError(
+        f"{checkpoint}: expected a checkpoint that loads; got {type(error).__name__}: {text}; get it again"
+    )

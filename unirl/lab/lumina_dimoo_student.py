@@ -29,6 +29,7 @@ from unirl.rollout.diffusion_sampler import DiffusionSampler
 from unirl.types import GenerationSample, UnderstandingSample
 
 RECIPE = Recipe(
+    vq_steps=1200,
     generation_batch=64,
     understanding_batch=48,
     phases=(

@@ -78,7 +78,7 @@ def make_vq(seed: int) -> Any:
             latent_channels=CODE_DIM,
             sample_size=IMAGE_PX,
             num_vq_embeddings=NUM_CODES,
-            norm_num_groups=32,
+            norm_num_groups=4,
             vq_embed_dim=CODE_DIM,
             mid_block_add_attention=False,
             lookup_from_codebook=True,
