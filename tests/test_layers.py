@@ -18,7 +18,12 @@ MAY_IMPORT = (
     | {part: (*CONFIG, *MATH) for part in PARTS}
     | {"rollout": (*CONFIG, *MATH, "models"), "learner": (*CONFIG, *MATH, "models")}
     | {"lab": (*CONFIG, *MATH, "models", "rollout"), "rewards": (*CONFIG, *MATH, "lab")}  # the lab's verifier
-    | {"cluster": (*CONFIG, *MATH, *PARTS), "benchmarks": WHOLE, "jobs": (*WHOLE, "benchmarks"), "cli": (*WHOLE, "jobs")}
+    | {
+        "cluster": (*CONFIG, *MATH, *PARTS),
+        "benchmarks": WHOLE,
+        "jobs": (*WHOLE, "benchmarks"),
+        "cli": (*WHOLE, "jobs"),
+    }
 )
 # Third-party package -> the rooms it is kept to.
 KEPT_TO = {

@@ -332,6 +332,36 @@ def bench_diffusion(
     raise typer.Exit(bench.diffusion(settings, budget_s=budget_s, as_json=as_json))
 
 
+@bench_app.command("shape")
+def bench_shape(  # noqa: PLR0913 - one option each
+    width: Annotated[int, typer.Option(min=32, help="Of the hidden states.")] = 4096,
+    layers: Annotated[int, typer.Option(min=1)] = 32,
+    heads: Annotated[int, typer.Option(min=1)] = 32,
+    inner: Annotated[int, typer.Option(min=1, help="Of the feed-forward layers.")] = 12288,
+    side: Annotated[int, typer.Option(min=96, help="Of the picture, in pixels.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="In which the picture is revealed.")] = 35,
+    update_steps: Annotated[int, typer.Option(min=1, help="That the update learns from.")] = 35,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    as_json: AsJson = False,
+) -> None:
+    """Masked diffusion of any shape (default 8B), random weights: seconds and GPU memory of a picture and an update."""
+    start_logging(None)
+    from unirl.benchmarks.diffusion_shape import Shape
+    from unirl.jobs import bench
+
+    chosen = Shape(
+        width=width,
+        layers=layers,
+        heads=heads,
+        inner=inner,
+        side=side,
+        steps=steps,
+        update_steps=update_steps,
+        dtype=dtype,
+    )
+    raise typer.Exit(bench.shape(chosen, as_json=as_json))
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check that this machine can run unirl; exit 3 and name the fixes when it cannot."""

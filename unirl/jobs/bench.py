@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from unirl.benchmarks.diffusion import Arm, measure_sampling, measure_updates
+from unirl.benchmarks.diffusion_shape import Shape, measure_shape
 from unirl.config import RlConfig
 from unirl.evaluation.evaluate import EvaluationResult
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
@@ -50,8 +51,10 @@ def diffusion(config: RlConfig, *, budget_s: float, as_json: bool) -> int:
     part = max(1, steps // 4)
     arms = [
         Arm(name=f"all {steps} steps"),
-        Arm(name=f"{part} of {steps} steps", num_steps=part),
-        Arm(name=f"{max(1, part // 2)} of {steps} steps", num_steps=max(1, part // 2)),
+        *(
+            Arm(name=f"{num} of {steps} steps", num_steps=num)
+            for num in sorted({part, max(1, part // 2)}, reverse=True)
+        ),
         Arm(name="shrink 4 (biased)", shrink=4),
     ]
     log.info("cost of an update")
@@ -74,6 +77,20 @@ def diffusion(config: RlConfig, *, budget_s: float, as_json: bool) -> int:
             f"{row.arm:<44}{row.steps:>10}{row.seconds:>10.0f}{row.understanding:>10.3f}{row.generation:>8.3f}"
             for row in learned
         ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def shape(settings: Shape, *, as_json: bool) -> int:
+    """Time and memory of a network of random weights: one picture sampled, one update."""
+    rows = measure_shape(settings)
+    if as_json:
+        sys.stdout.write(
+            json.dumps({"shape": asdict(settings), "spent": [asdict(row) for row in rows]}, indent=2) + "\n"
+        )
+        return 0
+    lines = [f"{'':<40}{'seconds':>10}{'peak GiB on the GPU':>22}"]
+    lines += [f"{row.part:<40}{row.seconds:>10.2f}{row.peak_gib:>22.1f}" for row in rows]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
