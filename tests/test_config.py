@@ -242,6 +242,9 @@ def test_nothing_is_endless(name):
         (["rollout.sampling.text.max_tokens=500"], "rollout.sampling.text.max_tokens"),
         (["learner.betas=[0.9, 1.0]"], "learner.betas"),
         (["train.seed=-1"], "train.seed"),
+        (["rollout.sampling.image.approximate_cache=true"], "rollout.sampling.image.approximate_cache"),
+        (["algorithm.diffusion_steps_per_update=0"], "algorithm.diffusion_steps_per_update"),
+        (["rollout.sampling.image.size=[0, 512]"], "rollout.sampling.image.size"),
     ],
 )
 def test_settings_that_would_fail_late_or_silently_are_refused_early(overrides, key):

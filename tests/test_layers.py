@@ -17,8 +17,13 @@ MAY_IMPORT = (
     | {"algorithms": ("types",), "pairing": ("types",)}
     | {part: (*CONFIG, *MATH) for part in PARTS}
     | {"rollout": (*CONFIG, *MATH, "models"), "learner": (*CONFIG, *MATH, "models")}
-    | {"models": (*CONFIG, *MATH, "lab"), "rewards": (*CONFIG, *MATH, "lab")}  # the lab's encoder and verifier
-    | {"cluster": (*CONFIG, *MATH, *PARTS), "benchmarks": WHOLE, "jobs": WHOLE, "cli": (*WHOLE, "jobs")}
+    | {"lab": (*CONFIG, *MATH, "models", "rollout"), "rewards": (*CONFIG, *MATH, "lab")}  # the lab's verifier
+    | {
+        "cluster": (*CONFIG, *MATH, *PARTS),
+        "benchmarks": WHOLE,
+        "jobs": (*WHOLE, "benchmarks"),
+        "cli": (*WHOLE, "jobs"),
+    }
 )
 # Third-party package -> the rooms it is kept to.
 KEPT_TO = {

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -38,10 +38,12 @@ app = typer.Typer(
 )
 pair_app = typer.Typer(no_args_is_help=True, help="Build, certify and look at understanding-generation pairs.")
 lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, its tiny base model.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed: ratios against a named baseline in one run.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings and check them.")
 app.add_typer(pair_app, name="pair")
 app.add_typer(lab_app, name="lab")
 app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
 
 
 class Job(StrEnum):
@@ -141,6 +143,27 @@ def evaluate(
     raise typer.Exit(job.main(target, settings, local=local, as_json=as_json))
 
 
+@app.command()
+def verify(
+    overrides: Overrides = None,
+    config: Files = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Checkpoint folder, finished run or lab:janus; default model.path."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each task.")] = 4,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Certify that a checkpoint can be trained on: sampler and learner agree on it; exit 1 when a gate fails."""
+    start_logging(verbose)
+    extra = [f"model.path={checkpoint}"] if checkpoint else []
+    settings = load_rl(saved_config(checkpoint) + (config or []), (overrides or []) + extra, incomplete=True)
+    from unirl.jobs import verify as job
+
+    raise typer.Exit(job.main(settings, num_prompts=prompts, as_json=as_json))
+
+
 @pair_app.command("make")
 def pair_make(overrides: Overrides = None, config: Files = None, verbose: Loudness = None) -> None:
     """Complete, embed, cluster and match samples into a certified pair set."""
@@ -188,12 +211,21 @@ def lab_data(
 
 
 @lab_app.command("pretrain")
-def lab_pretrain(out: Annotated[Path, typer.Argument(help="New checkpoint folder.")]) -> None:
-    """Train the tiny base model from scratch (minutes on two cores)."""
+def lab_pretrain(
+    out: Annotated[Path, typer.Argument(help="New checkpoint folder.")],
+    family: Annotated[str, typer.Option(help="Which tiny model: janus_pro or lumina_dimoo.")] = "janus_pro",
+) -> None:
+    """Train a tiny base model from scratch (minutes on two cores)."""
     start_logging(None)
+    from typing import get_args
+
+    from unirl.config import Family
+
+    if family not in get_args(Family):
+        raise typer.BadParameter(f"expected one of {', '.join(get_args(Family))}; got {family}", param_hint="--family")
     from unirl.jobs import lab
 
-    raise typer.Exit(lab.pretrain(out))
+    raise typer.Exit(lab.pretrain(out, family=cast("Family", family)))
 
 
 @lab_app.command("show")
@@ -283,6 +315,51 @@ def config_diff(
         return
     for key, values in changed.items():
         typer.echo(f"{key}: {default_text(values[0])} | {default_text(values[1])}")
+
+
+@bench_app.command("diffusion")
+def bench_diffusion(
+    overrides: Overrides = None,
+    config: Files = None,
+    budget_s: Annotated[float, typer.Option("--budget-s", min=0, help="Wall time of each learning arm; 0: none.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Masked diffusion: cost of an update by arm, reward at equal wall time, speed of the sampler."""
+    start_logging(None)
+    settings = load_rl(config or [], overrides or [])
+    from unirl.jobs import bench
+
+    raise typer.Exit(bench.diffusion(settings, budget_s=budget_s, as_json=as_json))
+
+
+@bench_app.command("shape")
+def bench_shape(  # noqa: PLR0913 - one option each
+    width: Annotated[int, typer.Option(min=32, help="Of the hidden states.")] = 4096,
+    layers: Annotated[int, typer.Option(min=1)] = 32,
+    heads: Annotated[int, typer.Option(min=1)] = 32,
+    inner: Annotated[int, typer.Option(min=1, help="Of the feed-forward layers.")] = 12288,
+    side: Annotated[int, typer.Option(min=96, help="Of the picture, in pixels.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="In which the picture is revealed.")] = 35,
+    update_steps: Annotated[int, typer.Option(min=1, help="That the update learns from.")] = 35,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    as_json: AsJson = False,
+) -> None:
+    """Masked diffusion of any shape (default 8B), random weights: seconds and GPU memory of a picture and an update."""
+    start_logging(None)
+    from unirl.benchmarks.diffusion_shape import Shape
+    from unirl.jobs import bench
+
+    chosen = Shape(
+        width=width,
+        layers=layers,
+        heads=heads,
+        inner=inner,
+        side=side,
+        steps=steps,
+        update_steps=update_steps,
+        dtype=dtype,
+    )
+    raise typer.Exit(bench.shape(chosen, as_json=as_json))
 
 
 @app.command()

@@ -75,6 +75,9 @@ class ImageSampling:
     """Height and width of pictures in pixels, for families that draw any; null takes the checkpoint's own."""
     diffusion_steps: int = 35
     """Masked-diffusion families only: steps in which a picture is revealed; at most its number of image codes."""
+    approximate_cache: bool = False
+    """Masked-diffusion families only: reuse keys, values and logits of most positions between steps (half the work).
+    Refused for rollouts, whose log-probabilities must be exact; `evaluation.approximate_cache` uses it."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,8 @@ class EvaluationConfig:
     """Sampling seed, the same before and after, so that differences are the policy's."""
     greedy: bool = True
     """Also evaluate at temperature 0."""
+    approximate_cache: bool = False
+    """Masked-diffusion families only: draw the pictures with `sampling.image.approximate_cache`."""
     num_examples: int = 10
     """Held-out pairs shown side by side in the report."""
 

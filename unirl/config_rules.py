@@ -184,6 +184,11 @@ def _sampling(config: RlConfig) -> Iterator[Problem]:
         fix = f"try rollout.max_model_len={2 * rollout.sampling.text.max_tokens + 64}"
         yield Problem("rollout.sampling.text.max_tokens", rollout.sampling.text.max_tokens, rule, fix)
 
+    if rollout.sampling.image.approximate_cache:
+        rule = "must be false for rollouts: the learner could not reproduce the log-probabilities of an approximation"
+        key = "rollout.sampling.image.approximate_cache"
+        yield Problem(key, True, rule, "to measure with it set evaluation.approximate_cache=true")
+
 
 def _rewards(config: RlConfig) -> Iterator[Problem]:
     known: tuple[str, ...] = get_args(RewardName)

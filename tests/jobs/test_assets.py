@@ -2,21 +2,39 @@ import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from unirl.config import PairConfig
 from unirl.data.atomic import DataError
 from unirl.data.pair_store import read_pair_set
 from unirl.data.records import write_samples
-from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs, resolve_samples, resolve_teacher
-from unirl.lab.data import make_heldout
+from unirl.jobs.assets import (
+    resolve_checkpoint,
+    resolve_encoder,
+    resolve_heldout,
+    resolve_pairs,
+    resolve_samples,
+    resolve_teacher,
+)
+from unirl.lab.data import make_generation, make_heldout
 from unirl.types import GenerationSample, UnderstandingSample
 
 SMALL = PairConfig(lab_samples=40, num_aligned=10)
 
 
-def test_the_labs_checkpoint_is_in_the_package():
-    assert (resolve_checkpoint("lab:janus") / "model.safetensors").is_file()
+@pytest.mark.parametrize("name", ["lab:janus", "lab:lumina_dimoo"])
+def test_the_labs_checkpoints_are_in_the_package(name):
+    assert (resolve_checkpoint(name) / "model.safetensors").is_file()
+
+
+def test_the_lab_encoder_gives_unit_rows():
+    pictures = [sample.image for sample in make_generation(5, seed=0)]
+    features = resolve_encoder("lab")(pictures)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+    with pytest.raises(ValueError, match="expected a lab image"):
+        resolve_encoder("lab")([np.zeros((8, 8, 3), np.uint8)])
 
 
 @pytest.mark.parametrize("resolve", [resolve_checkpoint, lambda name: resolve_pairs(name, "x"), resolve_heldout])

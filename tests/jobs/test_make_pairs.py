@@ -6,12 +6,12 @@ import pytest
 from unirl.config import PairConfig
 from unirl.data.atomic import DataError
 from unirl.data.records import image_key
+from unirl.jobs.assets import resolve_encoder
 from unirl.jobs.make_pairs import make_pair_set
 from unirl.lab.data import make_generation, make_understanding
 from unirl.lab.teacher import Teacher
 from unirl.lab.verifier import parse_caption
 from unirl.lab.world import is_heldout
-from unirl.models.embedder import load_embedder
 
 CONFIG = PairConfig(num_aligned=40, lab_samples=120)
 
@@ -23,7 +23,7 @@ def sources():
 
 def pair_up(sources, config=CONFIG, teacher=True):
     return make_pair_set(
-        *sources, teacher=Teacher(seed=0) if teacher else None, embed=load_embedder("lab"), config=config
+        *sources, teacher=Teacher(seed=0) if teacher else None, embed=resolve_encoder("lab"), config=config
     )
 
 
@@ -50,7 +50,7 @@ def test_aligned_pairs_show_one_image_and_retrieved_pairs_two(pair_set):
 
 
 def test_similarity_is_the_cosine_of_the_two_images(pair_set):
-    embed = load_embedder("lab")
+    embed = resolve_encoder("lab")
     for pair in pair_set.pairs:
         u, g = embed([pair.understanding.image, pair.generation.image])
         assert pair.similarity == pytest.approx(float(u @ g), abs=1e-6)

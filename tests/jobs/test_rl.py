@@ -1,57 +1,24 @@
 """Whole runs of the training job as a user starts them: processes of their own, killed for real."""
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.jobs.runs import IN_ONE_PROCESS, SMALL, UNIRL, finish, start, wait_for_step, weights_of
 from unirl import cli
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.monitoring.journal import read_step
-
-SMALL = (
-    "rollout.pairs_per_step=4", "rollout.num_understanding=4", "rollout.num_generation=4", "train.num_steps=5",
-    "train.save_every=2", "evaluation.enabled=false", "data.max_pairs=64",
-)  # fmt: skip
-UNIRL = str(Path(sys.executable).with_name("unirl"))
-IN_ONE_PROCESS = ("--local", "rollout.backend=torch")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
-
-
-def start(folder, run, *arguments):
-    command = [UNIRL, "train", f"data.cache_dir={folder / 'cache'}", *arguments]
-    with (folder / f"{run}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2], start_new_session=True)
-
-
-def finish(process, folder, run, code=0):
-    assert process.wait(timeout=280) == code, (folder / f"{run}.log").read_text()[-3000:]
-
-
-def wait_for_step(run_dir, step, process):
-    """Until metrics.jsonl holds the step."""
-    for _ in range(2400):
-        file = run_dir / "metrics.jsonl"
-        if file.exists() and any(json.loads(line)["step"] >= step for line in file.read_text().splitlines()):
-            return
-        assert process.poll() is None, "the run ended before the step"
-        time.sleep(0.1)
-    pytest.fail(f"no step {step} in {run_dir}")
-
-
-def weights_of(run_dir):
-    return hashlib.sha256((run_dir / "policy" / "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")

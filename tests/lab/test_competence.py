@@ -2,6 +2,7 @@ import pytest
 
 from unirl.lab.competence import measure_reconstruction, wilson_interval
 from unirl.lab.exam import make_exam
+from unirl.lab.plain_sampling import PlainJanus
 from unirl.lab.world import HELDOUT_CATEGORIES, is_heldout
 
 
@@ -21,10 +22,10 @@ def test_wilson_interval_matches_the_textbook():
 
 
 def test_a_random_model_reconstructs_nothing(random_model):
-    assert measure_reconstruction(random_model, make_exam(10))["reconstruction_exact"] == 0.0
+    assert measure_reconstruction(PlainJanus(random_model), make_exam(10))["reconstruction_exact"] == 0.0
 
 
 def test_the_shipped_vq_reconstructs_almost_everything(base):
-    scores = measure_reconstruction(base, make_exam(120))
+    scores = measure_reconstruction(PlainJanus(base), make_exam(120))
     assert scores["reconstruction_exact"] >= 0.95
     assert scores["reconstruction_same_objects"] == pytest.approx(scores["reconstruction_exact"], abs=0.05)

@@ -4,11 +4,14 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from unirl.lab import janus_pro_student, lumina_dimoo_student
 from unirl.lab.competence import answer_accuracy, drawing_scores, wilson_interval
 from unirl.lab.exam import make_exam
-from unirl.lab.pretrain import Phase, Recipe, SummedGradients, make_scenes, pretrain, recipe_hash
-from unirl.lab.tiny_janus import load_model
+from unirl.lab.plain_sampling import PlainJanus
+from unirl.lab.pretrain import SummedGradients, make_scenes, pretrain, recipe_hash
+from unirl.lab.student import Phase, Recipe
 from unirl.lab.world import is_heldout
 
 TINY = Recipe(
@@ -44,13 +47,18 @@ def test_gradients_are_views_of_one_buffer(monkeypatch):
     assert not layer.weight.grad.any()
 
 
-def test_the_shipped_files_match_their_checksums_and_the_default_recipe(shipped_path):
-    facts = json.loads((shipped_path / "lab.json").read_text())
-    assert set(facts["sha256"]) == {file.name for file in shipped_path.iterdir()} - {"lab.json"}
-    for name, expected in facts["sha256"].items():
-        assert hashlib.sha256((shipped_path / name).read_bytes()).hexdigest() == expected, name
-    assert facts["recipe_hash"] == recipe_hash(Recipe())
-    assert facts["recipe"] == json.loads(json.dumps(asdict(Recipe())))
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("janus", janus_pro_student.RECIPE), ("lumina_dimoo", lumina_dimoo_student.RECIPE)]
+)
+def test_the_shipped_files_match_their_checksums_and_the_default_recipe(shipped_path, name, recipe):
+    folder = shipped_path.parent / name
+    facts = json.loads((folder / "lab.json").read_text())
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert set(facts["sha256"]) == files - {"lab.json"}
+    for file, expected in facts["sha256"].items():
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == expected, file
+    assert facts["recipe_hash"] == recipe_hash(recipe)
+    assert facts["recipe"] == json.loads(json.dumps(asdict(recipe)))
 
 
 def test_the_shipped_figures_meet_the_targets(shipped_path):
@@ -67,18 +75,21 @@ def test_the_shipped_base_is_as_good_as_its_lab_json_says(base, shipped_path):
     measured = json.loads((shipped_path / "lab.json").read_text())["measured"]["noisy_base"]
     exam = make_exam(measured["num_prompts"])
     # The same prompts and sampling seeds: only kernels that round differently may flip a few draws.
-    assert answer_accuracy(base, exam, greedy=False) == pytest.approx(measured["understanding_sampled"], abs=0.03)
-    exact, partial = drawing_scores(base, exam, greedy=False, guidance=1.0)
+    assert answer_accuracy(PlainJanus(base), exam, greedy=False) == pytest.approx(
+        measured["understanding_sampled"], abs=0.03
+    )
+    exact, partial = drawing_scores(PlainJanus(base), exam, greedy=False, guidance=1.0)
     assert exact == pytest.approx(measured["exact_sampled_guidance_1"], abs=0.03)
     assert partial == pytest.approx(measured["partial_sampled_guidance_1"], abs=0.03)
 
 
 @pytest.mark.slow
-def test_equal_seeds_train_equal_weights_and_lab_json_tells_all(tmp_path):
-    facts = [pretrain(tmp_path / name, TINY) for name in ("one", "two")]
+@pytest.mark.parametrize("family", ["janus_pro", "lumina_dimoo"])
+def test_equal_seeds_train_equal_weights_and_lab_json_tells_all(tmp_path, family):
+    facts = [pretrain(tmp_path / name, family, TINY) for name in ("one", "two")]
     assert facts[0]["measured"] == facts[1]["measured"]
     assert set(facts[0]["measured"]) == {"clean", "noisy_base", "vq"}
-    one, two = (load_model(tmp_path / name).state_dict() for name in ("one", "two"))
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert json.loads((tmp_path / "one" / "lab.json").read_text())["recipe_hash"] == recipe_hash(TINY)
     assert torch.get_num_threads() >= 1
@@ -88,7 +99,7 @@ def test_equal_seeds_train_equal_weights_and_lab_json_tells_all(tmp_path):
 def test_a_death_of_the_second_process_is_reported(tmp_path):
     # An empty understanding batch raises in the second process only.
     with pytest.raises(RuntimeError, match="second one ended with exit code 1"):
-        pretrain(tmp_path / "dead", replace(TINY, understanding_batch=0))
+        pretrain(tmp_path / "dead", recipe=replace(TINY, understanding_batch=0))
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from unirl.lab.tiny_janus import CODE_DIM, NUM_CODES, make_model
+from unirl.lab.tiny_janus import make_model
 from unirl.lab.vq_training import build_dictionary, make_codebook, train_decoder, train_encoder
-from unirl.lab.world import render, sample_scene
+from unirl.lab.world import CODE_DIM, NUM_CODES, render, sample_scene
 
 
 @pytest.fixture(scope="module")

@@ -113,17 +113,6 @@ def test_broken_weights_are_loud(tmp_path, model, images):
         load_embedder("resnet50", tmp_path / "nan.pth")(images[:1])
 
 
-def test_the_lab_encoder_gives_unit_rows():
-    from unirl.lab.data import make_generation
-
-    pictures = [sample.image for sample in make_generation(5, seed=0)]
-    features = load_embedder("lab")(pictures)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
-    with pytest.raises(ValueError, match="expected a lab image"):
-        load_embedder("lab")([np.zeros((8, 8, 3), np.uint8)])
-
-
 def test_an_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match="expected one of lab, resnet50; got 'clip'"):
+    with pytest.raises(ValueError, match="expected resnet50; got 'clip'"):
         load_embedder("clip")

@@ -386,9 +386,8 @@ def test_an_answer_may_hold_words_and_ends_and_nothing_else(policy):
     allowed = policy.prompts.allowed_text_ids()
     ids, first = policy.prompts.ids, policy.prompts.ids.first_code
     assert allowed.shape == (first,)
-    tags = ("<system>", "</system>", "<user>", "</user>")
     ends = (STRINGS["end_answer"], STRINGS["end_text"], STRINGS["answer_pad"])
-    wanted = ids_of(policy, " ".join((*WORDS, *tags, *ends)))
+    wanted = ids_of(policy, " ".join((*WORDS, *ends)))
     assert np.flatnonzero(allowed).tolist() == sorted(wanted.tolist())
     for role in ("mask", "newline", "begin_image", "end_image", "uncondition", "begin_answer"):
         assert not allowed[getattr(ids, role)], role

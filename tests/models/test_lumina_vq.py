@@ -166,7 +166,7 @@ def test_pictures_of_mixed_sizes_together_equal_each_alone(vq):
 def test_more_pictures_than_go_through_at_once(vq):
     images = [noise(12, 16, seed) for seed in range(IMAGES_AT_ONCE + 2)]
     passes = []
-    hook = vq.model.encoder.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    hook = vq.load().encoder.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
     codes = vq.encode(images)
     hook.remove()
     assert passes == [IMAGES_AT_ONCE, 2]
@@ -185,9 +185,9 @@ def test_of_a_long_image_the_middle_is_read(vq):
 
 
 def test_the_tokenizer_is_read_late_and_never_trained(vq):
-    assert not any(parameter.requires_grad for parameter in vq.model.parameters())
-    assert not vq.model.training
-    assert next(vq.model.parameters()).dtype == torch.float32
+    assert not any(parameter.requires_grad for parameter in vq.load().parameters())
+    assert not vq.load().training
+    assert next(vq.load().parameters()).dtype == torch.float32
 
 
 def test_missing_weights_are_named_before_anything_is_read(tmp_path):

@@ -123,8 +123,8 @@ def id_of(policy, role):
 
 
 def may_answer(policy):
-    """The ids of words, tags and ends, from their strings alone."""
-    kept = [*WORDS, "<system>", "</system>", "<user>", "</user>", *(STRINGS[role] for role in ENDS)]
+    """The ids of words and ends, from their strings alone."""
+    kept = [*WORDS, *(STRINGS[role] for role in ENDS)]
     return sorted(policy.prompts.tokenizer.convert_tokens_to_ids(kept))
 
 

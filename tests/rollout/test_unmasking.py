@@ -114,7 +114,7 @@ def test_another_seed_draws_another_image_and_the_same_seed_the_same(model):
 
 
 def test_noise_is_standard_gumbel_and_differs_by_seed_step_and_cell():
-    cells = np.arange(200)
+    cells = torch.arange(200)
     values, order = keyed_noise(7, 3, cells, 50)
     assert values.shape == (200, 50)
     # Mean 0.5772 and standard deviation 1.2825; 10,000 values give the mean to 0.013.

@@ -20,7 +20,7 @@ from unirl.data.records import Rejected, Sample, file_name, read_samples, stream
 from unirl.data.teacher import Teacher
 from unirl.jobs.make_pairs import make_pair_set
 from unirl.models.checkpoint import stored_tensors
-from unirl.models.embedder import load_embedder
+from unirl.models.embedder import Embedder, load_embedder
 from unirl.types import GenerationSample, UnderstandingSample
 
 PACKAGE = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def pair_set_of(config: PairConfig, rejected: list[Rejected]) -> PairSet:
         understanding,
         generation,
         teacher=resolve_teacher(config.teacher, config.seed),
-        embed=load_embedder(config.encoder, checkpoint),
+        embed=resolve_encoder(config.encoder, checkpoint),
         config=config,
     )
     return replace(pair_set, rejected=(*rejected, *pair_set.rejected))
@@ -155,6 +155,22 @@ def resolve_teacher(name: str, seed: int) -> Teacher | None:
             return LabTeacher(seed=seed)
         case _:
             raise DataError(f"teacher: expected one of lab, none; got {name!r}; correct the key")
+
+
+def resolve_encoder(name: str, checkpoint: Path | None = None) -> Embedder:
+    """The image encoder behind `encoder`: "lab" (colour, shape and place of the lab's objects) or a network.
+
+    Raises:
+        FileNotFoundError: the network's weights file is missing.
+        ValueError: an unknown name, or a file without the network's weights.
+    """
+    if name != "lab":
+        return load_embedder(name, checkpoint)
+    import numpy as np
+
+    from unirl.lab.features import embed
+
+    return lambda images: np.concatenate([embed(image[None]) for image in images])
 
 
 def _path(name: str, lab_name: str) -> Path:

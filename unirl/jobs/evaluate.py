@@ -35,10 +35,13 @@ def evaluate_policy(
     """One completion per held-out sample as in training, and one at temperature 0, scored by the run's rewards."""
     seed = config.evaluation.seed
     requests = make_requests(*heldout, lambda task, sample_id: sample_seed(seed, 0, sample_id, task, 0))
-    sampled = rewards.score(rollouts.sample(requests, config.rollout.sampling))
+    sampling = config.rollout.sampling
+    if config.evaluation.approximate_cache:
+        sampling = replace(sampling, image=replace(sampling.image, approximate_cache=True))
+    sampled = rewards.score(rollouts.sample(requests, sampling))
     greedy = []
     if config.evaluation.greedy:
-        greedy = rewards.score(rollouts.sample(requests, at_temperature_0(config.rollout.sampling)))
+        greedy = rewards.score(rollouts.sample(requests, at_temperature_0(sampling)))
     return summarise(sampled, greedy, save_image)
 
 

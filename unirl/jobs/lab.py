@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unirl.config import Family
 from unirl.data.atomic import atomic_folder
 from unirl.data.records import file_name, write_samples
 from unirl.evaluation.intervals import wilson_interval
@@ -37,11 +38,11 @@ def write_data(out: Path, *, count: int, seed: int, heldout: bool) -> int:
     return 0
 
 
-def pretrain(out: Path) -> int:
-    """Train the tiny base model from scratch into the new folder `out` and print what it can do."""
+def pretrain(out: Path, *, family: Family) -> int:
+    """Train the family's tiny base model from scratch into the new folder `out` and print what it can do."""
     from unirl.lab.pretrain import pretrain as train_base
 
-    sys.stdout.write(json.dumps(train_base(out), indent=2) + "\n")
+    sys.stdout.write(json.dumps(train_base(out, family), indent=2) + "\n")
     return 0
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from unirl.config import RewardsConfig, RlConfig, SamplingConfig
 from unirl.learner.learner import Learner
+from unirl.models.policy import Policy
 from unirl.rewards.reward_set import RewardSet
 from unirl.rollout.build import build_sampler
 from unirl.rollout.units import units_of_work
@@ -70,6 +71,16 @@ class LocalLearner:
 
     def __init__(self, config: RlConfig, checkpoint: Path) -> None:
         self._learner = Learner.from_config(config, checkpoint, rank=0, address=("127.0.0.1", 0))
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that it trains, to score with."""
+        return self._learner.policy
+
+    @property
+    def policy_version(self) -> int:
+        """Updates made so far."""
+        return self._learner.policy_version
 
     def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
         """One or more optimizer updates."""

@@ -17,8 +17,7 @@ from unirl.data.atomic import DataError, atomic_file
 from unirl.data.pair_report import render_report, summary
 from unirl.data.pair_store import PairSet, read_pair_set, write_pair_set
 from unirl.data.records import Rejected, image_key, write_rejected
-from unirl.jobs.assets import pair_set_of
-from unirl.models.embedder import load_embedder
+from unirl.jobs.assets import pair_set_of, resolve_encoder
 from unirl.pairing.certificate import Clustering, Matching
 from unirl.pairing.check import clustering_faults, matching_faults
 from unirl.types import PairRecord
@@ -204,7 +203,9 @@ def _recompute(pair_set: PairSet) -> tuple[int, list[str]]:
         stored |= dict(zip(pair_set.certificate[f"{task}_ids"], pair_set.features[task], strict=True))
     samples: list[Any] = [s for p in pair_set.pairs for s in (p.understanding, p.generation) if s.id in stored]
     samples = samples[:RECOMPUTED]
-    features = load_embedder(pair_set.settings["encoder"], checkpoint and Path(checkpoint))([s.image for s in samples])
+    features = resolve_encoder(pair_set.settings["encoder"], checkpoint and Path(checkpoint))(
+        [s.image for s in samples]
+    )
     wrong = [
         f"sample {sample.id}: its stored features are not those of its image"
         for sample, row in zip(samples, features, strict=True)

@@ -9,6 +9,7 @@ from unirl.data.atomic import DataError
 from unirl.data.prompts import read_prompts
 from unirl.jobs.assets import resolve_heldout
 from unirl.models.policy import load_prompts
+from unirl.rollout.build import backend_problems
 from unirl.types import GenerationSample, UnderstandingSample
 
 SHOWN = 3
@@ -32,8 +33,9 @@ def check_prompts(
     try:
         prompts = load_prompts(config.model, checkpoint)
     except ValueError as error:
-        raise DataError(str(error)) from error
-    if wrong := prompts.find_problems(config.rollout.sampling):
+        raise unusable(error, checkpoint) from error
+    wrong = [*backend_problems(config.model, config.rollout), *prompts.find_problems(config.rollout.sampling)]
+    if wrong:
         raise ConfigError(wrong)
     limit = config.rollout.max_model_len
     problems: list[str] = []
@@ -62,3 +64,13 @@ def samples_of(config: RlConfig, pairs: Path) -> Iterator[UnderstandingSample | 
     if config.evaluation.enabled:
         for side in resolve_heldout(config.evaluation.data, config.evaluation.num_prompts):
             yield from side
+
+
+def unusable(error: ValueError, checkpoint: Path) -> DataError:
+    """What loading a checkpoint refused, with its folder where the words come from another package."""
+    text = str(error)
+    if "; got " in text:
+        return DataError(text)
+    return DataError(
+        f"{checkpoint}: expected a checkpoint that loads; got {type(error).__name__}: {text}; get it again"
+    )

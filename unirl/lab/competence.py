@@ -1,15 +1,13 @@
-"""How well a tiny Janus answers and draws on held-out scenes: sampled and greedy, with 95 % intervals."""
+"""How well a lab model answers and draws on held-out scenes: sampled and greedy, with 95 % intervals."""
 
 import math
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import JanusForConditionalGeneration
 
 from unirl.lab.exam import Exam
-from unirl.lab.plain_sampling import SamplingPlan, encode, sample_answers, sample_codes
-from unirl.lab.tiny_janus import decode_codes, encode_images, to_pixels
-from unirl.lab.tokenizer import answered_letter, generation_prompt, understanding_prompt
+from unirl.lab.lab_model import LabModel, SamplingPlan
+from unirl.lab.tokenizer import answered_letter
 from unirl.lab.verifier import detect, verify
 from unirl.lab.world import caption
 
@@ -17,26 +15,21 @@ SAMPLING_SEED = 99
 GUIDANCE_SCALES = (1.0, 1.5)
 
 
-def answer_accuracy(model: JanusForConditionalGeneration, exam: Exam, *, greedy: bool) -> float:
+def answer_accuracy(model: LabModel, exam: Exam, *, greedy: bool) -> float:
     """Share of questions answered with the right letter, the answer written out whole."""
-    prompts = encode([understanding_prompt(q.text, q.choices) for q in exam.questions], prompts=True)
-    plan = SamplingPlan(seed=SAMPLING_SEED, greedy=greedy)
-    texts = sample_answers(model, prompts, to_pixels(exam.images), plan)
+    texts = model.answer(exam.images, exam.questions, SamplingPlan(seed=SAMPLING_SEED, greedy=greedy))
     return float(np.mean([answered_letter(t) == q.letter for t, q in zip(texts, exam.questions, strict=True)]))
 
 
-def drawing_scores(
-    model: JanusForConditionalGeneration, exam: Exam, *, greedy: bool, guidance: float
-) -> tuple[float, float]:
+def drawing_scores(model: LabModel, exam: Exam, *, greedy: bool, guidance: float) -> tuple[float, float]:
     """Mean (exact, partial) of one picture per held-out caption."""
-    prompts = encode([generation_prompt(caption(scene.spec)) for scene in exam.scenes], prompts=True)
     plan = SamplingPlan(seed=SAMPLING_SEED, greedy=greedy, guidance=guidance)
-    images = decode_codes(model, sample_codes(model, prompts, plan))
+    images = model.draw([caption(scene.spec) for scene in exam.scenes], plan)
     verdicts = [verify(scene.spec, image) for scene, image in zip(exam.scenes, images, strict=True)]
     return float(np.mean([v.exact for v in verdicts])), float(np.mean([v.partial for v in verdicts]))
 
 
-def measure_understanding(model: JanusForConditionalGeneration, exam: Exam) -> dict[str, float]:
+def measure_understanding(model: LabModel, exam: Exam) -> dict[str, float]:
     """Accuracy sampled at temperature 1 and greedy."""
     return {
         "understanding_sampled": answer_accuracy(model, exam, greedy=False),
@@ -44,7 +37,7 @@ def measure_understanding(model: JanusForConditionalGeneration, exam: Exam) -> d
     }
 
 
-def measure_generation(model: JanusForConditionalGeneration, exam: Exam) -> dict[str, float]:
+def measure_generation(model: LabModel, exam: Exam) -> dict[str, float]:
     """Exact and partial scores, sampled and greedy, without guidance and with guidance 1.5."""
     scores = {}
     for guidance in GUIDANCE_SCALES:
@@ -55,12 +48,12 @@ def measure_generation(model: JanusForConditionalGeneration, exam: Exam) -> dict
     return scores
 
 
-def measure_reconstruction(model: JanusForConditionalGeneration, exam: Exam) -> dict[str, float]:
+def measure_reconstruction(model: LabModel, exam: Exam) -> dict[str, float]:
     """How many held-out pictures survive VQ encode and decode: judged exact, and with every object unchanged.
 
     `exact` bounds what generation can score.
     """
-    images = decode_codes(model, encode_images(model, exam.images))
+    images = model.reconstruct(exam.images)
     exact = [verify(scene.spec, image).exact for scene, image in zip(exam.scenes, images, strict=True)]
     same = [_kinds(image) == _kinds(original) for image, original in zip(images, exam.images, strict=True)]
     return {"reconstruction_exact": float(np.mean(exact)), "reconstruction_same_objects": float(np.mean(same))}

@@ -1,15 +1,20 @@
-"""Teacher-forced logits and sampling with the tiny Janus in plain torch: what pre-training and `lab show` need.
+"""Teacher-forced logits and sampling with the tiny Janus in plain torch: what pre-training needs.
 
 Prompts are padded on the left, completions on the right; positions count real tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, JanusForConditionalGeneration
 
+from unirl.lab.lab_model import SamplingPlan
+from unirl.lab.tiny_janus import decode_codes, encode_images, to_pixels
 from unirl.lab.tokenizer import (
     BEGIN_OF_IMAGE,
     BOS,
@@ -18,9 +23,11 @@ from unirl.lab.tokenizer import (
     IMAGE_PLACEHOLDER,
     PAD,
     SPECIAL_TOKENS,
+    generation_prompt,
     make_tokenizer,
+    understanding_prompt,
 )
-from unirl.lab.world import NUM_IMAGE_TOKENS
+from unirl.lab.world import NUM_IMAGE_TOKENS, Question
 
 MAX_ANSWER_TOKENS = 20
 
@@ -33,14 +40,25 @@ class PaddedText:
     mask: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingPlan:
-    """How to draw tokens."""
+@dataclass(frozen=True, slots=True)
+class PlainJanus:
+    """A tiny Janus as a `LabModel`."""
 
-    seed: int
-    greedy: bool = False
-    guidance: float = 1.0
-    """Scale s of images: logits = null + s * (conditional - null); 1 runs no null stream."""
+    model: JanusForConditionalGeneration
+
+    def draw(self, captions: Sequence[str], plan: SamplingPlan) -> NDArray[np.uint8]:
+        """Pictures [N, 20, 20, 3], one per caption."""
+        prompts = encode([generation_prompt(caption) for caption in captions], prompts=True)
+        return decode_codes(self.model, sample_codes(self.model, prompts, plan))
+
+    def answer(self, images: NDArray[np.uint8], questions: Sequence[Question], plan: SamplingPlan) -> list[str]:
+        """Answer texts with their end token."""
+        prompts = encode([understanding_prompt(q.text, q.choices) for q in questions], prompts=True)
+        return sample_answers(self.model, prompts, to_pixels(images), plan)
+
+    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pictures after VQ encode and decode."""
+        return decode_codes(self.model, encode_images(self.model, images))
 
 
 def encode(texts: list[str], *, prompts: bool) -> PaddedText:

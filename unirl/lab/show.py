@@ -2,18 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from unirl.config import Family, ModelConfig
 from unirl.lab.exam import make_exam
-from unirl.lab.plain_sampling import SamplingPlan, encode, sample_answers, sample_codes
-from unirl.lab.tiny_janus import decode_codes, load_model, to_pixels
-from unirl.lab.tokenizer import answered_letter, generation_prompt, understanding_prompt
+from unirl.lab.lab_model import SamplingPlan
+from unirl.lab.sampled_model import SampledModel
+from unirl.lab.tokenizer import answered_letter
 from unirl.lab.verifier import verify
 from unirl.lab.world import IMAGE_PX, caption, question_with_choices
+from unirl.models.checkpoint import read_json
 
+_FAMILIES: dict[str, Family] = {"janus": "janus_pro", "llada": "lumina_dimoo"}
+"""By model_type in config.json."""
 _ZOOM = 8
 _COLUMNS = 4
 _MARGIN_PX = 16
@@ -52,13 +57,16 @@ def show(checkpoint: Path, out_dir: Path, n: int = 12, seed: int = 0, guidance: 
     Raises:
         ValueError: the checkpoint is not the lab's.
     """
-    model, exam = load_model(checkpoint), make_exam(n, seed)
+    family = _FAMILIES.get(read_json(checkpoint / "config.json").get("model_type", ""))
+    if family is None:
+        raise ValueError(
+            f"{checkpoint}: expected a checkpoint of {', '.join(_FAMILIES)}; got another; correct the path"
+        )
+    sampling = import_module(f"unirl.lab.{family}_student").SAMPLING
+    model, exam = SampledModel.load(ModelConfig(family=family), checkpoint, sampling), make_exam(n, seed)
     plan = SamplingPlan(seed=seed, guidance=guidance)
-    prompts = [caption(scene.spec) for scene in exam.scenes]
-    codes = sample_codes(model, encode([generation_prompt(p) for p in prompts], prompts=True), plan)
-    images = decode_codes(model, codes)
-    questions = encode([understanding_prompt(q.text, q.choices) for q in exam.questions], prompts=True)
-    answers = sample_answers(model, questions, to_pixels(exam.images), plan)
+    images = model.draw([caption(scene.spec) for scene in exam.scenes], plan)
+    answers = model.answer(exam.images, exam.questions, plan)
     shown = []
     for scene, question, image, answer in zip(exam.scenes, exam.questions, images, answers, strict=True):
         verdict = verify(scene.spec, image)

@@ -1,10 +1,5 @@
 """The lab's tiny model, a true `JanusForConditionalGeneration`, and its checkpoint folder."""
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +19,11 @@ from transformers import (
     LlamaConfig,
 )
 
+from unirl.lab.checkpoint_folder import write_folder
 from unirl.lab.tokenizer import BEGIN_OF_IMAGE, BOS, EMBEDDING_ROWS, EOS, IMAGE_PLACEHOLDER, PAD, make_tokenizer
-from unirl.lab.world import CELL_PX, IMAGE_PX, NUM_IMAGE_TOKENS
+from unirl.lab.world import CELL_PX, CODE_DIM, IMAGE_PX, NUM_CODES, NUM_IMAGE_TOKENS
 
 HIDDEN = 96
-NUM_CODES = 96
-CODE_DIM = 16
 DEFAULT_GUIDANCE = 1.5
 
 
@@ -126,19 +120,7 @@ def write_checkpoint(model: JanusForConditionalGeneration, path: Path, facts: di
     Raises:
         ValueError: `path` is there and is not a checkpoint folder.
     """
-    if path.exists() and not (path / "config.json").is_file():
-        raise ValueError(f"expected nothing or an older checkpoint at {path}; got something else; choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
-        _write_files(model, fresh)
-        if facts is not None:
-            sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(fresh.iterdir())}
-            (fresh / "lab.json").write_text(json.dumps(facts | {"sha256": sums}, indent=2) + "\n")
-        if path.exists():
-            path.rename(old)
-        os.replace(fresh, path)
-        shutil.rmtree(old, ignore_errors=True)
+    write_folder(path, lambda folder: _write_files(model, folder), facts)
 
 
 def make_random_checkpoint(path: Path, seed: int) -> None:

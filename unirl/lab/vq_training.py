@@ -20,7 +20,7 @@ from unirl.lab.world import CELL_PX, GRID, NUM_IMAGE_TOKENS
 _BATCH_SIZE = 32
 _LEARNING_RATE = 2e-3
 _WARMUP_STEPS = 20
-_COSINE_SCALE = 16.0
+COSINE_SCALE = 16.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +81,10 @@ def train_encoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_
 
     def loss(batch: Tensor) -> Tensor:
         latents = vq.quant_conv(vq.encoder(to_pixels(images[batch.numpy()]))).permute(0, 2, 3, 1)
-        logits = _COSINE_SCALE * normalize(latents, dim=-1) @ codebook.t()
+        logits = COSINE_SCALE * normalize(latents, dim=-1) @ codebook.t()
         return cross_entropy(logits.reshape(-1, len(codebook)), codes[batch].reshape(-1))
 
-    return _train(nn.ModuleList([vq.encoder, vq.quant_conv]), loss, len(images), num_steps, seed)
+    return train_part(nn.ModuleList([vq.encoder, vq.quant_conv]), loss, len(images), num_steps, seed)
 
 
 def train_decoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_steps: int, seed: int) -> float:
@@ -96,10 +96,11 @@ def train_decoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_
         pixels, target = vq.decoder(latents), to_pixels(images[batch.numpy()])
         return l1_loss(pixels, target) + mse_loss(pixels, target)
 
-    return _train(nn.ModuleList([vq.post_quant_conv, vq.decoder]), loss, len(images), num_steps, seed)
+    return train_part(nn.ModuleList([vq.post_quant_conv, vq.decoder]), loss, len(images), num_steps, seed)
 
 
-def _train(part: nn.Module, loss: Callable[[Tensor], Tensor], num_images: int, num_steps: int, seed: int) -> float:
+def train_part(part: nn.Module, loss: Callable[[Tensor], Tensor], num_images: int, num_steps: int, seed: int) -> float:
+    """Minimise `loss`, a function of image numbers int64 [B], over the weights of `part`; returns its last value."""
     generator = torch.Generator().manual_seed(seed)
     part.requires_grad_(True)
     optimizer = torch.optim.AdamW(part.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)

@@ -25,6 +25,9 @@ IMAGE_PX = 20
 CELL_PX = 4
 GRID = IMAGE_PX // CELL_PX
 NUM_IMAGE_TOKENS = GRID * GRID
+NUM_CODES = 96
+"""Image codes of the lab's models, more than the world has patches."""
+CODE_DIM = 16
 BACKGROUND = (235, 235, 235)
 PALETTE = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 90, 200), "yellow": (240, 200, 20)}
 COLORS = tuple(PALETTE)

@@ -18,8 +18,8 @@ def load_embedder(
     """The image encoder called `encoder`.
 
     Args:
-        encoder: "lab" (colour, shape and place of the lab's objects) or "resnet50" (the paper's choice: ResNet-50
-            without its classification head, D = 2048, ImageNet V1 preprocessing).
+        encoder: "resnet50" (the paper's choice: ResNet-50 without its classification head, D = 2048, ImageNet V1
+            preprocessing).
         checkpoint: weights file of "resnet50": state dict in torchvision's names, .pt, .pth or .safetensors.
         batch_size: images per forward pass.
         device: torch device of "resnet50".
@@ -29,16 +29,12 @@ def load_embedder(
         ValueError: an unknown encoder, or a file that does not hold ResNet-50 weights.
     """
     match encoder:
-        case "lab":
-            from unirl.lab.features import embed
-
-            return lambda images: np.concatenate([embed(image[None]) for image in images])
         case "resnet50":
             model = _load_resnet50(checkpoint).to(device)
             return lambda images: _embed_with_resnet50(model, images, batch_size)
         case _:
             raise ValueError(
-                f"encoder: expected one of lab, resnet50; got {encoder!r}; correct the name, or add a case to "
+                f"encoder: expected resnet50; got {encoder!r}; correct the name, or add a case to "
                 "unirl/models/embedder.py:load_embedder"
             )
 

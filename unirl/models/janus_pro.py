@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 from unirl.algorithms.logprobs import token_entropies, token_logprobs
 from unirl.config import ModelConfig, SamplingConfig
 from unirl.config_rules import Problem
+from unirl.models import janus_generate
 from unirl.models.checkpoint import COMPANIONS, copy_into, read_json, stored_tensors, write_weights
 from unirl.models.janus_prompts import JanusPrompts
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
@@ -460,6 +461,7 @@ def _check_agreement(config: Any, prompts: JanusPrompts, image_processor: JanusI
 
 
 load = JanusPro.load
+load_independent = janus_generate.load_independent
 
 
 def load_prompts(config: ModelConfig, path: Path) -> JanusPrompts:

@@ -214,7 +214,9 @@ class LuminaPrompts:
         allowed = np.zeros(self.ids.first_code, bool)
         words = np.array(sorted(self.tokenizer.get_vocab().values()))
         allowed[words[words < self.ids.first_code]] = True
-        allowed[[getattr(self.ids, item.name) for item in fields(TokenIds) if item.name not in _IN_ANSWERS]] = False
+        special = [getattr(self.ids, item.name) for item in fields(TokenIds) if item.name not in _IN_ANSWERS]
+        vocabulary = self.tokenizer.get_vocab()
+        allowed[[*special, *(vocabulary[tag] for tag in TAGS if tag in vocabulary)]] = False
         return allowed
 
     def _drawn(self, sampling: SamplingConfig) -> tuple[int, int]:

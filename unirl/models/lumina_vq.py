@@ -5,7 +5,6 @@ It stays outside the trained weights. Pixels lie in [0, 1] on both sides.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -106,10 +105,15 @@ class LuminaVq:
                 "checkpoint (pickled weights are never loaded)"
             )
         self.device = torch.device("cpu")
+        self._model: Any = None
 
-    @cached_property
-    def model(self) -> Any:
-        """The tokenizer on the CPU."""
+    def load(self) -> Any:
+        """The tokenizer on its device; the folder is not needed afterwards."""
+        if self._model is None:
+            self._model = self._read()
+        return self._model.to(self.device)
+
+    def _read(self) -> Any:
         from diffusers.models.autoencoders.vq_model import VQModel
 
         loaded: Any = VQModel.from_pretrained(
@@ -120,7 +124,7 @@ class LuminaVq:
     @torch.no_grad()
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int32]]:
         """Codes int32 [rows, columns] of RGB pictures of any sizes, each read at its `read_size`."""
-        model = self.model.to(self.device)
+        model = self.load()
         codes: list[NDArray[np.int32] | None] = [None] * len(images)
         read = [_fitted(image, self.sizes.read_size(*image.shape[:2])) for image in images]
         for part in _alike([image.shape for image in read]):
@@ -138,7 +142,7 @@ class LuminaVq:
         Raises:
             ValueError: a code outside the codebook.
         """
-        model = self.model.to(self.device)
+        model = self.load()
         num_codes, width = model.quantize.embedding.weight.shape
         if wrong := [int(x) for own in codes for x in (own.min(), own.max()) if not 0 <= x < num_codes]:
             raise ValueError(

@@ -199,6 +199,18 @@ class MaskedDiffusionPolicy(Policy, Protocol):
         ...
 
 
+class Independent(Protocol):
+    """Somebody else's implementation of a family, to compare samplers with: greedy, one completion at a time."""
+
+    def answer(self, prompt_ids: NDArray[np.int32], image: NDArray[np.uint8], max_tokens: int) -> NDArray[np.int32]:
+        """Ids [T] of an answer to an encoded question about the image, its end token included."""
+        ...
+
+    def draw(self, prompt_ids: NDArray[np.int32], guidance_scale: float) -> NDArray[np.int32]:
+        """Codes [N] of a picture of an encoded prompt."""
+        ...
+
+
 def load_policy(config: ModelConfig, path: Path) -> Policy:
     """The policy of `config.family` with the weights of the checkpoint folder `path`.
 
@@ -219,8 +231,14 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
     return _family(config).load_prompts(config, path)
 
 
+def load_independent(config: ModelConfig, path: Path) -> Independent | None:
+    """Another implementation of `config.family` with the checkpoint's weights in float32; None where nobody has one."""
+    load = getattr(_family(config), "load_independent", None)
+    return load(path) if load else None
+
+
 def _family(config: ModelConfig) -> Any:
-    """The file of the family: its `load` and `load_prompts`."""
+    """The file of the family: its `load`, its `load_prompts`, and `load_independent` where there is one."""
     if config.family not in get_args(Family):
         known = ", ".join(get_args(Family))
         raise ValueError(f"model.family: expected one of {known}; got {config.family!r}; correct the key")

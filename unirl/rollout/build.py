@@ -1,5 +1,6 @@
 """The one place that lists the sampling backends."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, cast
 
@@ -7,10 +8,19 @@ import torch
 from torch import nn
 
 from unirl.config import ModelConfig, RolloutConfig
+from unirl.config_rules import Problem
 from unirl.models.policy import AutoregressivePolicy, MaskedDiffusionPolicy, load_policy
 from unirl.rollout.sampler import Sampler
 
 Role = Literal["text", "image", "both"]
+
+
+def backend_problems(model: ModelConfig, rollout: RolloutConfig) -> list[Problem]:
+    """A backend that cannot sample the family; imports neither."""
+    if rollout.backend != "vllm" or find_spec(f"unirl.rollout.vllm_models.{model.family}"):
+        return []
+    rule = f"cannot sample model.family {model.family}, which does not draw token after token"
+    return [Problem("rollout.backend", rollout.backend, rule, "set rollout.backend=torch")]
 
 
 def build_sampler(model: ModelConfig, path: Path, rollout: RolloutConfig, role: Role) -> Sampler:

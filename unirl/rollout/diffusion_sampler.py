@@ -11,6 +11,7 @@ from unirl.config import SamplingConfig
 from unirl.models.checkpoint import copy_into
 from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import MaskedDiffusionPolicy
+from unirl.rollout.approximate_cache import ApproximateCache
 from unirl.rollout.completions import Completion, encode_prompts, make_groups, verified_weights
 from unirl.rollout.sampler import NamedArrays
 from unirl.rollout.units import units_of_work
@@ -74,10 +75,9 @@ class DiffusionSampler:
         image = sampling.image
         law = self.policy.cell_law("generation", image.temperature, image.guidance_scale)
         nulls = [self.policy.null_canvas(canvas) for canvas in canvases] if image.guidance_scale != 1.0 else None
-        return [
-            _completion(one)
-            for one in draw_images(self.policy.module, canvases, nulls, seeds, law, image.diffusion_steps)
-        ]
+        cache = ApproximateCache() if image.approximate_cache else None
+        drawn = draw_images(self.policy.module, canvases, nulls, seeds, law, image.diffusion_steps, cache=cache)
+        return [_completion(one) for one in drawn]
 
 
 def _completion(drawn: Drawn, finish_reason: FinishReason = "stop", num_counted: int | None = None) -> Completion:

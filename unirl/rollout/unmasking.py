@@ -17,15 +17,15 @@ from unirl.models.llada import LladaForDiffusion
 from unirl.rollout.approximate_cache import ApproximateCache, CachedLogits
 from unirl.rollout.gumbel import gumbel_noise, mixed_seeds
 
-Noise = Callable[[int, int, NDArray[np.int64], int], tuple[Tensor, Tensor]]
-"""(seed, step, cells [n], V) -> Gumbel noise of the values float64 [n, V] and of the order float64 [n]."""
+Noise = Callable[[int, int, Tensor, int], tuple[Tensor, Tensor]]
+"""(seed, step, cells int64 [n], V) -> Gumbel noise of the values float64 [n, V] and of the order float64 [n]."""
 Drawn = tuple[CanvasRow, NDArray[np.float32]]
 """A completed row and the log-probability in nats of each of its cells [N]."""
 
 
-def keyed_noise(seed: int, step: int, cells: NDArray[np.int64], num_values: int) -> tuple[Tensor, Tensor]:
+def keyed_noise(seed: int, step: int, cells: Tensor, num_values: int) -> tuple[Tensor, Tensor]:
     """Gumbel noise that depends on seed, step and cell alone; one column more than there are values, for the order."""
-    noise = gumbel_noise(mixed_seeds(seed, step, torch.from_numpy(cells)), num_values + 1)
+    noise = gumbel_noise(mixed_seeds(seed, step, cells), num_values + 1)
     return noise[:, :-1], noise[:, -1]
 
 
@@ -59,11 +59,12 @@ def draw_images(  # noqa: PLR0913 - who draws what, how, and with which noise
     """
     schedules = [cosine_reveals(len(cells_of(canvas, law.mask_id)), num_steps) for canvas in canvases]
 
-    def choose(row: int, step: int, confidence: Tensor, order: Tensor, masked: NDArray[np.int64]) -> Tensor:
+    def choose(row: int, step: int, confidence: Tensor, order: Tensor) -> Tensor:
         return most_confident(confidence + law.temperature * order, schedules[row][step])
 
     streams = _streams(model, law, num_steps, cache)
-    return _unmask(streams, canvases, nulls, seeds, law, num_steps, choose, noise)
+    open_cells = [max(map(sum, schedules))] * num_steps
+    return _unmask(streams, canvases, nulls, seeds, law, open_cells, choose, noise)
 
 
 @torch.inference_mode()
@@ -101,15 +102,15 @@ def draw_answers(
     per_block = num_steps // num_blocks
     reveals = linear_reveals(block_length, per_block)
 
-    def choose(row: int, step: int, confidence: Tensor, order: Tensor, masked: NDArray[np.int64]) -> Tensor:
-        later = torch.from_numpy(masked >= (step // per_block + 1) * block_length)
-        return most_confident(confidence.masked_fill(later, -torch.inf), reveals[step % per_block])
+    def choose(row: int, step: int, confidence: Tensor, order: Tensor) -> Tensor:
+        return most_confident(confidence, reveals[step % per_block])
 
-    return _unmask(_streams(model, law, num_steps), canvases, None, seeds, law, num_steps, choose, noise)
+    open_cells = [(step // per_block + 1) * block_length for step in range(num_steps)]
+    return _unmask(_streams(model, law, num_steps), canvases, None, seeds, law, open_cells, choose, noise)
 
 
-Choice = Callable[[int, int, Tensor, Tensor, NDArray[np.int64]], Tensor]
-"""(row, step, confidence [n], order noise [n], masked cells [n]) -> which of the n to reveal."""
+Choice = Callable[[int, int, Tensor, Tensor], Tensor]
+"""(row, step, confidence [n], order noise [n]) -> which of the n to reveal."""
 
 StepLogits = Callable[[int, Sequence[NDArray[np.int32]], Sequence[NDArray[np.int64]]], Tensor]
 """(step, canvases [T] each, places [n] of each) -> logits float32 [sum of n, V]."""
@@ -134,32 +135,35 @@ def _unmask(  # noqa: PLR0913 - what both kinds of drawing share
     nulls: Sequence[NDArray[np.int32]] | None,
     seeds: Sequence[int],
     law: CellLaw,
-    num_steps: int,
+    open_cells: Sequence[int],
     choose: Choice,
     noise: Noise,
 ) -> list[Drawn]:
+    """Steps of which each may reveal the first `open_cells[step]` cells of a row."""
     counts = [len(cells_of(canvas, law.mask_id)) for canvas in canvases]
     values = [np.zeros(count, np.int32) for count in counts]
     steps = [np.full(count, -1, np.int16) for count in counts]
     logprobs = [np.zeros(count, np.float32) for count in counts]
     num_values = law.stop - law.start
     cond, uncond = streams
-    for step in range(num_steps):
-        masked = [np.flatnonzero(row == -1) for row in steps]
+    for step, end in enumerate(open_cells):
+        masked = [np.flatnonzero(row[:end] == -1) for row in steps]
         logits = cond(step, *_before(canvases, values, steps, masked, law))
         if law.guidance_scale != 1.0:
             assert nulls is not None, "guidance needs null canvases"
             null_logits = uncond(step, *_before(nulls, values, steps, masked, law))
             logits = guided_logits(logits, null_logits, law.guidance_scale)
-        for row, part in enumerate(logits.cpu().split([len(cells) for cells in masked])):
-            value_noise, order_noise = noise(seeds[row], step, masked[row], num_values)
-            drawn, confidence = draw_values(part.double(), law.temperature, value_noise.double(), law.allowed)
-            chosen = choose(row, step, confidence, order_noise, masked[row])
-            cells = masked[row][chosen.numpy()]
-            tempered = part.float() if law.allowed is None else part.float().masked_fill(~law.allowed, -torch.inf)
-            law_logprobs = (tempered / (law.temperature or 1.0)).log_softmax(1)
-            values[row][cells] = drawn[chosen].int().numpy()
-            logprobs[row][cells] = law_logprobs[chosen, drawn[chosen]].numpy()
+        allowed = None if law.allowed is None else law.allowed.to(logits.device)
+        for row, part in enumerate(logits.split([len(cells) for cells in masked])):
+            own = torch.from_numpy(masked[row]).to(part.device)
+            value_noise, order_noise = noise(seeds[row], step, own, num_values)
+            drawn, confidence = draw_values(part.double(), law.temperature, value_noise.double(), allowed)
+            chosen = choose(row, step, confidence, order_noise)
+            cells, ids = masked[row][chosen.cpu().numpy()], drawn[chosen]
+            seen = part[chosen].float()
+            tempered = (seen if allowed is None else seen.masked_fill(~allowed, -torch.inf)) / (law.temperature or 1.0)
+            values[row][cells] = ids.int().cpu().numpy()
+            logprobs[row][cells] = tempered.log_softmax(1).gather(1, ids[:, None])[:, 0].cpu().numpy()
             steps[row][cells] = step
     null_rows = nulls if nulls is not None else [None] * len(canvases)
     return [

@@ -1,0 +1,125 @@
+"""Benchmarks from the command line: each prints ratios against a named baseline in the same run."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from unirl.benchmarks.diffusion import Arm, measure_sampling, measure_updates
+from unirl.benchmarks.diffusion_shape import Shape, measure_shape
+from unirl.config import RlConfig
+from unirl.evaluation.evaluate import EvaluationResult
+from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
+from unirl.jobs.evaluate import evaluate_policy
+from unirl.jobs.parts import open_parts
+from unirl.jobs.prompt_check import check_prompts
+from unirl.jobs.rl import rl_step
+from unirl.monitoring.step_clock import StepClock
+from unirl.types import TASKS, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What an arm reached in a wall time."""
+
+    arm: str
+    steps: int
+    seconds: float
+    understanding: float
+    """Held-out mean reward, sampled as in training."""
+    generation: float
+
+
+def diffusion(config: RlConfig, *, budget_s: float, as_json: bool) -> int:
+    """Cost of an update by arm, reward at equal wall time, and the sampler's speed.
+
+    Args:
+        config: of a masked-diffusion family; pictures may be larger for the costs than the checkpoint learned to draw.
+        budget_s: wall time of each learning arm; 0 leaves them out.
+        as_json: machine-readable result on stdout.
+    """
+    checkpoint = resolve_checkpoint(config.model.path)
+    heldout = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
+    check_prompts([*heldout[0], *heldout[1]], config, checkpoint)
+    steps = config.rollout.sampling.image.diffusion_steps
+    part = max(1, steps // 4)
+    arms = [
+        Arm(name=f"all {steps} steps"),
+        *(
+            Arm(name=f"{num} of {steps} steps", num_steps=num)
+            for num in sorted({part, max(1, part // 2)}, reverse=True)
+        ),
+        Arm(name="shrink 4 (biased)", shrink=4),
+    ]
+    log.info("cost of an update")
+    updates = measure_updates(config.model, checkpoint, config.rollout.sampling, arms)
+    log.info("speed of the sampler")
+    speeds = measure_sampling(config.model, checkpoint, config.rollout.sampling)
+    learned = learn_arms(config, checkpoint, arms, budget_s) if budget_s else []
+    if as_json:
+        results = {"updates": updates, "sampling": speeds, "learning": learned}
+        sys.stdout.write(json.dumps({key: [asdict(row) for row in rows] for key, rows in results.items()}, indent=2))
+        sys.stdout.write("\n")
+        return 0
+    lines = [f"{'update, one picture':<44}{'forward-equivalents':>20}{'seconds':>10}{'ratio':>8}"]
+    lines += [f"{u.arm:<44}{u.forward_equivalents:>20.1f}{u.seconds:>10.4f}{u.ratio:>8.2f}" for u in updates]
+    lines += ["", f"{'sampling':<44}{'pictures/s':>20}{'':>10}{'ratio':>8}"]
+    lines += [f"{s.name:<44}{s.images_per_s:>20.2f}{'':>10}{s.ratio:>8.2f}" for s in speeds]
+    if learned:
+        lines += ["", f"{'held-out reward at equal wall time':<44}{'steps':>10}{'seconds':>10}{'und':>10}{'gen':>8}"]
+        lines += [
+            f"{row.arm:<44}{row.steps:>10}{row.seconds:>10.0f}{row.understanding:>10.3f}{row.generation:>8.3f}"
+            for row in learned
+        ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def shape(settings: Shape, *, as_json: bool) -> int:
+    """Time and memory of a network of random weights: one picture sampled, one update."""
+    rows = measure_shape(settings)
+    if as_json:
+        sys.stdout.write(
+            json.dumps({"shape": asdict(settings), "spent": [asdict(row) for row in rows]}, indent=2) + "\n"
+        )
+        return 0
+    lines = [f"{'':<40}{'seconds':>10}{'peak GiB on the GPU':>22}"]
+    lines += [f"{row.part:<40}{row.seconds:>10.2f}{row.peak_gib:>22.1f}" for row in rows]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def learn_arms(config: RlConfig, checkpoint: Path, arms: Sequence[Arm], budget_s: float) -> list[Learned]:
+    """Train each arm from the same weights for the same wall time, in this process, and measure it held out."""
+    heldout = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
+    pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
+    rows: list[Learned] = []
+    for arm in [Arm(name="before"), *arms]:
+        own = replace(config, algorithm=arm.settings(config.algorithm))
+        limit = 0.0 if arm.name == "before" else budget_s
+        with open_parts(own, checkpoint, pairs, local=True) as parts:
+            clock, done, started = StepClock(), 0, time.perf_counter()
+            parts.rollouts.load_weights(parts.learner.publish_weights())
+            for step in count(1):
+                if time.perf_counter() - started >= limit:
+                    break
+                rl_step(step, parts, own, clock)
+                done = step
+            seconds = time.perf_counter() - started
+            result = evaluate_policy(heldout, parts.rollouts, parts.rewards, own, lambda _: "")
+        rewards = [_mean_reward(result, task) for task in TASKS]
+        rows.append(Learned(arm=arm.name, steps=done, seconds=seconds, understanding=rewards[0], generation=rewards[1]))
+        log.info("%s: %d steps in %.0f s, understanding %.3f, generation %.3f", *asdict(rows[-1]).values())
+    return rows
+
+
+def _mean_reward(result: EvaluationResult, task: Task) -> float:
+    rewards = [item.reward for item in result.items if item.task == task and item.mode == "sampled"]
+    judged = [reward for reward in rewards if reward is not None]
+    return sum(judged) / len(judged)
