@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from unirl.algorithms.logprobs import token_entropies, token_logprobs
-from unirl.config import SamplingConfig
+from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
 from unirl.types import GenerationSample, LearnerBatch, LearnerRow, Task, UnderstandingSample
@@ -81,7 +81,7 @@ class TinyPolicy:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in self.module.state_dict().items()}
 
-    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
+    def find_problems(self, config: RlConfig) -> list[Problem]:
         return []
 
     def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:

@@ -14,7 +14,7 @@ from unirl.config_loading import load_config, to_yaml
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy", "omegaconf", "pyarrow")
 COMMANDS = [
     "train", "eval", "verify", "doctor", "pair make", "pair verify", "pair report", "lab data", "lab pretrain",
-    "lab show", "config show", "config validate", "config keys", "config diff",
+    "lab show", "bench diffusion", "bench shape", "config show", "config validate", "config keys", "config diff",
 ]  # fmt: skip
 
 

@@ -346,10 +346,9 @@ def bench_shape(  # noqa: PLR0913 - one option each
 ) -> None:
     """Masked diffusion of any shape (default 8B), random weights: seconds and GPU memory of a picture and an update."""
     start_logging(None)
-    from unirl.benchmarks.diffusion_shape import Shape
     from unirl.jobs import bench
 
-    chosen = Shape(
+    chosen = bench.Shape(
         width=width,
         layers=layers,
         heads=heads,
@@ -357,7 +356,7 @@ def bench_shape(  # noqa: PLR0913 - one option each
         side=side,
         steps=steps,
         update_steps=update_steps,
-        dtype=dtype,
+        dtype=dtype,  # pyright: ignore[reportArgumentType] - Shape refuses what is none
     )
     raise typer.Exit(bench.shape(chosen, as_json=as_json))
 

@@ -60,6 +60,10 @@ class TextSampling:
     block_length: int | None = None
     """Masked-diffusion families only: an answer is written in blocks of this many cells from left to right; null makes
     it one block."""
+    loss_padding: int | None = 0
+    """Masked-diffusion families only: cells behind an answer's end that count in its loss (TraceRL's post_num). They
+    were drawn too, and what is written first sees them, so only null, which counts all, is the exact likelihood; with
+    long canvases their number outweighs the words'."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class RolloutConfig:
     """Sampling of trajectories."""
 
     backend: Literal["vllm", "torch"] = "vllm"
-    """"torch" is the plain sampler: the oracle of the tests, and what --local may choose."""
+    """"vllm" draws token after token; "torch" is the sampler of masked-diffusion families, and for the others the plain
+    one: the oracle of the tests, and what --local may choose."""
     pairs_per_step: int = 16
     """Pairs per step; each gives one understanding and one generation prompt."""
     num_understanding: int = 8

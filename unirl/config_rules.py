@@ -104,6 +104,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "*.num_cpus",
             "*.num_gpus",
             "*.cache_entries",
+            "*.loss_padding",
             "algorithm.kl_beta",
             "learner.lr",
             "learner.weight_decay",

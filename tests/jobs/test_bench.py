@@ -7,9 +7,10 @@ import pytest
 
 from unirl.benchmarks.diffusion import Arm, measure_sampling, measure_updates
 from unirl.benchmarks.diffusion_shape import Shape
-from unirl.config import ImageSampling, ModelConfig, SamplingConfig
+from unirl.config import ImageSampling, ModelConfig, RlConfig, RolloutConfig, SamplingConfig
 from unirl.config_loading import load_config
 from unirl.jobs import bench
+from unirl.jobs.assets import resolve_checkpoint
 from unirl.lab.lumina_dimoo_student import make_student
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +24,20 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def settings(checkpoint, guidance):
+    image = ImageSampling(guidance_scale=guidance, diffusion_steps=STEPS)
+    rollout = RolloutConfig(backend="torch", sampling=SamplingConfig(image=image))
+    return RlConfig(model=ModelConfig(family="lumina_dimoo", path=str(checkpoint)), rollout=rollout)
+
+
+def test_a_family_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"expected a masked-diffusion family; got model.family janus_pro; give .* -c"):
+        measure_sampling(RlConfig(), resolve_checkpoint("lab:janus"))
+
+
 def test_an_update_costs_what_its_passes_cost(checkpoint):
-    model = ModelConfig(family="lumina_dimoo", path=str(checkpoint))
     arms = [Arm(name="all"), Arm(name="two", num_steps=2), Arm(name="three as one", shrink=3)]
-    sampling = SamplingConfig(image=ImageSampling(guidance_scale=1.0, diffusion_steps=STEPS))
-    costs = measure_updates(model, checkpoint, sampling, arms, num_images=2, rounds=1)
+    costs = measure_updates(settings(checkpoint, 1.0), checkpoint, arms, num_images=2, rounds=1)
     # A forward and a backward pass of one canvas are three forward-equivalents.
     assert [cost.forward_equivalents for cost in costs] == pytest.approx([3 * STEPS, 3 * 2, 3 * 2])
     assert costs[0].ratio == 1.0
@@ -35,16 +45,12 @@ def test_an_update_costs_what_its_passes_cost(checkpoint):
 
 
 def test_guidance_doubles_the_passes_but_for_the_shorter_null_canvas(checkpoint):
-    model = ModelConfig(family="lumina_dimoo", path=str(checkpoint))
-    sampling = SamplingConfig(image=ImageSampling(guidance_scale=2.0, diffusion_steps=STEPS))
-    (cost,) = measure_updates(model, checkpoint, sampling, [Arm(name="all")], num_images=2, rounds=1)
+    (cost,) = measure_updates(settings(checkpoint, 2.0), checkpoint, [Arm(name="all")], num_images=2, rounds=1)
     assert 3 * STEPS * 1.5 < cost.forward_equivalents < 3 * STEPS * 2
 
 
 def test_ways_of_sampling_are_compared_with_one_by_one(checkpoint):
-    model = ModelConfig(family="lumina_dimoo", path=str(checkpoint))
-    sampling = SamplingConfig(image=ImageSampling(diffusion_steps=STEPS))
-    speeds = measure_sampling(model, checkpoint, sampling, num_images=3, rounds=1)
+    speeds = measure_sampling(settings(checkpoint, 1.5), checkpoint, num_images=3, rounds=1)
     assert [speed.name for speed in speeds] == ["one by one", "3 together", "3 together, approximate cache"]
     assert speeds[0].ratio == 1.0
 

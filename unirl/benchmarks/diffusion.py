@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from unirl.config import AlgorithmConfig, LearnerConfig, ModelConfig, SamplingConfig
-from unirl.learner.engine import RankPlace
-from unirl.learner.learner import Learner, LearnerSettings
-from unirl.models.lumina_dimoo import LuminaDimoo
+from unirl.config import AlgorithmConfig, RlConfig
+from unirl.learner.learner import Learner
+from unirl.models.policy import MaskedDiffusionPolicy, load_policy
 from unirl.rollout.diffusion_sampler import DiffusionSampler
 from unirl.rollout.seeds import sample_seed
 from unirl.types import GenerationSample, LearnerBatch, LearnerRow, RolloutRequest
 
 BACKWARD = 2
 """Forward-equivalents of a backward pass."""
+LONGEST = 1 << 20
+"""No canvas is refused here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +65,10 @@ class SamplingSpeed:
 
 
 def measure_updates(
-    model: ModelConfig,
-    checkpoint: Path,
-    sampling: SamplingConfig,
-    arms: Sequence[Arm],
-    *,
-    num_images: int = 16,
-    rounds: int = 3,
+    config: RlConfig, checkpoint: Path, arms: Sequence[Arm], *, num_images: int = 16, rounds: int = 3
 ) -> list[UpdateCost]:
-    """Cost of an update of each arm on the same sampled pictures; the first arm is the baseline."""
-    policy = LuminaDimoo.load(model, checkpoint)
-    rows = _sampled_rows(policy, sampling, num_images)
+    """Cost of an update of each arm on the same sampled pictures, one rank; the first arm is the baseline."""
+    rows = _sampled_rows(_policy(config, checkpoint), config, num_images)
     batch = LearnerBatch(
         rows=tuple(rows),
         num_trajectories={"understanding": 0, "generation": num_images},
@@ -86,7 +81,7 @@ def measure_updates(
     positions: dict[str, float] = {}
     for _ in range(rounds + 1):
         for arm in arms:
-            with _learner(model, checkpoint, sampling, arm) as learner, _counted(learner.policy.module) as counts:
+            with _learner(config, checkpoint, arm) as learner, _counted(learner.policy.module) as counts:
                 started = time.perf_counter()
                 learner.update(batch, 0)
                 seconds[arm.name].append(time.perf_counter() - started)
@@ -105,28 +100,39 @@ def measure_updates(
 
 
 def measure_sampling(
-    model: ModelConfig, checkpoint: Path, sampling: SamplingConfig, *, num_images: int = 32, rounds: int = 3
+    config: RlConfig, checkpoint: Path, *, num_images: int = 32, rounds: int = 3
 ) -> list[SamplingSpeed]:
     """Pictures per second one by one, together, and together with the approximate cache."""
-    policy = LuminaDimoo.load(model, checkpoint)
-    policy.vq.load()
+    policy, sampling = _policy(config, checkpoint), config.rollout.sampling
     requests = _requests(num_images)
     cached = replace(sampling, image=replace(sampling.image, approximate_cache=True))
-    longest = 1 << 20
-    ways: list[tuple[str, DiffusionSampler, SamplingConfig]] = [
-        ("one by one", DiffusionSampler(policy, longest, 1), sampling),
-        (f"{num_images} together", DiffusionSampler(policy, longest, num_images), sampling),
-        (f"{num_images} together, approximate cache", DiffusionSampler(policy, longest, num_images), cached),
-    ]
-    times: dict[str, list[float]] = {name: [] for name, _, _ in ways}
+    one, all_at_once = DiffusionSampler(policy, LONGEST, 1), DiffusionSampler(policy, LONGEST, num_images)
+    ways = {
+        "one by one": lambda: one.sample(requests, sampling),
+        f"{num_images} together": lambda: all_at_once.sample(requests, sampling),
+        f"{num_images} together, approximate cache": lambda: all_at_once.sample(requests, cached),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
-        for name, sampler, settings in ways:
+        for name, draw in ways.items():
             started = time.perf_counter()
-            sampler.sample(requests, settings)
+            # The pictures come back as arrays in main memory, so the device has finished.
+            draw()
             times[name].append(time.perf_counter() - started)
     speeds = {name: num_images / float(np.median(values[1:])) for name, values in times.items()}
-    base = speeds[ways[0][0]]
+    base = speeds["one by one"]
     return [SamplingSpeed(name=name, images_per_s=speed, ratio=speed / base) for name, speed in speeds.items()]
+
+
+def _policy(config: RlConfig, checkpoint: Path) -> MaskedDiffusionPolicy:
+    policy = load_policy(config.model, checkpoint)
+    if not isinstance(policy, MaskedDiffusionPolicy):
+        raise ValueError(
+            f"bench diffusion: expected a masked-diffusion family; got model.family {config.model.family}; give the "
+            "configuration of one, such as -c configs/rl/lab_lumina_dimoo.yaml"
+        )
+    nn.Module.to(policy.module, "cuda" if torch.cuda.is_available() else "cpu")
+    return policy
 
 
 def _requests(num_images: int) -> list[RolloutRequest]:
@@ -142,10 +148,10 @@ def _requests(num_images: int) -> list[RolloutRequest]:
     ]
 
 
-def _sampled_rows(policy: LuminaDimoo, sampling: SamplingConfig, num_images: int) -> list[LearnerRow]:
-    sampler = DiffusionSampler(policy, max_model_len=1 << 20, max_num_seqs=num_images)
+def _sampled_rows(policy: MaskedDiffusionPolicy, config: RlConfig, num_images: int) -> list[LearnerRow]:
+    sampler = DiffusionSampler(policy, LONGEST, num_images)
     rows: list[LearnerRow] = []
-    for index, group in enumerate(sampler.sample(_requests(num_images), sampling)):
+    for index, group in enumerate(sampler.sample(_requests(num_images), config.rollout.sampling)):
         (one,) = group.trajectories
         rows.append(
             LearnerRow(
@@ -163,14 +169,9 @@ def _sampled_rows(policy: LuminaDimoo, sampling: SamplingConfig, num_images: int
 
 
 @contextmanager
-def _learner(model: ModelConfig, checkpoint: Path, sampling: SamplingConfig, arm: Arm) -> Iterator[Learner]:
-    settings = LearnerSettings(
-        learner=LearnerConfig(max_tokens_per_micro_batch=8192, zero_stage=0),
-        algorithm=arm.settings(AlgorithmConfig()),
-        sampling=sampling,
-        num_steps=1,
-    )
-    learner = Learner(LuminaDimoo.load(model, checkpoint), settings, RankPlace())
+def _learner(config: RlConfig, checkpoint: Path, arm: Arm) -> Iterator[Learner]:
+    one_rank = replace(config, algorithm=arm.settings(config.algorithm), learner=replace(config.learner, num_ranks=1))
+    learner = Learner.from_config(one_rank, checkpoint, rank=0, address=("127.0.0.1", 0))
     try:
         yield learner
     finally:

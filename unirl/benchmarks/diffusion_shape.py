@@ -7,18 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from unirl.models.canvases import CellLaw, score_canvases
 from unirl.models.llada import LladaConfig, LladaForDiffusion
+from unirl.models.lumina_prompts import PUBLIC_IDS
 from unirl.rollout.unmasking import draw_images
 
 GIB = 1 << 30
 PROMPT_TOKENS = 60
-NUM_CODES = 8192
-MASK, NEWLINE, FIRST_CODE = 126336, 126084, 126356
+FACTOR, NUM_CODES = 16, 8192
+MASK, NEWLINE, FIRST_CODE = (PUBLIC_IDS[role] for role in ("mask", "newline", "first_code"))
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,27 @@ class Shape:
     guidance: float = 5.0
     update_steps: int = 35
     """Steps of the picture that the update learns from."""
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, before anything is built.
+
+        Raises:
+            ValueError: a side that is no whole number of codes, more steps than codes, or another precision.
+        """
+        cells = (self.side // FACTOR) ** 2
+        wrong = (
+            (self.side % FACTOR != 0, f"expected --side to be a multiple of {FACTOR}; got {self.side}"),
+            (
+                self.steps > (self.side // FACTOR) ** 2,
+                f"expected --steps of at most {(self.side // FACTOR) ** 2} codes",
+            ),
+            (self.dtype not in get_args(Dtype), f"expected --dtype {' or '.join(get_args(Dtype))}; got {self.dtype}"),
+            (self.width % self.heads != 0, f"expected --heads to divide --width {self.width}; got {self.heads}"),
+        )
+        for is_wrong, message in wrong:
+            if is_wrong:
+                raise ValueError(f"bench shape: {message}; correct the option")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +72,9 @@ class Spent:
 
 
 def measure_shape(shape: Shape) -> list[Spent]:
-    """Load, sample one picture, take one AdamW step with recomputed activations; in the weights' own precision.
+    """Load, sample one picture, take one AdamW step with recomputed activations, all in the weights' own precision.
+
+    A learner of a run keeps float32 copies and moments too, sharded over its ranks: see the plan of --dry-run.
 
     Raises:
         RuntimeError: the device has too little memory.
@@ -66,7 +92,7 @@ def measure_shape(shape: Shape) -> list[Spent]:
     )
     with measured("weights"), torch.device(device):
         model = LladaForDiffusion._from_config(config, dtype=getattr(torch, shape.dtype)).eval()
-    cells = shape.side // 16
+    cells = shape.side // FACTOR
     rows = np.full((cells, cells + 1), MASK, np.int32)
     rows[:, -1] = NEWLINE
     prompt = np.arange(1, PROMPT_TOKENS + 1, dtype=np.int32)
@@ -78,9 +104,7 @@ def measure_shape(shape: Shape) -> list[Spent]:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, foreach=False)
     with measured(f"update on {shape.update_steps} of {shape.steps} steps"):
-        for index, scores in enumerate(score_canvases(model, [row], law)):
-            if index == shape.update_steps:
-                break
+        for scores in islice(score_canvases(model, [row], law), shape.update_steps):
             (-scores.logprobs.sum() / len(row.values)).backward()
         optimizer.step()
     return spent

@@ -38,7 +38,8 @@ def resolve_checkpoint(name: str) -> Path:
     """
     folder = PACKAGE / "lab" / "checkpoints" / name.removeprefix("lab:")
     if not name.startswith("lab:") or not folder.is_dir():
-        folder = _path(name, "lab:janus")
+        known = sorted(found.name for found in (PACKAGE / "lab" / "checkpoints").iterdir() if found.is_dir())
+        folder = _path(name, "' or '".join(f"lab:{one}" for one in known))
     if not (folder / "config.json").is_file():
         raise DataError(
             f"{folder}: expected a Hugging Face checkpoint folder with config.json; got none; correct model.path"

@@ -58,9 +58,9 @@ def diffusion(config: RlConfig, *, budget_s: float, as_json: bool) -> int:
         Arm(name="shrink 4 (biased)", shrink=4),
     ]
     log.info("cost of an update")
-    updates = measure_updates(config.model, checkpoint, config.rollout.sampling, arms)
+    updates = measure_updates(config, checkpoint, arms)
     log.info("speed of the sampler")
-    speeds = measure_sampling(config.model, checkpoint, config.rollout.sampling)
+    speeds = measure_sampling(config, checkpoint)
     learned = learn_arms(config, checkpoint, arms, budget_s) if budget_s else []
     if as_json:
         results = {"updates": updates, "sampling": speeds, "learning": learned}
@@ -101,7 +101,8 @@ def learn_arms(config: RlConfig, checkpoint: Path, arms: Sequence[Arm], budget_s
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     rows: list[Learned] = []
     for arm in [Arm(name="before"), *arms]:
-        own = replace(config, algorithm=arm.settings(config.algorithm))
+        learner = replace(config.learner, num_ranks=1)
+        own = replace(config, algorithm=arm.settings(config.algorithm), learner=learner)
         limit = 0.0 if arm.name == "before" else budget_s
         with open_parts(own, checkpoint, pairs, local=True) as parts:
             clock, done, started = StepClock(), 0, time.perf_counter()

@@ -34,7 +34,7 @@ def check_prompts(
         prompts = load_prompts(config.model, checkpoint)
     except ValueError as error:
         raise unusable(error, checkpoint) from error
-    wrong = [*backend_problems(config.model, config.rollout), *prompts.find_problems(config.rollout.sampling)]
+    wrong = [*backend_problems(config.model, config.rollout), *prompts.find_problems(config)]
     if wrong:
         raise ConfigError(wrong)
     limit = config.rollout.max_model_len

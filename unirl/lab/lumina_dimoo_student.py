@@ -26,7 +26,7 @@ from unirl.models.lumina_dimoo import LuminaDimoo
 from unirl.models.lumina_vq import LuminaVq
 from unirl.models.masked_sft import Lesson, answer_lesson, hide_cells, masked_cross_entropy, without_prompt
 from unirl.rollout.diffusion_sampler import DiffusionSampler
-from unirl.types import GenerationSample, UnderstandingSample
+from unirl.types import GenerationSample, Task, UnderstandingSample
 
 RECIPE = Recipe(
     vq_steps=1200,
@@ -161,7 +161,7 @@ class LuminaStudent:
             policy.vq.load()
         return policy
 
-    def _nats(self, lessons: Sequence[Lesson], task: Any, rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _nats(self, lessons: Sequence[Lesson], task: Task, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Nats and ids of the hidden cells."""
         noise = np.random.default_rng(rng.getrandbits(32))
         hidden = [hide_cells(lesson, noise) for lesson in lessons]

@@ -67,7 +67,7 @@ class SummedGradients:
 def pretrain(path: Path, family: Family = "janus_pro", recipe: Recipe | None = None) -> dict[str, Any]:
     """Train from nothing and write the checkpoint folder; returns what stands in its lab.json.
 
-    Takes 5 to 20 minutes on two cores with the default recipe. Spawns one process, so call it from a guarded main.
+    Takes 5 to 30 minutes on two cores with the default recipe. Spawns one process, so call it from a guarded main.
 
     Args:
         path: new or older checkpoint folder.

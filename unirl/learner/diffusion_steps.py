@@ -1,5 +1,6 @@
 """Which reveal steps of masked-diffusion completions an update learns from. Rows without such steps pass unchanged."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ def draw_steps(
     Args:
         rows: whole rows.
         num_steps: steps kept of each row, or fewer where it has fewer; None keeps all.
-        seed: with the row's place it decides which.
+        seed: with the row's tokens it decides which, so that order and company change nothing.
     """
     kept, factors = list(rows), [1.0] * len(rows)
     for index, row in enumerate(rows):
@@ -38,7 +39,14 @@ def draw_steps(
             continue
         steps = np.unique(row.unmask_step[row.loss_mask])
         if len(steps) > num_steps:
-            chosen = np.random.default_rng((*seed, index)).choice(steps, num_steps, replace=False)
+            chosen = np.random.default_rng((*seed, _content(row))).choice(steps, num_steps, replace=False)
             kept[index] = replace(row, loss_mask=row.loss_mask & np.isin(row.unmask_step, chosen))
             factors[index] = len(steps) / num_steps
     return kept, factors
+
+
+def _content(row: LearnerRow) -> int:
+    """A number that depends on prompt, tokens and reveal steps alone."""
+    steps = b"" if row.unmask_step is None else row.unmask_step.tobytes()
+    parts = row.prompt_ids.tobytes() + row.completion_ids.tobytes() + steps
+    return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest(), "big")

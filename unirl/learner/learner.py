@@ -45,6 +45,8 @@ class LearnerSettings:
     """Steps of the run; the schedule ends there."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; 0 keeps all."""
+    seed: int = 0
+    """Of the run; decides which reveal steps an update learns from."""
 
 
 class Learner:
@@ -96,6 +98,7 @@ class Learner:
         if clips_itself(settings.learner, self._dtype):
             self._engine.optimizer.register_step_pre_hook(self._clip_gradient)
         self._export: WeightExport | None = None
+        self._num_tokens = 0
 
     @classmethod
     def from_config(cls, config: RlConfig, checkpoint: Path, *, rank: int, address: tuple[str, int]) -> "Learner":
@@ -113,6 +116,7 @@ class Learner:
             sampling=config.rollout.sampling,
             num_steps=config.train.num_steps,
             keep_checkpoints=config.train.keep_checkpoints,
+            seed=config.train.seed,
         )
         place = RankPlace(rank=rank, world_size=config.learner.num_ranks, address=address[0], port=address[1])
         reference = load_policy(config.model, checkpoint) if wants_reference(config.algorithm) else None
@@ -154,7 +158,7 @@ class Learner:
             "learner/lr": lr,
             "learner/skipped_updates": 0.0 if work else float(num_updates),
             "learner/num_rows": float(len(batch.rows)),
-            "learner/num_tokens": float(sum(int(row.loss_mask.sum()) for row in batch.rows)),
+            "learner/num_tokens": float(self._num_tokens),
             "learner/num_micro_batches": float(len(work)),
             "learner/update_s": time.perf_counter() - started,
         }
@@ -170,7 +174,9 @@ class Learner:
                 "algorithm.diffusion_shrink=1"
             )
         whole = [merge_steps(row, algorithm.diffusion_shrink) for row in batch.rows]
-        rows, factors = draw_steps(whole, algorithm.diffusion_steps_per_update, (self.policy_version,))
+        key = self._settings.seed, self.policy_version
+        rows, factors = draw_steps(whole, algorithm.diffusion_steps_per_update, key)
+        self._num_tokens = sum(int(row.loss_mask.sum()) for row in rows)
         plan = plan_micro_batches(
             rows,
             policy=self.policy,

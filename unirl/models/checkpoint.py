@@ -39,7 +39,7 @@ class StoredTensors:
     def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of each wanted name, one file at a time."""
         for file in sorted({self.files[name] for name in names}):
-            with _opened(file) as stored:
+            with opened(file) as stored:
                 for name in sorted(name for name in names if self.files[name] == file):
                     yield name, stored.get_tensor(name)
 
@@ -96,7 +96,7 @@ def stored_tensors(folder: Path) -> StoredTensors:
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
     for file in _weight_files(folder):
-        with _opened(file) as stored:
+        with opened(file) as stored:
             for name in stored.keys():  # noqa: SIM118 - safe_open has keys() but does not iterate
                 shapes[name] = tuple(stored.get_slice(name).get_shape())
                 files[name] = file
@@ -141,7 +141,12 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _opened(file: Path) -> Any:
+def opened(file: Path) -> Any:
+    """The open safetensors file, after its header was found whole.
+
+    Raises:
+        ValueError: it is cut short or corrupt.
+    """
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -20,7 +20,7 @@ from transformers import Cache, JanusConfig, JanusForConditionalGeneration, Janu
 from transformers.initialization import no_init_weights
 
 from unirl.algorithms.logprobs import token_entropies, token_logprobs
-from unirl.config import ModelConfig, SamplingConfig
+from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models import janus_generate
 from unirl.models.checkpoint import COMPANIONS, copy_into, read_json, stored_tensors, write_weights
@@ -74,12 +74,7 @@ class JanusPro:
             FileNotFoundError: the folder lacks a file.
             ValueError: another family, truncated or unfit weights, or a tokenizer without Janus-Pro's tokens.
         """
-        raw = read_json(path / "config.json")
-        if raw.get("model_type") != "janus":
-            raise ValueError(
-                f"{path}: expected a checkpoint of model_type 'janus' for model.family janus_pro; got "
-                f"{raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
-            )
+        raw = _own_config(path)
         stored = stored_tensors(path)
         # The class default is "tied"; the public checkpoints are not, and some conversions do not say so.
         tied = raw.get("tie_word_embeddings") is not False and HEAD not in stored.shapes
@@ -131,9 +126,9 @@ class JanusPro:
         """Where the parameters are."""
         return next(self.module.parameters()).device
 
-    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
-        """Settings of sampling that this checkpoint cannot serve."""
-        return self.prompts.find_problems(sampling)
+    def find_problems(self, config: RlConfig) -> list[Problem]:
+        """Settings that this checkpoint cannot serve or would ignore."""
+        return self.prompts.find_problems(config)
 
     def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
         """The prompt of a question, image placeholders expanded, or of a picture to draw."""
@@ -392,6 +387,17 @@ class JanusPro:
         return vq if next(vq.parameters()).dtype == torch.float32 else copy.deepcopy(vq).float()
 
 
+def _own_config(path: Path) -> dict[str, Any]:
+    """config.json of the folder, after its model_type was found to be this family's."""
+    raw = read_json(path / "config.json")
+    if raw.get("model_type") != "janus":
+        raise ValueError(
+            f"{path}: expected a checkpoint of model_type 'janus' for model.family janus_pro; got "
+            f"{raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
+        )
+    return raw
+
+
 def _weight_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         module = JanusForConditionalGeneration(copy.deepcopy(config))
@@ -466,4 +472,5 @@ load_independent = janus_generate.load_independent
 
 def load_prompts(config: ModelConfig, path: Path) -> JanusPrompts:
     """The templates alone; see `JanusPrompts.load`."""
+    _own_config(path)
     return JanusPrompts.load(path, config.system_prompt)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
-from unirl.config import SamplingConfig
+from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models.checkpoint import read_json
 from unirl.models.policy import EncodedPrompt
@@ -94,12 +94,21 @@ class JanusPrompts:
             num_image_tokens=int(processor.get("num_image_tokens", 576)),
         )
 
-    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
-        """Settings of sampling that Janus-Pro cannot serve: it draws pictures of one size."""
-        if sampling.image.size is None:
-            return []
-        rule = "must be null for Janus-Pro, which draws pictures of one size"
-        return [Problem("rollout.sampling.image.size", sampling.image.size, rule, "leave the key out")]
+    def find_problems(self, config: RlConfig) -> list[Problem]:
+        """Settings that Janus-Pro would ignore: it draws pictures of one size, token after token."""
+        size, steps = (
+            config.rollout.sampling.image.size,
+            "must be left out for Janus-Pro, which draws token after token",
+        )
+        settings = (
+            ("rollout.sampling.image.size", size, None, "must be null for Janus-Pro, which draws pictures of one size"),
+            ("algorithm.diffusion_steps_per_update", config.algorithm.diffusion_steps_per_update, None, steps),
+            ("algorithm.diffusion_shrink", config.algorithm.diffusion_shrink, 1, steps),
+            ("evaluation.approximate_cache", config.evaluation.approximate_cache, False, steps),
+        )
+        return [
+            Problem(key, value, rule, "leave the key out") for key, value, wanted, rule in settings if value != wanted
+        ]
 
     def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
         """The prompt of a question or of a picture to draw.

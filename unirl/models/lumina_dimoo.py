@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from unirl.config import ModelConfig, SamplingConfig
+from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models.canvases import CanvasRow, CellLaw, cells_of, score_canvases
 from unirl.models.checkpoint import COMPANIONS, copy_into, read_json, stored_tensors, write_weights
@@ -58,12 +59,7 @@ class LuminaDimoo:
                 f"model.frozen: expected names among vision, vq for lumina_dimoo; got {list(config.frozen)}; it has no "
                 f"{absent[0]}: leave it out"
             )
-        raw = read_json(path / "config.json")
-        if raw.get("model_type") not in ("llada", None) or "d_model" not in raw:
-            raise ValueError(
-                f"{path}: expected an LLaDA config.json, with d_model, for model.family lumina_dimoo; got model_type "
-                f"{raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
-            )
+        raw = _own_config(path)
         stored = stored_tensors(path)
         llada = LladaConfig.from_dict(raw)
         prompts = LuminaPrompts.load(path, config.system_prompt)
@@ -88,9 +84,9 @@ class LuminaDimoo:
         """Where the parameters are."""
         return self.module.device
 
-    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
-        """Settings of sampling that this checkpoint cannot serve."""
-        return self.prompts.find_problems(sampling)
+    def find_problems(self, config: RlConfig) -> list[Problem]:
+        """Settings that this checkpoint cannot serve."""
+        return self.prompts.find_problems(config)
 
     def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
         """The canvas of a question with its image's codes, or of a picture to draw."""
@@ -101,8 +97,9 @@ class LuminaDimoo:
         return EncodedPrompt(canvas, len(canvas))
 
     def decode_text(self, ids: NDArray[np.int32]) -> str:
-        """Text of completion ids, special tokens kept but for those that only end or fill a canvas."""
-        return self.prompts.decode(ids)
+        """Text of completion ids up to the end, special tokens kept but for those that only end or fill a canvas."""
+        end = self.prompts.end_of(ids)
+        return self.prompts.decode(ids if end is None else ids[: end + 1])
 
     def decode_images(
         self, codes: Sequence[NDArray[np.int32]], prompts: Sequence[NDArray[np.int32]]
@@ -173,6 +170,8 @@ class LuminaDimoo:
         shutil.copytree(self.folder / FOLDER, folder / FOLDER, dirs_exist_ok=True)
         config = copy.deepcopy(self.module.config)
         config.dtype = state[EMBEDDING].dtype
+        # Published configurations name code files, which are not needed here and not copied.
+        vars(config).pop("auto_map", None)
         config.save_pretrained(folder)
         write_weights(folder, state)
 
@@ -198,9 +197,23 @@ class LuminaDimoo:
         )
 
 
+def _own_config(path: Path) -> dict[str, Any]:
+    """config.json of the folder, after it was found to be this family's."""
+    raw = read_json(path / "config.json")
+    if raw.get("model_type") not in ("llada", None) or "d_model" not in raw:
+        raise ValueError(
+            f"{path}: expected an LLaDA config.json, with d_model, for model.family lumina_dimoo; got model_type "
+            f"{raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
+        )
+    return raw
+
+
 load = LuminaDimoo.load
 
 
 def load_prompts(config: ModelConfig, path: Path) -> LuminaPrompts:
-    """The canvases alone; see `LuminaPrompts.load`."""
-    return LuminaPrompts.load(path, config.system_prompt)
+    """The canvases alone, after the image tokenizer was found to be there; see `LuminaPrompts.load`."""
+    _own_config(path)
+    prompts = LuminaPrompts.load(path, config.system_prompt)
+    LuminaVq(path, prompts.sizes)
+    return prompts

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from unirl.config import SamplingConfig
+from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models.checkpoint import read_json
 from unirl.models.lumina_vq import FOLDER, ImageSizes
@@ -116,11 +116,17 @@ class LuminaPrompts:
             answer_system=ANSWER_SYSTEM if system_prompt is None else system_prompt,
         )
         loaded._check_plain(loaded.answer_system, "model.system_prompt")
+        if len(found := tokenizer(TAGS[-1]).input_ids) != 1:
+            raise ValueError(
+                f"{folder}: expected {TAGS[-1]} to be one token, before which the image of a question stands; got "
+                f"{found}; take the tokenizer files of the published checkpoint"
+            )
         return loaded
 
-    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
+    def find_problems(self, config: RlConfig) -> list[Problem]:
         """Sizes, lengths and steps that cannot be."""
         problems: list[Problem] = []
+        sampling = config.rollout.sampling
         key, factor, (height, width) = "rollout.sampling.image", self.sizes.factor, self._drawn(sampling)
         if height % factor or width % factor:
             rule = f"must be two multiples of {factor}, the side of a code's square"
@@ -212,11 +218,12 @@ class LuminaPrompts:
     def allowed_text_ids(self) -> NDArray[np.bool_]:
         """Which of the ids before the image codes an answer may hold: those with a word, the end and the padding."""
         allowed = np.zeros(self.ids.first_code, bool)
-        words = np.array(sorted(self.tokenizer.get_vocab().values()))
-        allowed[words[words < self.ids.first_code]] = True
-        special = [getattr(self.ids, item.name) for item in fields(TokenIds) if item.name not in _IN_ANSWERS]
         vocabulary = self.tokenizer.get_vocab()
-        allowed[[*special, *(vocabulary[tag] for tag in TAGS if tag in vocabulary)]] = False
+        # What is special here, and what the tokenizer calls special, whose roles nobody may know.
+        special = {getattr(self.ids, item.name) for item in fields(TokenIds)} | set(self.tokenizer.all_special_ids)
+        special |= {vocabulary[tag] for tag in TAGS if tag in vocabulary}
+        special -= {self.ids.end_answer, self.ids.end_text, self.ids.answer_pad}
+        allowed[[word for word in vocabulary.values() if word < self.ids.first_code and word not in special]] = True
         return allowed
 
     def _drawn(self, sampling: SamplingConfig) -> tuple[int, int]:
@@ -242,9 +249,6 @@ class LuminaPrompts:
             raise ValueError(
                 f"{owner}: expected plain text; got the special token {found[0]} in {text[:80]!r}; remove it"
             )
-
-
-_IN_ANSWERS = ("end_answer", "end_text", "answer_pad", "first_code")
 
 
 def _resolve(tokenizer: PreTrainedTokenizerBase, folder: Path) -> TokenIds:

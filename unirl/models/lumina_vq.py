@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unirl.models.checkpoint import read_json
+from unirl.models.checkpoint import opened, read_json
 
 FOLDER, WEIGHTS = "vqvae", "diffusion_pytorch_model.safetensors"
 IMAGES_AT_ONCE = 32
@@ -93,10 +93,11 @@ class LuminaVq:
     """Pictures to codes and back, in float32."""
 
     def __init__(self, folder: Path, sizes: ImageSizes) -> None:
-        """Remember the folder; the weights are read when they are first needed.
+        """Remember the folder; the weights are read when they are first needed, their header now.
 
         Raises:
             FileNotFoundError: there are no weights in safetensors form.
+            ValueError: the file is cut short or corrupt.
         """
         self._folder, self.sizes = folder / FOLDER, sizes
         if not (self._folder / WEIGHTS).is_file():
@@ -104,6 +105,7 @@ class LuminaVq:
                 f"{self._folder}: expected {WEIGHTS}, the image tokenizer; got none; download the subfolder with the "
                 "checkpoint (pickled weights are never loaded)"
             )
+        opened(self._folder / WEIGHTS)
         self.device = torch.device("cpu")
         self._model: Any = None
 

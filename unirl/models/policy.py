@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Cache
 
-from unirl.config import Family, ModelConfig, SamplingConfig
+from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.types import GenerationSample, LearnerRow, Task, UnderstandingSample
 
@@ -59,8 +59,8 @@ class EncodedPrompt:
 class Prompts(Protocol):
     """A family's prompts, which need its tokenizer and no weights."""
 
-    def find_problems(self, sampling: SamplingConfig) -> list[Problem]:
-        """Settings of sampling that this checkpoint cannot serve, such as a size or a number of steps."""
+    def find_problems(self, config: RlConfig) -> list[Problem]:
+        """Settings that this checkpoint cannot serve, such as a size or a number of steps, or would ignore."""
         ...
 
     def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:

@@ -65,8 +65,8 @@ class DiffusionSampler:
         completions = []
         for one in drawn:
             end = self.policy.end_of(one[0].values)
-            # What stands behind the end fills the canvas and says nothing.
-            completions.append(_completion(one, "length" if end is None else "stop", None if end is None else end + 1))
+            counted = None if end is None or text.loss_padding is None else end + 1 + text.loss_padding
+            completions.append(_completion(one, "length" if end is None else "stop", counted))
         return completions
 
     def _images(
