@@ -91,15 +91,15 @@ def drawn(row, seed, place=0):
     return tuple(rows[place].unmask_step[rows[place].loss_mask].tolist())
 
 
-def test_every_subset_is_equally_likely_and_keyed_by_seed_and_place():
+def test_every_subset_is_equally_likely_and_keyed_by_seed_and_content():
     row, num_draws = row_of([0, 1, 2, 3]), 3000
     counts = Counter(drawn(row, (seed,)) for seed in range(num_draws))
     assert set(counts) == set(combinations(range(4), 2))
     # Standard deviation of a share: sqrt(1/6 * 5/6 / 3000) = 0.0068.
     assert all(abs(count / num_draws - 1 / 6) < 4 * 0.0068 for count in counts.values())
-    by_place = [drawn(row, (7,), place) for place in range(20)]
-    assert by_place == [drawn(row, (7,), place) for place in range(20)]
-    assert len(set(by_place)) > 2
+    assert {drawn(row, (7,), place) for place in range(20)} == {drawn(row, (7,))}, "company changes nothing"
+    others = [replace(row, completion_ids=row.completion_ids + number) for number in range(20)]
+    assert len({drawn(other, (7,)) for other in others}) > 2
     assert drawn(row, (7, 1)) == drawn(row, (7, 1))
 
 

@@ -124,7 +124,7 @@ def id_of(policy, role):
 
 def may_answer(policy):
     """The ids of words and ends, from their strings alone."""
-    kept = [*WORDS, *(STRINGS[role] for role in ENDS)]
+    kept = [*WORDS[1:], *(STRINGS[role] for role in ENDS)]
     return sorted(policy.prompts.tokenizer.convert_tokens_to_ids(kept))
 
 

@@ -50,10 +50,7 @@ class Shape:
         cells = (self.side // FACTOR) ** 2
         wrong = (
             (self.side % FACTOR != 0, f"expected --side to be a multiple of {FACTOR}; got {self.side}"),
-            (
-                self.steps > (self.side // FACTOR) ** 2,
-                f"expected --steps of at most {(self.side // FACTOR) ** 2} codes",
-            ),
+            (self.steps > cells, f"expected --steps of at most {cells}, the picture's codes; got {self.steps}"),
             (self.dtype not in get_args(Dtype), f"expected --dtype {' or '.join(get_args(Dtype))}; got {self.dtype}"),
             (self.width % self.heads != 0, f"expected --heads to divide --width {self.width}; got {self.heads}"),
         )
