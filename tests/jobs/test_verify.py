@@ -362,6 +362,22 @@ def test_a_random_checkpoint_passes_every_gate_as_json(random_janus):
     )
 
 
+@pytest.mark.parametrize(
+    "changes", [(), ("algorithm.diffusion_steps_per_update=2", "algorithm.diffusion_shrink=2")], ids=["all", "some"]
+)
+def test_a_masked_diffusion_checkpoint_passes_every_gate_that_applies(changes):
+    options = ["verify", "-c", "configs/rl/lab_lumina_dimoo.yaml", "--prompts", "2", "--json", "-q", *changes]
+    result = CliRunner().invoke(cli.app, options)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["passed"], document["family"], document["sampler"]) == (True, "lumina_dimoo", "torch")
+    rows = document["gates"]
+    assert {row["gate"] for row in rows if row["verdict"] == "not applicable"} == {"greedy tokens"}
+    applied = {(row["gate"], row["dtype"]) for row in rows if row["verdict"] == "pass"}
+    for gate in ("layout", "agreement", "batch company", "weight sync", "learning rate 0", "gradient"):
+        assert (gate, "float32") in applied
+
+
 def test_a_failed_gate_is_in_the_table_and_in_the_exit_code(random_janus, monkeypatch):
     build = verify.build_sampler
     monkeypatch.setattr(verify, "build_sampler", lambda *arguments: Colder(build(*arguments)))
