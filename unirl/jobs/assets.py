@@ -39,7 +39,7 @@ def resolve_checkpoint(name: str) -> Path:
     folder = PACKAGE / "lab" / "checkpoints" / name.removeprefix("lab:")
     if not name.startswith("lab:") or not folder.is_dir():
         known = sorted(found.name for found in (PACKAGE / "lab" / "checkpoints").iterdir() if found.is_dir())
-        folder = _path(name, "' or '".join(f"lab:{one}" for one in known))
+        folder = _path(name, *(f"lab:{one}" for one in known))
     if not (folder / "config.json").is_file():
         raise DataError(
             f"{folder}: expected a Hugging Face checkpoint folder with config.json; got none; correct model.path"
@@ -174,10 +174,11 @@ def resolve_encoder(name: str, checkpoint: Path | None = None) -> Embedder:
     return lambda images: np.concatenate([embed(image[None]) for image in images])
 
 
-def _path(name: str, lab_name: str) -> Path:
+def _path(name: str, *lab_names: str) -> Path:
     path = Path(name)
     if name.startswith("lab:") or not path.exists():
-        raise DataError(f"{name}: expected an existing path or {lab_name!r}; got neither; correct the name")
+        known = " or ".join(map(repr, lab_names))
+        raise DataError(f"{name}: expected an existing path or {known}; got neither; correct the name")
     return path
 
 
