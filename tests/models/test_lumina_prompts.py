@@ -68,11 +68,14 @@ def test_the_null_canvas_keeps_the_answer_part_as_it_is(prompts):
 
 
 def test_the_image_of_a_question_stands_before_the_end_of_the_instruction(prompts):
+    """Each row ends in one newline and the image in its mark, as in the official training code; the official script for
+    questions inserts the line breaks twice and then cuts the tail off, mark included."""
     canvas = prompts.answering(QUESTION, np.array([[0, 1], [2, 3]], np.int32), 2)
     first, newline = prompts.ids.first_code, prompts.ids.newline
     picture = [first, first + 1, newline, first + 2, first + 3, newline]
     start = canvas.tolist().index(first)
     assert canvas[start : start + 6].tolist() == picture
+    assert (canvas == newline).sum() == 2
     assert words(prompts, canvas[: start - 1]) == "<system> draw </system> <user> red ? A. yes B. no"
     mask = ROLES["mask"]
     assert words(prompts, canvas[start + 6 :]) == f"{ROLES['end_image']} </user> <answer> {mask} {mask} </answer>"
