@@ -72,10 +72,10 @@ def test_the_command_prints_every_arm_and_json(checkpoint, capfd, monkeypatch):
     monkeypatch.setattr(bench, "measure_sampling", lambda *a, **k: measure_sampling(*a, num_images=2, rounds=1, **k))
     assert bench.diffusion(config, budget_s=0.5, as_json=True) == 0
     result = json.loads(capfd.readouterr().out)
-    arms = ["all 4 steps", "1 of 4 steps", "shrink 4 (biased)"]
+    arms = ["all 4 steps", "2 of 4 steps", "1 of 4 steps", "shrink 4 (biased)"]
     assert [row["arm"] for row in result["updates"]] == arms
     assert [row["arm"] for row in result["learning"]] == ["before", *arms]
-    assert [row["steps"] > 0 for row in result["learning"]] == [False, True, True, True]
+    assert [row["steps"] > 0 for row in result["learning"]] == [False, True, True, True, True]
     assert all(0 <= row[task] <= 1 for row in result["learning"] for task in ("understanding", "generation"))
     assert bench.diffusion(replace(config), budget_s=0, as_json=False) == 0
     printed = capfd.readouterr().out

@@ -48,13 +48,10 @@ def diffusion(config: RlConfig, *, budget_s: float, as_json: bool) -> int:
     heldout = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
     check_prompts([*heldout[0], *heldout[1]], config, checkpoint)
     steps = config.rollout.sampling.image.diffusion_steps
-    part = max(1, steps // 4)
+    fewer = sorted({max(1, steps // 2), max(1, steps // 4)}, reverse=True)
     arms = [
         Arm(name=f"all {steps} steps"),
-        *(
-            Arm(name=f"{num} of {steps} steps", num_steps=num)
-            for num in sorted({part, max(1, part // 2)}, reverse=True)
-        ),
+        *(Arm(name=f"{num} of {steps} steps", num_steps=num) for num in fewer),
         Arm(name="shrink 4 (biased)", shrink=4),
     ]
     log.info("cost of an update")
