@@ -128,7 +128,9 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="Run directory, checkpoint or lab:janus.")],
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|CHECKPOINT", help="Run directory, checkpoint, or lab:janus, lab:lumina_dimoo.")
+    ],
     overrides: Overrides = None,
     config: Files = None,
     local: Annotated[bool, typer.Option("--local", help="In this one process, without Ray.")] = False,
@@ -231,7 +233,7 @@ def lab_pretrain(
 @lab_app.command("show")
 def lab_show(
     out: Annotated[Path, typer.Argument(help="Folder for the contact sheet, lab.png.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Default: the base that ships with the package.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Folder, or lab:janus or lab:lumina_dimoo.")] = "lab:janus",
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Scenes.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and samples.")] = 0,
     guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 1.0,

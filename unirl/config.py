@@ -217,7 +217,7 @@ class AlgorithmConfig:
     """Optimizer updates per rollout batch, each over all of it."""
     diffusion_steps_per_update: int | None = None
     """Masked-diffusion families only: learn from this many of a completion's K steps, drawn anew for every batch and
-    weighted by K over their number, which leaves the expected gradient as it is; null learns from all."""
+    weighted by K over their number, which leaves the expected gradient as it is; null, or K and more, takes all."""
     diffusion_shrink: int = 1
     """Masked-diffusion families only, BIASED: this many consecutive steps are scored as one, on the canvas before the
     first of them (TraceRL's shrink); old log-probabilities are then taken the same way, before the first update."""

@@ -3,7 +3,7 @@ from unirl.lab.show import Shown
 
 
 def test_show_prints_a_table_and_last_the_path_of_the_sheet(tmp_path, capfd):
-    assert lab.show(tmp_path / "sheet", checkpoint=None, count=3, seed=0, guidance=1.0) == 0
+    assert lab.show(tmp_path / "sheet", checkpoint="lab:janus", count=3, seed=0, guidance=1.0) == 0
     printed = capfd.readouterr()
     *table, path = printed.out.splitlines()
     assert path == str(tmp_path / "sheet" / "lab.png")

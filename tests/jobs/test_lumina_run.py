@@ -93,11 +93,12 @@ def refused(capsys, tmp_path, *arguments):
     ],
 )
 def test_settings_that_the_model_cannot_serve_are_refused_before_any_compute(capsys, tmp_path, override, key, fix):
-    code, text = refused(capsys, tmp_path, override)
-    assert code == 2
-    assert key in text
-    for part in fix.split(".*"):
-        assert part in text
+    for plan in ((), ("--dry-run",)):
+        code, text = refused(capsys, tmp_path, override, *plan)
+        assert code == 2
+        assert key in text
+        for part in fix.split(".*"):
+            assert part in text
 
 
 def damaged(tmp_path, damage):
@@ -119,12 +120,26 @@ def forget_newline(folder):
     file.write_text(json.dumps(config))
 
 
+def rename_mask(folder):
+    """transformers would add the string that is gone, with an id among the image codes."""
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|mask|>", "<|msk|>"))
+
+
+def add_layer(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layers": config["n_layers"] + 1}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (grow_vocabulary, "a vocabulary of 176 ids, which ends in 96 image codes from id 80 on; got 256"),
         (forget_newline, "a string for every role under token_roles; got none for newline"),
         (lambda folder: shutil.rmtree(folder / "vqvae"), "vqvae"),
+        (lambda folder: rename_mask(folder), "below the first image code 80"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: add_layer(folder), "a checkpoint without 9 of them"),
     ],
 )
 def test_a_checkpoint_that_would_shift_codes_or_lose_rows_is_refused(capsys, tmp_path, damage, message):

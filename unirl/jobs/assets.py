@@ -24,6 +24,8 @@ from unirl.models.embedder import Embedder, load_embedder
 from unirl.types import GenerationSample, UnderstandingSample
 
 PACKAGE = Path(__file__).parents[1]
+CHECKPOINTS = PACKAGE / "lab" / "checkpoints"
+"""The tiny checkpoints that ship with the package, each a "lab:" name."""
 # What decides the lab's pairs: a change in any of these files makes new ones.
 _LAB_PAIR_SOURCES = ("lab/*.py", "pairing/*.py", "data/teacher.py", "data/pair_store.py", "jobs/make_pairs.py")
 
@@ -36,9 +38,9 @@ def resolve_checkpoint(name: str) -> Path:
     Raises:
         DataError: no such folder, or one without config.json or with weights that are cut short.
     """
-    folder = PACKAGE / "lab" / "checkpoints" / name.removeprefix("lab:")
+    folder = CHECKPOINTS / name.removeprefix("lab:")
     if not name.startswith("lab:") or not folder.is_dir():
-        known = sorted(found.name for found in (PACKAGE / "lab" / "checkpoints").iterdir() if found.is_dir())
+        known = sorted(found.name for found in CHECKPOINTS.iterdir() if found.is_dir())
         folder = _path(name, *(f"lab:{one}" for one in known))
     if not (folder / "config.json").is_file():
         raise DataError(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from unirl.config import RlConfig
-from unirl.jobs.lab import BASE
 
 PACKAGES = ("torch", "vllm", "ray", "deepspeed", "transformers", "open_clip_torch", "omegaconf", "typer", "math-verify")
+LAB_CHECKPOINT = Path(__file__).parents[1] / "lab" / "checkpoints" / "janus"
 RAY_PORT = 6379
 HEAD_DIMS_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Attention head sizes for which vLLM has a CPU kernel; others fail at the first step."""
@@ -141,7 +141,7 @@ def check_torchvision() -> list[Finding]:
     return [Finding(name="torchvision", value=detail)]
 
 
-def check_lab(checkpoint: Path = BASE) -> list[Finding]:
+def check_lab(checkpoint: Path = LAB_CHECKPOINT) -> list[Finding]:
     """The tiny checkpoint is there, and vLLM has a CPU kernel for its attention heads."""
     file = checkpoint / "config.json"
     if not file.is_file():

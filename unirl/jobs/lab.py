@@ -15,9 +15,6 @@ from unirl.types import GenerationSample, UnderstandingSample
 if TYPE_CHECKING:
     from unirl.lab.show import Shown
 
-BASE = Path(__file__).parents[1] / "lab" / "checkpoints" / "janus"
-"""The tiny checkpoint that ships with the package."""
-
 
 def write_data(out: Path, *, count: int, seed: int, heldout: bool) -> int:
     """Write `count` lab samples per task into the new folder `out`, as understanding.parquet and generation.parquet.
@@ -46,14 +43,15 @@ def pretrain(out: Path, *, family: Family) -> int:
     return 0
 
 
-def show(out: Path, *, checkpoint: Path | None, count: int, seed: int, guidance: float) -> int:
+def show(out: Path, *, checkpoint: str, count: int, seed: int, guidance: float) -> int:
     """Draw and answer held-out scenes; print how well by category and, last, the path of the contact sheet."""
     from transformers.utils.logging import disable_progress_bar
 
+    from unirl.jobs.evaluate import policy_of
     from unirl.lab.show import show as draw
 
     disable_progress_bar()
-    shown = draw(checkpoint or BASE, out, n=count, seed=seed, guidance=guidance)
+    shown = draw(policy_of(checkpoint), out, n=count, seed=seed, guidance=guidance)
     sys.stdout.write(f"{competence_table(shown)}\n{out / 'lab.png'}\n")
     return 0
 

@@ -8,17 +8,33 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.prompts import read_prompts
 from unirl.jobs.assets import resolve_heldout
-from unirl.models.policy import load_prompts
+from unirl.models.policy import Prompts, load_prompts
 from unirl.rollout.build import backend_problems
 from unirl.types import GenerationSample, UnderstandingSample
 
 SHOWN = 3
 
 
+def check_settings(config: RlConfig, checkpoint: Path) -> Prompts:
+    """Ask the family whether it can sample so; reads the tokenizer and the headers of the weights only.
+
+    Raises:
+        ConfigError: settings that the checkpoint cannot serve.
+        DataError: a checkpoint of another family, or one that does not fit together.
+    """
+    try:
+        prompts = load_prompts(config.model, checkpoint)
+    except ValueError as error:
+        raise unusable(error, checkpoint) from error
+    if wrong := [*backend_problems(config.model, config.rollout), *prompts.find_problems(config)]:
+        raise ConfigError(wrong)
+    return prompts
+
+
 def check_prompts(
     samples: Iterable[UnderstandingSample | GenerationSample], config: RlConfig, checkpoint: Path
 ) -> None:
-    """Ask the family whether it can sample so, and encode every prompt as a sampler would; takes the tokenizer only.
+    """Encode every prompt as a sampler would, after `check_settings`; takes the tokenizer only.
 
     Args:
         samples: what the run will sample for; their images are not looked at.
@@ -30,14 +46,7 @@ def check_prompts(
         DataError: a tokenizer that does not fit the checkpoint, or prompts that are too long or cannot be encoded;
             says how many and names the first.
     """
-    try:
-        prompts = load_prompts(config.model, checkpoint)
-    except ValueError as error:
-        raise unusable(error, checkpoint) from error
-    wrong = [*backend_problems(config.model, config.rollout), *prompts.find_problems(config)]
-    if wrong:
-        raise ConfigError(wrong)
-    limit = config.rollout.max_model_len
+    prompts, limit = check_settings(config, checkpoint), config.rollout.max_model_len
     problems: list[str] = []
     num_samples, longest = 0, limit
     for sample in samples:

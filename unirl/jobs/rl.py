@@ -17,7 +17,7 @@ from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.parts import Parts, open_parts
-from unirl.jobs.prompt_check import check_prompts, samples_of
+from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.learner.batching import build_batch, weigh_groups
@@ -192,6 +192,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     check_rewards(config.rewards)
     checkpoint = resolve_checkpoint(config.model.path)
     if dry_run:
+        check_settings(config, checkpoint)
         return show_plan(config, checkpoint, local=local)
     run_dir, resumed = choose_run_dir(config, resume)
     changed = changed_settings(config, since=load_config([run_dir / "config.yaml"], [])) if resumed else {}

@@ -28,7 +28,7 @@ _CELL_WIDTH_PX = 336
 _CELL_HEIGHT_PX = IMAGE_PX * _ZOOM + 4 * _LINE_PX + 8
 _GOOD, _BAD = "#1b7a45", "#b3261e"
 _LEGEND = (
-    ("Each cell is a held-out scene. Lines below it: prompt; question; choices; the model's answer.", "black"),
+    ("Each cell is a held-out scene. Lines below it: prompt; question; choices; reasoning -> answer.", "black"),
     ("Large picture: what the model drew for the prompt. Small picture: the true scene, asked about.", "black"),
     ("+ and green: the verifier finds the drawing exact; the answer names the right letter.", _GOOD),
     ("- and red: it does not.", _BAD),
@@ -104,7 +104,8 @@ def _sheet(shown: list[Shown], drawn: np.ndarray, asked: np.ndarray) -> Image.Im
         big = IMAGE_PX * _ZOOM
         for image, side, x in ((drawn[index], big, left), (asked[index], big // 2, left + big + _MARGIN_PX)):
             sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, top))
-        words = record.answer.replace("<think> ", "").split(" </think>")[0]
+        thought = record.answer.replace("<think> ", "").split(" </think>")[0]
+        words = f"{thought} -> {answered_letter(record.answer) or 'no letter'}"
         question, choices = ((half, "black") for half in _halves(record.question))
         lines = (_judged(record.prompt, record.exact), question, choices, _judged(words, record.right))
         write(left, top + big + 4, lines)

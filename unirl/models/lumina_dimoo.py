@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models.canvases import CanvasRow, CellLaw, cells_of, score_canvases
-from unirl.models.checkpoint import COMPANIONS, copy_into, read_json, stored_tensors, write_weights
+from unirl.models.checkpoint import COMPANIONS, StoredTensors, copy_into, read_json, stored_tensors, write_weights
 from unirl.models.llada import LladaConfig, LladaForDiffusion
 from unirl.models.lumina_prompts import LuminaPrompts
 from unirl.models.lumina_vq import FOLDER, LuminaVq
@@ -59,17 +59,11 @@ class LuminaDimoo:
                 f"model.frozen: expected names among vision, vq for lumina_dimoo; got {list(config.frozen)}; it has no "
                 f"{absent[0]}: leave it out"
             )
-        raw = _own_config(path)
-        stored = stored_tensors(path)
-        llada = LladaConfig.from_dict(raw)
+        _own_config(path)
+        # Before the weights, because it says what a vocabulary of another size does.
         prompts = LuminaPrompts.load(path, config.system_prompt)
+        llada, stored, shapes = _checked_weights(path)
         vq = LuminaVq(path, prompts.sizes)
-        with torch.device("meta"):
-            empty = LladaForDiffusion(copy.deepcopy(llada))
-        shapes = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
-        if llada.weight_tying:
-            del shapes[HEAD]
-        stored.check(shapes)
         with no_init_weights():
             module = LladaForDiffusion._from_config(llada, dtype=getattr(torch, config.dtype))
         if llada.weight_tying:
@@ -197,6 +191,23 @@ class LuminaDimoo:
         )
 
 
+def _checked_weights(path: Path) -> tuple[LladaConfig, StoredTensors, dict[str, tuple[int, ...]]]:
+    """Configuration, stored tensors and the shapes that they were found to have, from headers alone.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+        ValueError: another family, or weights that do not fit config.json.
+    """
+    llada, stored = LladaConfig.from_dict(_own_config(path)), stored_tensors(path)
+    with torch.device("meta"):
+        empty = LladaForDiffusion(copy.deepcopy(llada))
+    shapes = {name: tuple(value.shape) for name, value in empty.state_dict().items()}
+    if llada.weight_tying:
+        del shapes[HEAD]
+    stored.check(shapes)
+    return llada, stored, shapes
+
+
 def _own_config(path: Path) -> dict[str, Any]:
     """config.json of the folder, after it was found to be this family's."""
     raw = read_json(path / "config.json")
@@ -212,8 +223,9 @@ load = LuminaDimoo.load
 
 
 def load_prompts(config: ModelConfig, path: Path) -> LuminaPrompts:
-    """The canvases alone, after the image tokenizer was found to be there; see `LuminaPrompts.load`."""
+    """The canvases alone, after the weights were found to fit, from their headers; see `LuminaPrompts.load`."""
     _own_config(path)
     prompts = LuminaPrompts.load(path, config.system_prompt)
+    _checked_weights(path)
     LuminaVq(path, prompts.sizes)
     return prompts

@@ -94,6 +94,7 @@ class LuminaPrompts:
                 system prompt contains a special token.
         """
         config = read_json(folder / "config.json")
+        read_json(folder / "tokenizer.json")
         own_prompt = read_json(folder / "tokenizer_config.json").get("system_prompt")
         system_prompt = own_prompt if system_prompt is None else system_prompt
         # Not AutoTokenizer: the published config.json names code of its own, which that one asks for leave to run.
@@ -276,5 +277,14 @@ def _resolve(tokenizer: PreTrainedTokenizerBase, folder: Path) -> TokenIds:
         raise ValueError(
             f"{folder}: expected a token for every role; got a tokenizer of {len(vocabulary)} tokens without ids for "
             f"{', '.join(absent)}; take the tokenizer files of the published checkpoint"
+        )
+    # A string that tokenizer.json lacks was added behind the codes, so that its id would be one of them.
+    first = resolved["first_code"]
+    misplaced = [f"{role} ({one})" for role, one in resolved.items() if role != "first_code" and one >= first]
+    if misplaced or len(set(resolved.values())) != len(resolved):
+        raise ValueError(
+            f"{folder}: expected ids of their own, below the first image code {first}, for all special tokens; got "
+            f"{', '.join(misplaced) or resolved}; tokenizer.json and tokenizer_config.json do not belong together: "
+            "take the tokenizer files of one checkpoint"
         )
     return TokenIds(**resolved)

@@ -118,9 +118,15 @@ class LuminaVq:
     def _read(self) -> Any:
         from diffusers.models.autoencoders.vq_model import VQModel
 
-        loaded: Any = VQModel.from_pretrained(
-            self._folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
+        try:
+            loaded: Any = VQModel.from_pretrained(
+                self._folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self._folder}: expected an image tokenizer whose config.json fits its weights; got "
+                f"{' '.join(str(error).split())[:200]}; take both files of one checkpoint"
+            ) from error
         return loaded.float().eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
