@@ -55,6 +55,7 @@ def test_ways_of_sampling_are_compared_with_one_by_one(checkpoint):
     assert speeds[0].ratio == 1.0
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_arm_and_json(checkpoint, capfd, monkeypatch):
     config = load_config(
         [ROOT / "configs" / "rl" / "lab_lumina_dimoo.yaml"],

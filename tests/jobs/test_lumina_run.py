@@ -44,6 +44,7 @@ def test_a_run_records_when_each_token_was_revealed_and_learns_from_both_tasks(u
         assert len(steps) == (20 if row.task == "understanding" else 25)
 
 
+@pytest.mark.slow
 def test_ray_workers_and_two_ranks_draw_the_same_tokens(folder, undisturbed):
     run_dir = folder / "ray"
     options = ("learner.num_ranks=2", "train.num_steps=2", "evaluation.enabled=true", "evaluation.num_prompts=8")
@@ -59,6 +60,7 @@ def test_ray_workers_and_two_ranks_draw_the_same_tokens(folder, undisturbed):
     assert json.loads(measured.stdout)["estimates"][name] == result["estimates"][name]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(folder, undisturbed):
     run_dir = folder / "killed"
     process = start(folder, "killed", *LUMINA, f"train.run_dir={run_dir}", *IN_ONE_PROCESS)

@@ -363,7 +363,15 @@ def test_a_random_checkpoint_passes_every_gate_as_json(random_janus):
 
 
 @pytest.mark.parametrize(
-    "changes", [(), ("algorithm.diffusion_steps_per_update=2", "algorithm.diffusion_shrink=2")], ids=["all", "some"]
+    "changes",
+    [
+        pytest.param((), id="all"),
+        pytest.param(
+            ("algorithm.diffusion_steps_per_update=2", "algorithm.diffusion_shrink=2"),
+            id="some",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_masked_diffusion_checkpoint_passes_every_gate_that_applies(changes):
     options = ["verify", "-c", "configs/rl/lab_lumina_dimoo.yaml", "--prompts", "2", "--json", "-q", *changes]
