@@ -56,7 +56,7 @@ def test_answers_with_the_official_noise_are_the_official_answers(golden, model)
     places = cells_of(canvas, MASK)
 
     def recorded(seed, step, cells, num_values):
-        uniform = tensors[f"text.uniform.{step}"][places[cells]]
+        uniform = tensors[f"text.uniform.{step}"][places[cells.numpy()]]
         return -torch.log(-torch.log(uniform)), torch.zeros(len(cells))
 
     ((row, _),) = draw_answers(model, [canvas], [0], WORDS, 6, 4, recorded)
