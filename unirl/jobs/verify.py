@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -36,7 +35,7 @@ from unirl.jobs.verify_gates import (
     check_layout,
 )
 from unirl.models.policy import load_independent, load_policy
-from unirl.rollout.build import build_sampler
+from unirl.rollout.build import backend_problems, build_sampler
 from unirl.types import PairRecord
 
 SAMPLES_PER_PROMPT = 2
@@ -101,7 +100,7 @@ def check_given(config: RlConfig) -> None:
 def settings_for(config: RlConfig, checkpoint: Path) -> RlConfig:
     """The run's settings on one rank, repeatable, a few samples a prompt, a rate that ends after the first update."""
     rollout = config.rollout
-    if rollout.backend == "vllm" and find_spec(f"unirl.rollout.vllm_models.{config.model.family}") is None:
+    if backend_problems(config.model, rollout):
         log.info("vLLM does not know the family %s; taking the plain sampler", config.model.family)
         rollout = replace(rollout, backend="torch")
     # Linear to 0 over one step: the first update moves the weights, every later one has learning rate 0.

@@ -1,6 +1,7 @@
 """Checkpoint folders in the Hugging Face layout: strict reading and writing of safetensors, never of pickles."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,26 @@ def stored_tensors(folder: Path) -> StoredTensors:
                 shapes[name] = tuple(stored.get_slice(name).get_shape())
                 files[name] = file
     return StoredTensors(folder, shapes, files)
+
+
+def start_folder(
+    folder: Path, source: Path, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Make the folder of a checkpoint to be saved, with the companions of the one that it came from.
+
+    Raises:
+        ValueError: the names or shapes of `state` are not `shapes`.
+    """
+    got = {name: tuple(value.shape) for name, value in state.items()}
+    if wrong := sorted(got.items() ^ shapes.items()):
+        raise ValueError(
+            f"save: expected the {len(shapes)} weights of {source}; got a state that differs in {wrong[:3]}; gather "
+            "all parameters under the checkpoint's own names"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,6 @@ guidance the pass holds a conditional and an unconditional stream.
 """
 
 import copy
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from unirl.algorithms.logprobs import token_entropies, token_logprobs
 from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models import janus_generate
-from unirl.models.checkpoint import COMPANIONS, copy_into, read_json, stored_tensors, write_weights
+from unirl.models.checkpoint import copy_into, read_json, start_folder, stored_tensors, write_weights
 from unirl.models.janus_prompts import JanusPrompts
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
 from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
@@ -278,16 +277,7 @@ class JanusPro:
             ValueError: the names or shapes of `state` are not those of the model.
         """
         state = {name: value for name, value in state.items() if not (self.tied and name == HEAD)}
-        got = {name: tuple(value.shape) for name, value in state.items()}
-        if wrong := sorted(got.items() ^ self.shapes.items()):
-            raise ValueError(
-                f"save: expected the {len(self.shapes)} weights of {self.folder}; got a state that differs in "
-                f"{wrong[:3]}; gather all parameters under the checkpoint's own names"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in COMPANIONS:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
+        start_folder(folder, self.folder, state, self.shapes)
         config = copy.deepcopy(self.config)
         config.dtype = state[EMBEDDING].dtype
         config.save_pretrained(folder)

@@ -20,7 +20,14 @@ from transformers.initialization import no_init_weights
 from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models.canvases import CanvasRow, CellLaw, cells_of, score_canvases
-from unirl.models.checkpoint import COMPANIONS, StoredTensors, copy_into, read_json, stored_tensors, write_weights
+from unirl.models.checkpoint import (
+    StoredTensors,
+    copy_into,
+    read_json,
+    start_folder,
+    stored_tensors,
+    write_weights,
+)
 from unirl.models.llada import LladaConfig, LladaForDiffusion
 from unirl.models.lumina_prompts import LuminaPrompts
 from unirl.models.lumina_vq import FOLDER, LuminaVq
@@ -151,16 +158,7 @@ class LuminaDimoo:
             ValueError: the names or shapes of `state` are not those of the model.
         """
         state = {name: value for name, value in state.items() if name in self.shapes or name != HEAD}
-        got = {name: tuple(value.shape) for name, value in state.items()}
-        if wrong := sorted(got.items() ^ self.shapes.items()):
-            raise ValueError(
-                f"save: expected the {len(self.shapes)} weights of {self.folder}; got a state that differs in "
-                f"{wrong[:3]}; gather all parameters under the checkpoint's own names"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in COMPANIONS:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
+        start_folder(folder, self.folder, state, self.shapes)
         shutil.copytree(self.folder / FOLDER, folder / FOLDER, dirs_exist_ok=True)
         config = copy.deepcopy(self.module.config)
         config.dtype = state[EMBEDDING].dtype

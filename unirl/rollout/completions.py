@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
+from unirl.models.checkpoint import copy_into
 from unirl.models.named_arrays import checksum, to_tensor
 from unirl.models.policy import Policy
 from unirl.types import (
@@ -120,6 +121,19 @@ def verified_weights(
                 "the learner diverged: lower learner.lr and resume from an older checkpoint"
             )
     return named
+
+
+def load_policy_weights(
+    policy: Policy, manifest: WeightsManifest, tensors: Iterable[tuple[str, NDArray[np.generic]]]
+) -> None:
+    """Replace the weights of a policy in this process.
+
+    Raises:
+        ValueError: the manifest or the weights do not fit; nothing is changed.
+    """
+    targets = policy.module.state_dict()
+    for name, array in verified_weights(manifest, tensors, policy.shapes):
+        copy_into(targets, name, to_tensor(array))
 
 
 def _counted(completion: Completion) -> int:

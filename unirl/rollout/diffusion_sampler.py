@@ -8,11 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
-from unirl.models.checkpoint import copy_into
-from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import MaskedDiffusionPolicy
 from unirl.rollout.approximate_cache import ApproximateCache
-from unirl.rollout.completions import Completion, encode_prompts, make_groups, verified_weights
+from unirl.rollout.completions import Completion, encode_prompts, load_policy_weights, make_groups
 from unirl.rollout.sampler import NamedArrays
 from unirl.rollout.units import units_of_work
 from unirl.rollout.unmasking import Drawn, draw_answers, draw_images
@@ -50,9 +48,7 @@ class DiffusionSampler:
         Raises:
             ValueError: the manifest or the weights do not fit; nothing is changed.
         """
-        targets = self.policy.module.state_dict()
-        for name, array in verified_weights(manifest, tensors, self.policy.shapes):
-            copy_into(targets, name, to_tensor(array))
+        load_policy_weights(self.policy, manifest, tensors)
         self.policy_version = manifest.policy_version
 
     def _answers(

@@ -11,10 +11,8 @@ from transformers import DynamicCache
 
 from unirl.algorithms.guidance import guided_logits
 from unirl.config import SamplingConfig
-from unirl.models.checkpoint import copy_into
-from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import AutoregressivePolicy
-from unirl.rollout.completions import Completion, encode_prompts, make_groups, verified_weights
+from unirl.rollout.completions import Completion, encode_prompts, load_policy_weights, make_groups
 from unirl.rollout.gumbel import gumbel_argmax, step_seeds
 from unirl.rollout.sampler import NamedArrays
 from unirl.rollout.units import units_of_work
@@ -49,9 +47,7 @@ class TorchSampler:
         Raises:
             ValueError: the manifest or the weights do not fit; nothing is changed.
         """
-        targets = self.policy.module.state_dict()
-        for name, array in verified_weights(manifest, tensors, self.policy.shapes):
-            copy_into(targets, name, to_tensor(array))
+        load_policy_weights(self.policy, manifest, tensors)
         self.policy_version = manifest.policy_version
 
     def _answers(
