@@ -5,12 +5,15 @@ import pytest
 
 from unirl.types import (
     GenerationSample,
+    InterleavedSample,
     PairRecord,
     RewardScores,
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
+    Segment,
     Trajectory,
+    Turn,
     UnderstandingSample,
     WeightedGroup,
 )
@@ -112,3 +115,47 @@ def test_a_weighted_group_holds_its_own_pair_and_finite_advantages(scored, pair)
         replace(group, pair=replace(pair, pair_id="q"))
     with pytest.raises(ValueError, match="1 finite advantages"):
         replace(group, advantages=np.array([np.nan]))
+
+
+def turn(role, *segments):
+    return Turn(role=role, segments=tuple(segments) or (Segment(text="hi", in_loss=role == "assistant"),))
+
+
+def test_an_interleaved_sample_alternates_text_and_images():
+    sample = InterleavedSample(
+        id="i",
+        turns=(
+            turn("system"),
+            turn("user", Segment(text="draw it"), Segment(image=IMAGE)),
+            turn("assistant", Segment(text="here"), Segment(image=IMAGE, in_loss=True)),
+        ),
+    )
+    assert [len(turn.images) for turn in sample.turns] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [(), ("system",), ("user",), ("assistant",), ("user", "user", "assistant"), ("user", "assistant", "user"),
+     ("user", "system", "assistant"), ("system", "system", "user", "assistant")],
+)  # fmt: skip
+def test_an_interleaved_sample_goes_from_user_to_assistant(roles):
+    with pytest.raises(ValueError, match="expected user and assistant in turn"):
+        InterleavedSample(id="i", turns=tuple(turn(role) for role in roles))
+
+
+def test_an_interleaved_sample_teaches_something():
+    with pytest.raises(ValueError, match="no segment that counts"):
+        InterleavedSample(id="i", turns=(turn("user"), turn("assistant", Segment(text="hi"))))
+
+
+@pytest.mark.parametrize("content", [{}, {"text": "a", "image": IMAGE}, {"text": ""}, {"image": IMAGE[:, :0]}])
+def test_a_segment_is_a_text_or_an_image(content):
+    with pytest.raises(ValueError, match="expected"):
+        Segment(**content)
+
+
+def test_an_unknown_role_and_an_empty_turn_are_refused():
+    with pytest.raises(ValueError, match=r"expected a role.*got 'human'"):
+        turn("human")
+    with pytest.raises(ValueError, match="expected text or an image"):
+        Turn(role="user", segments=())

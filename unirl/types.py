@@ -14,6 +14,7 @@ PairKind = Literal["aligned", "retrieved"]
 Modality = Literal["text", "image"]
 AnswerType = Literal["choice", "number", "math", "text"]
 FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -80,6 +81,76 @@ class GenerationSample:
         _check(bool(self.prompt.strip()), f"generation sample {self.id}: expected a prompt; got only blanks")
         if self.image is not None:
             _check_image(self.image, f"generation sample {self.id}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of text or one image inside a turn."""
+
+    text: str | None = None
+    image: NDArray[np.uint8] | None = None
+    """RGB [height, width, 3], any size; the family resizes it."""
+    in_loss: bool = False
+    """Whether it is to be learned, and not only read."""
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.text is None) != (self.image is None),
+            "segment: expected a text or an image; got both or none; give each a segment of its own",
+        )
+        _check(self.text != "", "segment: expected a text; got an empty one; leave the segment out")
+        if self.image is not None:
+            _check_image(self.image, "segment")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What one side says: text and images in their order."""
+
+    role: Role
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        _check(
+            self.role in get_args(Role),
+            f"turn: expected a role of {', '.join(get_args(Role))}; got {self.role!r}; correct it",
+        )
+        _check(
+            bool(self.segments), f"{self.role} turn: expected text or an image; got neither; drop the turn or fill it"
+        )
+
+    @property
+    def images(self) -> tuple[NDArray[np.uint8], ...]:
+        """Its images in their order."""
+        return tuple(segment.image for segment in self.segments if segment.image is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterleavedSample:
+    """A conversation in which text and images alternate: UnifiedVisual sections 3.1 and 3.2, appendix G."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    """An optional system turn, then user and assistant in alternation from user to assistant."""
+    subset: str = ""
+    """Which part of the data it belongs to, such as image_editing; mixtures choose by it."""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.id), "InterleavedSample: expected an id; got an empty string; number the samples")
+        roles = [turn.role for turn in self.turns if turn.role != "system"]
+        _check(
+            bool(roles)
+            and roles == ["user", "assistant"] * (len(roles) // 2)
+            and "system" not in [turn.role for turn in self.turns[1:]],
+            f"interleaved sample {self.id}: expected user and assistant in turn, from a user's turn to an assistant's, "
+            f"after at most one system turn; got {[turn.role for turn in self.turns]}; merge or drop turns",
+        )
+        _check(
+            any(segment.in_loss for turn in self.turns for segment in turn.segments),
+            f"interleaved sample {self.id}: expected something to learn; got no segment that counts in the loss; drop "
+            "the sample or mark the answer",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
