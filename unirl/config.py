@@ -5,7 +5,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from unirl.types import Task
 
-Family = Literal["janus_pro", "lumina_dimoo"]
+Family = Literal["janus_pro", "lumina_dimoo", "anole"]
 """Model families: `unirl/models/<name>.py`, for vLLM `unirl/rollout/vllm_models/<name>.py`."""
 RewardName = Literal["accuracy", "hpsv2", "lab_verifier"]
 """Rewards: `unirl/rewards/<name>.py`."""
@@ -28,6 +28,9 @@ class ModelConfig:
     frozen: tuple[str, ...] = ("vision", "vq")
     """Parts that are not trained: "vision" (vision tower), "aligner", "vq" (image tokenizer). Lumina-DiMOO has only
     the last, which is never trained."""
+    image_tokenizer: str | None = None
+    """Folder or file of the image tokenizer, for families that keep it apart: Emu3 (BAAI/Emu3-VisionTokenizer) and
+    Liquid (Chameleon's VQGAN); null where it is in the checkpoint."""
     system_prompt: str | None = None
     """System prompt of understanding prompts, for Lumina-DiMOO of both kinds; null takes the checkpoint's, "" none."""
 

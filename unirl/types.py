@@ -4,6 +4,7 @@ numpy only, so that Ray ships them without a copy. `__post_init__` checks length
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Literal, get_args
 
 import numpy as np
@@ -151,6 +152,49 @@ class InterleavedSample:
             f"interleaved sample {self.id}: expected something to learn; got no segment that counts in the loss; drop "
             "the sample or mark the answer",
         )
+
+
+class TokenKind(IntEnum):
+    """What a token of a sequence stands for."""
+
+    TEXT = 0
+    CODE = 1
+    """An image code."""
+    BEGIN = 2
+    """Begin of an image: what makes a sampler draw."""
+    GEOMETRY = 3
+    """Between an image's begin and its first code, where the family writes the size there."""
+    ROW_END = 4
+    """Inside an image, given by its size: end of a row or of all rows."""
+    END = 5
+    """End of an image."""
+    PLACEHOLDER = 6
+    """Where a feature of an image goes that is seen by its pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSequence:
+    """A conversation as ids of one family, over its joint vocabulary of text and image codes."""
+
+    id: str
+    ids: NDArray[np.int32]
+    """[L] with every image whole."""
+    kinds: NDArray[np.uint8]
+    """[L] `TokenKind` of each id."""
+    in_loss: NDArray[np.bool_]
+    """[L] true where the token belongs to something to be learned, markup that ends it included."""
+    pixels: tuple[NDArray[np.uint8], ...] = ()
+    """RGB images [height, width, 3] of the placeholders, in their order; empty where a family sees codes."""
+    subset: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("kinds", "in_loss"):
+            _check(
+                getattr(self, name).shape == self.ids.shape,
+                f"sequence {self.id}: expected {name} of shape {self.ids.shape} like ids; got "
+                f"{getattr(self, name).shape}; give one value per token",
+            )
+        _check(self.ids.ndim == 1 and len(self.ids) > 0, f"sequence {self.id}: expected ids [L]; got {self.ids.shape}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

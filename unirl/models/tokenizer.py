@@ -1,0 +1,72 @@
+"""A checkpoint's tokenizer with the special tokens that a family needs, by their strings."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from unirl.models.checkpoint import read_json
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTokenizer:
+    """A tokenizer and what a family asks of it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: dict[str, int]
+    """Id of every token string."""
+    special: dict[str, int]
+    """Id of each special token by the family's name for it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without anything before or behind it."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, ids: NDArray[np.int32]) -> str:
+        """Text of ids, special tokens kept."""
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+    def plain(self, size: int) -> NDArray[np.bool_]:
+        """Which of `size` ids are ordinary text, bool [size]: known to the tokenizer, and special to nobody."""
+        known = np.zeros(size, np.bool_)
+        known[[id for id in self.vocabulary.values() if id < size]] = True
+        marked = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        known[sorted(id for id in {*self.special.values(), *self.tokenizer.all_special_ids, *marked} if id < size)] = (
+            False
+        )
+        return known
+
+    def fingerprint(self, *facts: object) -> str:
+        """Sixteen hex digits that change when the tokenizer or one of these facts does."""
+        words = json.dumps([sorted(self.vocabulary.items()), facts], default=str)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else self.tokenizer.__class__.__name__
+        return hashlib.sha256((words + rules).encode()).hexdigest()[:16]
+
+
+def open_tokenizer(folder: Path, special: Mapping[str, str]) -> OpenTokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Args:
+        folder: Hugging Face checkpoint.
+        special: string of each special token by the family's name for it.
+
+    Raises:
+        FileNotFoundError: the folder has no tokenizer.
+        ValueError: a special token is absent.
+    """
+    read_json(folder / "tokenizer_config.json")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    vocabulary = tokenizer.get_vocab()
+    missing = [text for text in special.values() if text not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"{folder}: expected the family's special tokens in the tokenizer; got none for {', '.join(missing)}; take "
+            "the tokenizer files of the checkpoint that model.family names"
+        )
+    return OpenTokenizer(tokenizer, vocabulary, {name: vocabulary[text] for name, text in special.items()})
