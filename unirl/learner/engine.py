@@ -203,9 +203,10 @@ def learning_rate(config: LearnerConfig, update: int, num_updates: int) -> float
 
     Rises as lr (update + 1) / warmup_steps, then follows the schedule, which would reach 0 at `num_updates`.
     """
-    if update < config.warmup_steps:
-        return config.lr * (update + 1) / config.warmup_steps
-    progress = min(1.0, (update - config.warmup_steps) / max(1, num_updates - config.warmup_steps))
+    warmup_steps = math.ceil(config.warmup_fraction * num_updates) or config.warmup_steps
+    if update < warmup_steps:
+        return config.lr * (update + 1) / warmup_steps
+    progress = min(1.0, (update - warmup_steps) / max(1, num_updates - warmup_steps))
     match config.schedule:
         case "constant":
             return config.lr
