@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from unirl.data.atomic import DataError, atomic_file
 from unirl.data.tables import open_table, table_rows, write_table
@@ -29,8 +29,10 @@ Sample = TypeVar("Sample", UnderstandingSample, GenerationSample)
 
 SCHEMA_VERSION = 1
 MAX_PIXELS = 2**26
+_LYING = (5, 6, 7, 8)  # EXIF orientations that turn by a quarter
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _SHOWN = 3
+_LONGEST_SHOWN = 120
 
 _FILE_NAMES = {UnderstandingSample: "understanding.parquet", GenerationSample: "generation.parquet"}
 _ARROW_TYPES = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "choices": pa.list_(pa.string())}
@@ -152,18 +154,19 @@ def read_image_file(folder: Path, name: str) -> bytes:
     Raises:
         DataError: the name is absolute or leads out of the folder, by itself or through a link, or no file is there.
     """
-    path = PurePosixPath(name)
+    path, shown = PurePosixPath(name), repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
     try:
         real = (folder / path).resolve() if "\0" not in name else Path("/")
         if not path.parts or path.is_absolute() or ".." in path.parts or not real.is_relative_to(folder.resolve()):
             raise DataError(
-                f"expected image bytes or a path inside the table's folder; got {name!r}; copy or hard-link it there"
+                f"expected image bytes or a path inside the table's folder; got {shown}; copy or hard-link it there"
             )
         if not real.is_file():
-            raise DataError(f"expected an image file {name}; got none there; restore it or drop the record")
+            raise DataError(f"expected an image file {shown}; got none there; restore it or drop the record")
         return real.read_bytes()
     except (OSError, RuntimeError) as error:
-        raise DataError(f"expected an image file {name!r}; got {error}; restore it or drop the record") from error
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise DataError(f"expected an image file {shown}; got: {reason}; restore it or drop the record") from error
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
@@ -173,8 +176,12 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, pixels: bool = True) -> NDArray[np.uint8]:
     """RGB pixels uint8 [height, width, 3] of PNG, JPEG or WebP bytes, turned upright; alpha is dropped.
+
+    Args:
+        data: the bytes of the file.
+        pixels: False reads the size only and gives black pixels that take no memory.
 
     Raises:
         DataError: the bytes are damaged, of another format, of more than 8 bits a channel, or too many pixels.
@@ -186,6 +193,9 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
                     f"expected an 8-bit image of at most {MAX_PIXELS} pixels; got mode {image.mode}, "
                     f"{image.width} x {image.height}; convert or shrink it"
                 )
+            if not pixels:
+                across = image.getexif().get(ExifTags.Base.Orientation, 1) in _LYING
+                return np.broadcast_to(np.uint8(0), ((image.size if across else image.size[::-1]) + (3,)))
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except DataError:
         raise
