@@ -1,0 +1,233 @@
+"""A lesson: an interleaved conversation made of words and scenes, and what its pictures must show.
+
+Records, the rule that keeps held-out captions out of training, and how a lesson becomes turns. What lessons are
+about stands in `visual_generation` and `multimodal_reasoning`.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from unirl.lab.world import (
+    COLORS,
+    COUNT_WORDS,
+    GRID,
+    LETTERS,
+    OPPOSITE,
+    Aspect,
+    Category,
+    Item,
+    PlacedObject,
+    Relation,
+    Scene,
+    Spec,
+    is_heldout,
+    question_with_choices,
+    relation_between,
+    render,
+)
+from unirl.types import Segment, Turn
+
+
+class Seen(Protocol):
+    """An object of a scene, or one found in pixels."""
+
+    @property
+    def shape(self) -> str | None: ...  # noqa: D102
+    @property
+    def color(self) -> str: ...  # noqa: D102
+    @property
+    def centre(self) -> tuple[float, float]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One property that two pictures can share."""
+
+    asks: Aspect
+    word: str
+    """A count word, a colour, a shape or a relation."""
+    shape: str = ""
+    """For a relation: the shape that has it to the only other object, of another shape."""
+
+    def __str__(self) -> str:
+        """In words: "two shapes", "a red shape", "a circle", "a circle left of a shape"."""
+        match self.asks:
+            case "count":
+                return f"{self.word} shape" + "s" * (self.word != COUNT_WORDS[1])
+            case "color":
+                return f"a {self.word} shape"
+            case "shape":
+                return f"a {self.word}"
+            case "relation":
+                return f"a {self.shape} {self.word} a shape"
+
+    def holds(self, objects: Sequence[Seen]) -> bool:
+        """Whether the objects of a picture show it."""
+        match self.asks:
+            case "count":
+                return COUNT_WORDS.get(len(objects)) == self.word
+            case "color":
+                return self.word in {seen.color for seen in objects}
+            case "shape":
+                return self.word in {seen.shape for seen in objects}
+            case "relation":
+                if len(objects) != 2:
+                    return False
+                one, other = sorted(objects, key=lambda seen: seen.shape != self.shape)
+                apart = one.shape == self.shape != other.shape
+                return apart and relation_between(one.centre, other.centre) == self.word
+
+
+Wanted = tuple[Spec, ...] | Scene | Fact
+"""What a picture must show: every one of the specs, the very objects at their places, or the fact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A picture that is to be made."""
+
+    scene: Scene
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """One conversation whose last reply is to be learned."""
+
+    key: Spec
+    """The caption that decides whether the lesson is held out."""
+    prompt: tuple[str | Scene, ...]
+    reply: tuple[str | Drawing, ...]
+    answer: str | None = None
+    """The right letter where the prompt offers choices."""
+    first_try: tuple[str, Scene] | None = None
+    """An earlier request and the wrong picture that it got."""
+
+    @property
+    def drawings(self) -> tuple[Drawing, ...]:
+        """The pictures of the reply in their order."""
+        return tuple(part for part in self.reply if isinstance(part, Drawing))
+
+
+Builder = Callable[[random.Random], Lesson]
+"""Draws a random lesson of one kind, without regard to what is held out."""
+
+
+def by_category(
+    build: Callable[[random.Random, Category], Lesson], categories: Sequence[Category]
+) -> dict[str, Builder]:
+    """One builder for each category of captions."""
+
+    def of(category: Category) -> Builder:
+        return lambda rng: build(rng, category)
+
+    return {category: of(category) for category in categories}
+
+
+def draw_lesson(rng: random.Random, build: Builder, *, heldout: bool) -> Lesson:
+    """The first lesson the builder makes that belongs to the training part, or to the held-out part.
+
+    A training lesson neither asks for nor shows a held-out caption, with all colours named, in either order of its
+    items. A held-out lesson is about a held-out caption.
+    """
+    while True:
+        lesson = build(rng)
+        if is_heldout(lesson.key) if heldout else not any(is_reserved(spec) for spec in _mentioned(lesson)):
+            return lesson
+
+
+def is_reserved(spec: Spec) -> bool:
+    """Whether the caption is held out in this or the other order of its items: "b right of a" for "a left of b"."""
+    if len(spec.items) > 2 and len(set(spec.items)) > 1:
+        return False  # The world has no caption for more than two kinds.
+    mirrored = replace(spec, items=spec.items[::-1], relation=spec.relation and OPPOSITE[spec.relation])
+    return is_heldout(spec) or is_heldout(mirrored)
+
+
+def _mentioned(lesson: Lesson) -> list[Spec]:
+    scenes = [part for part in lesson.prompt if isinstance(part, Scene)]
+    scenes += [drawing.scene for drawing in lesson.drawings]
+    scenes += [lesson.first_try[1]] if lesson.first_try else []
+    wanted = [spec for drawing in lesson.drawings if isinstance(drawing.wanted, tuple) for spec in drawing.wanted]
+    return [lesson.key, *wanted, *(content(scene.objects) for scene in scenes)]
+
+
+def prompt_turns(lesson: Lesson) -> tuple[Turn, ...]:
+    """What the model reads: nothing of it is learned, a wrong picture of its own neither."""
+    prompt = Turn(role="user", segments=tuple(_segment(part) for part in lesson.prompt))
+    if lesson.first_try is None:
+        return (prompt,)
+    request, wrong = lesson.first_try
+    first = Turn(role="user", segments=(Segment(text=request),))
+    return first, Turn(role="assistant", segments=(Segment(image=render(wrong)),)), prompt
+
+
+def reply_segments(lesson: Lesson) -> tuple[Segment, ...]:
+    """What the model is to say."""
+    return tuple(_segment(part.scene if isinstance(part, Drawing) else part, in_loss=True) for part in lesson.reply)
+
+
+def _segment(part: str | Scene, *, in_loss: bool = False) -> Segment:
+    if isinstance(part, str):
+        return Segment(text=part, in_loss=in_loss)
+    return Segment(image=render(part), in_loss=in_loss)
+
+
+def content(objects: Sequence[PlacedObject]) -> Spec:
+    """All that the objects are, every colour named, without their arrangement."""
+    items = tuple(Item(shape=placed.shape, color=placed.color) for placed in objects)
+    if len(items) == 1:
+        return Spec(category="colors", items=items)
+    return Spec(category="counting" if len(set(items)) == 1 else "color_attr", items=items)
+
+
+def scene_of(objects: Sequence[PlacedObject]) -> Scene:
+    """The scene of these objects, asking for its whole content."""
+    return Scene(spec=content(objects), objects=tuple(objects))
+
+
+def in_place(objects: Sequence[PlacedObject]) -> Drawing:
+    """The drawing of these objects where they are."""
+    scene = scene_of(objects)
+    return Drawing(scene=scene, wanted=scene)
+
+
+def free_corners(objects: Sequence[PlacedObject]) -> list[tuple[int, int]]:
+    """The (row, column) where one more object would keep its distance from these."""
+    corners = [(row, column) for row in range(GRID - 1) for column in range(GRID - 1)]
+    return [(r, c) for r, c in corners if all(max(abs(r - o.row), abs(c - o.column)) >= 2 for o in objects)]
+
+
+_SLOTS = ((0, 0), (0, 3), (3, 0), (3, 3))
+_PAIR_SLOTS: dict[Relation | None, tuple[tuple[int, int], ...]] = {
+    None: ((1, 0), (1, 3)),
+    "left of": ((1, 0), (1, 3)),
+    "right of": ((1, 3), (1, 0)),
+    "above": ((0, 1), (3, 1)),
+    "below": ((3, 1), (0, 1)),
+}
+
+
+def sketch(rng: random.Random, spec: Spec) -> Drawing:
+    """The spec drawn at fixed places, open colours alike: less to decide than in a free drawing."""
+    shared = rng.choice(COLORS)
+    places = _SLOTS if len(set(spec.items)) == 1 else _PAIR_SLOTS[spec.relation]
+    objects = [
+        PlacedObject(shape=item.shape, color=item.color or shared, row=row, column=column)
+        for item, (row, column) in zip(spec.items, places, strict=False)
+    ]
+    return Drawing(scene=Scene(spec=spec, objects=tuple(objects)), wanted=(spec,))
+
+
+def offer(rng: random.Random, question: str, word: str, pool: Sequence[str]) -> tuple[str, str]:
+    """The question with the right word among four shuffled choices, and the right letter."""
+    choices = [word, *rng.sample([other for other in pool if other != word], 3)]
+    rng.shuffle(choices)
+    return question_with_choices(question, tuple(choices)), LETTERS[choices.index(word)]
+
+
+def concluding(word: str, letter: str) -> str:
+    """The end of every reply to a question; the letter right after the word makes its look-up an induction."""
+    return f": {word} {letter} <answer> {letter} </answer>"
