@@ -86,6 +86,15 @@ def stream_interleaved(
         _log.warning("%s: left out %d of %d records", path, len(rejected), num_rows)
 
 
+def sample_of(row: Row | DataError, file: Path, place: int) -> InterleavedSample:
+    """The sample of a row that `stream_rows` gave of `file` as number `place`.
+
+    Raises:
+        ValueError: it is no whole sample.
+    """
+    return to_sample(_normal(row, f"{file.stem}/{place}"), file.parent)
+
+
 def require_new(name: str, ids: set[str]) -> None:
     """Add an id to those seen.
 

@@ -52,8 +52,8 @@ class Rejected:
     row: int
     """Its position there, from 0."""
     id: str
-    stage: Literal["reading", "duplicate", "teacher"] = "reading"
-    """Who left it out: the reader, the search for equal images, or the teacher."""
+    stage: Literal["reading", "duplicate", "teacher", "tokens"] = "reading"
+    """Who left it out: the reader, the search for equal images, the teacher, or the encoder into tokens."""
     reason: str
 
 
