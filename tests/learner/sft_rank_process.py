@@ -27,7 +27,7 @@ def take_steps(learner: SftLearner, steps: range) -> list[dict[str, float]]:
     """The last step has text only, and fewer sequences than two ranks have rows."""
     batches = [random_sequences(learner.policy.layout, 9, seed=step) for step in range(NUM_STEPS - 1)]
     batches.append(random_sequences(learner.policy.layout, 1, seed=9, text_only=True))
-    return [learner.update(batches[step], step) for step in steps]
+    return [learner.update(learner.prepare(batches[step]), step) for step in steps]
 
 
 def arrays_of(learner: SftLearner) -> dict[str, Any]:

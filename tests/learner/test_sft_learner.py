@@ -84,7 +84,7 @@ def weights(learner):
 def test_one_update_equals_a_plain_loop(make_learner, load, sequences, reduction):
     loss = {"reduction": reduction, "text_weight": 0.5, "image_weight": 2.0}
     learner = make_learner(loss=loss, learner={"max_grad_norm": 0.0})
-    metrics = learner.update(sequences, 1)
+    metrics = learner.update(learner.prepare(sequences), 1)
 
     policy = load()
     optimizer = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
@@ -111,13 +111,13 @@ def test_one_update_equals_a_plain_loop(make_learner, load, sequences, reduction
 @pytest.mark.parametrize("change", [{"batching": "bucketed"}, {"budget": 1000}, {"order": True}, {"form": "masked"}])
 def test_packing_order_and_form_change_nothing(make_learner, sequences, change):
     reference = make_learner()
-    expected = reference.update(sequences, 1)
+    expected = reference.update(reference.prepare(sequences), 1)
     other = make_learner(
         batching=change.get("batching", "packed"),
         learner={"max_tokens_per_micro_batch": change.get("budget", 64)},
         loss={"form": change.get("form", "sliced")},
     )
-    found = other.update(sequences[::-1] if "order" in change else sequences, 1)
+    found = other.update(other.prepare(sequences[::-1] if "order" in change else sequences), 1)
     for name in ("learner/loss", "sft/nats/text", "sft/nats/image", "sft/accuracy/text", "sft/accuracy/image"):
         assert found[name] == pytest.approx(expected[name], abs=1e-6), name
     assert found["learner/grad_norm"] == pytest.approx(expected["learner/grad_norm"], rel=1e-5)
@@ -127,7 +127,7 @@ def test_text_alone_leaves_the_rows_of_codes_alone(make_learner, folder):
     learner = make_learner()
     layout = learner.policy.layout
     before = weights(learner)["lm_head.weight"]
-    learner.update(random_sequences(layout, 6, text_only=True), 1)
+    learner.update(learner.prepare(random_sequences(layout, 6, text_only=True)), 1)
     moved = (weights(learner)["lm_head.weight"] != before).any(dim=1).numpy()
     assert not moved[layout.vocabulary.is_code].any()
     assert moved[~layout.vocabulary.is_code].any()
@@ -136,7 +136,7 @@ def test_text_alone_leaves_the_rows_of_codes_alone(make_learner, folder):
 def test_learning_rate_zero_changes_no_weight(make_learner, sequences):
     learner = make_learner(learner={"lr": 0.0})
     before = weights(learner)
-    learner.update(sequences, 1)
+    learner.update(learner.prepare(sequences), 1)
     assert all(torch.equal(value, before[name]) for name, value in weights(learner).items())
 
 
@@ -144,7 +144,7 @@ def test_ten_steps_learn(make_learner, sequences):
     learner = make_learner(learner={"lr": 3e-3})
     before = learner.evaluate(sequences)
     for step in range(1, 11):
-        learner.update(sequences, step)
+        learner.update(learner.prepare(sequences), step)
     after = learner.evaluate(sequences)
     assert after["sft/nats/text"] < 0.6 * before["sft/nats/text"]
     assert after["sft/nats/image"] < 0.9 * before["sft/nats/image"]
@@ -154,21 +154,21 @@ def test_ten_steps_learn(make_learner, sequences):
 def test_resume_goes_on_bit_for_bit(make_learner, sequences, tmp_path, zero_stage):
     straight = make_learner(learner={"zero_stage": zero_stage})
     for step in range(1, 4):
-        straight.update(sequences[step:], step)
+        straight.update(straight.prepare(sequences[step:]), step)
     first = make_learner(learner={"zero_stage": zero_stage})
-    first.update(sequences[1:], 1)
+    first.update(first.prepare(sequences[1:]), 1)
     first.save(tmp_path, 1, {"step": 1})
     resumed = make_learner(learner={"zero_stage": zero_stage})
     assert resumed.restore(tmp_path) == {"step": 1}
     for step in (2, 3):
-        resumed.update(sequences[step:], step)
+        resumed.update(resumed.prepare(sequences[step:]), step)
     assert all(torch.equal(value, weights(straight)[name]) for name, value in weights(resumed).items())
 
 
 def test_recomputed_activations_change_nothing(make_learner, sequences):
     plain, light = make_learner(), make_learner(learner={"activation_checkpointing": True})
-    plain.update(sequences, 1)
-    light.update(sequences, 1)
+    plain.update(plain.prepare(sequences), 1)
+    light.update(light.prepare(sequences), 1)
     for name, value in weights(light).items():
         torch.testing.assert_close(value, weights(plain)[name], atol=1e-7, rtol=0)
 
@@ -187,7 +187,7 @@ def test_nothing_to_learn_is_refused(make_learner, sequences):
     learner = make_learner()
     silent = [replace(s, in_loss=np.zeros_like(s.in_loss)) for s in sequences]
     with pytest.raises(ValueError, match="expected targets in the 12 sequences"):
-        learner.update(silent, 1)
+        learner.update(learner.prepare(silent), 1)
 
 
 def test_broken_weights_are_refused_before_the_optimizer_moves(make_learner, sequences):
@@ -196,11 +196,11 @@ def test_broken_weights_are_refused_before_the_optimizer_moves(make_learner, seq
         learner.policy.module.lm_head.weight[30] = float("nan")
     before = weights(learner)
     with pytest.raises(RuntimeError, match=r"step 4: expected a finite loss.*NaN or infinity in text of"):
-        learner.update(sequences, 4)
+        learner.update(learner.prepare(sequences), 4)
     assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in weights(learner).items())
 
 
 def test_weights_of_zero_are_refused(make_learner, sequences):
     learner = make_learner(loss={"text_weight": 0.0, "image_weight": 0.0})
     with pytest.raises(RuntimeError, match="none at all"):
-        learner.update(sequences, 1)
+        learner.update(learner.prepare(sequences), 1)

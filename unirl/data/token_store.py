@@ -208,7 +208,7 @@ class TokenStore:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> TokenSequence:
-        """One sequence, its images decoded."""
+        """One sequence; its images are decoded when they are taken."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         table, place = self._tables[shard], index - int(self._starts[shard])
         cells = {name: table[name][place] for name in _SCHEMA.names}
@@ -218,8 +218,21 @@ class TokenStore:
             ids=_array(cells["ids"]),
             kinds=_array(cells["kinds"]),
             in_loss=_array(cells["in_loss"]).astype(np.bool_),
-            pixels=tuple(decode_image(data) for data in cells["pixels"].as_py()),
+            pixels=_StoredImages(cells["pixels"].as_py()),
         )
+
+
+class _StoredImages(Sequence[NDArray[np.uint8]]):
+    """Images that are decoded each time they are taken."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return decode_image(self._files[index])
 
 
 def _array(cell: Any) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,19 @@ class _Row:
     """False for a filler, whose loss is multiplied by zero: it only keeps this rank in step with the others."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """What one rank does in a step; needs no device, so that it can be made ahead."""
+
+    rows: tuple[_Row, ...]
+    num_targets: dict[Modality, int]
+    """Of each modality, over all ranks."""
+    num_sequences: int
+    """Over all ranks."""
+    num_tokens: int
+    """Over all ranks."""
+
+
 @dataclass(slots=True)
 class _Sums:
     """What the targets of one modality came to, over rows and ranks."""
@@ -85,30 +98,42 @@ class SftLearner:
         self.policy, self.num_updates = policy, 0
         self._settings = settings
         self._engine = RankEngine(policy.module, settings.learner, place, keep_checkpoints=settings.keep_checkpoints)
+        # Of one row on every rank.
+        self._row_tokens = settings.learner.max_tokens_per_micro_batch * place.world_size
         self._loss = RestrictedLoss(policy.layout.vocabulary, settings.loss, self._engine.device)
 
-    def update(self, sequences: Sequence[TokenSequence], step: int) -> dict[str, float]:
-        """One optimizer step on the mean loss of all targets of these sequences; returns metrics of all ranks.
+    def prepare(self, sequences: Sequence[TokenSequence]) -> StepWork:
+        """This rank's share of a step on these sequences, which all ranks are given.
+
+        Raises:
+            ValueError: a sequence above the token budget, or nothing to learn in all of them.
+        """
+        return StepWork(
+            rows=tuple(self._rows(sequences)),
+            num_targets=self._count(sequences),
+            num_sequences=len(sequences),
+            num_tokens=sum(len(sequence.ids) for sequence in sequences),
+        )
+
+    def update(self, work: StepWork, step: int) -> dict[str, float]:
+        """One optimizer step on the mean loss of all targets of a step; returns metrics of all ranks.
 
         The loss is normalised by the targets of all sequences, so that rows, their order and the number of ranks
         change it by float rounding only.
 
         Raises:
-            ValueError: a sequence above the token budget, or nothing to learn in all of them.
             RuntimeError: a loss or gradient that is not finite, or a modality with targets that gets no gradient;
                 raised on all ranks before the optimizer moves, and the learner must then be thrown away.
         """
         started = time.perf_counter()
-        counts = self._count(sequences)
-        scales = self._scales(counts)
+        scales = self._scales(work.num_targets)
         lr = learning_rate(self._settings.learner, self.num_updates, self._settings.num_steps)
         self._engine.set_rate(lr)
         self._engine.clear_gradients()
         sums = _no_sums()
         problems: list[str] = []
         square = 0.0
-        rows = self._rows(sequences)
-        for row in rows:
+        for row in work.rows:
             losses = self._run(row, sums)
             square += self._engine.backward(self._total(losses, scales if row.counted else _NOTHING))
             problems += _problems(row, losses)
@@ -116,18 +141,16 @@ class SftLearner:
         self._refuse([p for found, _, _ in everyone for p in found], sum(s for _, s, _ in everyone), step)
         norm = self._engine.step(step)
         self.num_updates += 1
-        tokens = sum(len(sequence.ids) for sequence in sequences)
         seconds = time.perf_counter() - started
         return self._metrics(_added([own for _, _, own in everyone])) | {
             "learner/grad_norm": norm,
             "learner/lr": lr,
-            "learner/num_rows": float(len(sequences)),
-            "learner/num_tokens": float(tokens),
-            "learner/num_micro_batches": float(len(rows)),
-            "learner/fill_fraction": tokens
-            / (len(rows) * self._engine.place.world_size * self._settings.learner.max_tokens_per_micro_batch),
+            "learner/num_rows": float(work.num_sequences),
+            "learner/num_tokens": float(work.num_tokens),
+            "learner/num_micro_batches": float(len(work.rows)),
             "learner/update_s": seconds,
-            "learner/tokens_per_s": tokens / seconds,
+            "sft/fill_fraction": work.num_tokens / (len(work.rows) * self._row_tokens),
+            "sft/tokens_per_s": work.num_tokens / seconds,
         }
 
     @torch.no_grad()
@@ -148,7 +171,7 @@ class SftLearner:
         )
         shortest = min(sequences, key=lambda sequence: len(sequence.ids))
         return [
-            _Row(tuple(sequences[index] for index in row) or (shortest,), counted=bool(row))
+            _Row(tuple(_decoded(sequences[index]) for index in row) or (_decoded(shortest),), counted=bool(row))
             for row in plan[self._engine.place.rank]
         ]
 
@@ -250,6 +273,11 @@ class SftLearner:
 
 
 _NOTHING: dict[Modality, float] = {"text": 0.0, "image": 0.0}
+
+
+def _decoded(sequence: TokenSequence) -> TokenSequence:
+    """The sequence with its images in memory."""
+    return replace(sequence, pixels=tuple(sequence.pixels)) if sequence.pixels else sequence
 
 
 def _no_sums() -> dict[Modality, _Sums]:
