@@ -5,7 +5,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from unirl.types import Task
 
-Family = Literal["janus_pro", "lumina_dimoo", "anole"]
+Family = Literal["janus_pro", "lumina_dimoo", "anole", "emu3", "liquid"]
 """Model families: `unirl/models/<name>.py`, for vLLM `unirl/rollout/vllm_models/<name>.py`."""
 RewardName = Literal["accuracy", "hpsv2", "lab_verifier"]
 """Rewards: `unirl/rewards/<name>.py`."""

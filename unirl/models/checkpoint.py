@@ -175,3 +175,19 @@ def opened(file: Path) -> Any:
             f"{file}: expected a whole safetensors file; got {file.stat().st_size} bytes that do not read ({error}); "
             "the download was cut short or the file is corrupt: get it again"
         ) from error
+
+
+def config_of(folder: Path, family: str, *model_types: str) -> dict[str, Any]:
+    """config.json of the folder, after its model_type was found to be one of the family's.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another family's.
+    """
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") not in model_types:
+        raise ValueError(
+            f"{folder}: expected a checkpoint of model_type {' or '.join(map(repr, model_types))} for model.family "
+            f"{family}; got {raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
+        )
+    return raw

@@ -13,6 +13,7 @@ from transformers import Cache
 
 from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
+from unirl.models.interleaved import ChatLayout, InterleavedPolicy
 from unirl.types import GenerationSample, LearnerRow, Task, UnderstandingSample
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def load_policy(config: ModelConfig, path: Path) -> Policy:
         FileNotFoundError: the folder lacks a file that the family needs.
         ValueError: the checkpoint is of another family, truncated, or lacks a token string.
     """
-    return _family(config).load(config, path)
+    return _offer(config, "load", "can be trained by reinforcement learning")(config, path)
 
 
 def load_prompts(config: ModelConfig, path: Path) -> Prompts:
@@ -228,7 +229,7 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
         FileNotFoundError: the folder lacks a file of the tokenizer.
         ValueError: the tokenizer lacks a token string.
     """
-    return _family(config).load_prompts(config, path)
+    return _offer(config, "load_prompts", "can be trained by reinforcement learning")(config, path)
 
 
 def load_independent(config: ModelConfig, path: Path) -> Independent | None:
@@ -237,9 +238,50 @@ def load_independent(config: ModelConfig, path: Path) -> Independent | None:
     return load(path) if load else None
 
 
+def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:
+    """The policy of `config.family` for conversations, with the weights of the checkpoint folder `path`.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file that the family needs.
+        ValueError: the family cannot be fine-tuned on conversations, or the checkpoint is of another family, truncated,
+            or lacks a token string.
+    """
+    return _offer(config, "load_interleaved", "can be fine-tuned on conversations")(config, path)
+
+
+def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
+    """How `config.family` writes conversations, by the tokenizer of the checkpoint folder `path`; no weights are read.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file of the tokenizer.
+        ValueError: the family cannot be fine-tuned on conversations, the checkpoint is of another family, or its
+            tokenizer lacks a token string.
+    """
+    return _offer(config, "load_layout", "can be fine-tuned on conversations")(config, path)
+
+
+def _offer(config: ModelConfig, name: str, what: str) -> Any:
+    """The function `name` of the family's file.
+
+    Raises:
+        ValueError: it has none, so that the family is not one that `what`.
+    """
+    found = getattr(_family(config), name, None)
+    if found is None:
+        offering = [family for family in get_args(Family) if hasattr(_file_of(family), name)]
+        raise ValueError(
+            f"model.family: expected a family that {what}; got {config.family}; set it to one of {', '.join(offering)}"
+        )
+    return found
+
+
 def _family(config: ModelConfig) -> Any:
-    """The file of the family: its `load`, its `load_prompts`, and `load_independent` where there is one."""
+    """The file of the family: what it offers it defines under the name of the function here that asks for it."""
     if config.family not in get_args(Family):
         known = ", ".join(get_args(Family))
         raise ValueError(f"model.family: expected one of {known}; got {config.family!r}; correct the key")
-    return import_module(f"unirl.models.{config.family}")
+    return _file_of(config.family)
+
+
+def _file_of(family: str) -> Any:
+    return import_module(f"unirl.models.{family}")
