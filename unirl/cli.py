@@ -15,6 +15,8 @@ import typer
 if TYPE_CHECKING:
     from unirl.config import PairConfig, RlConfig
 
+IMPORTERS = sorted(path.stem for path in (Path(__file__).parent / "data" / "importers").glob("[!_]*.py"))
+
 FAILED, USAGE, ENVIRONMENT, DATA, CLUSTER = 1, 2, 3, 4, 5
 
 # By name, because importing these classes would import the packages that raise them. First match along the ancestry.
@@ -39,8 +41,10 @@ app = typer.Typer(
 pair_app = typer.Typer(no_args_is_help=True, help="Build, certify and look at understanding-generation pairs.")
 lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, its tiny base model.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed: ratios against a named baseline in one run.")
+data_app = typer.Typer(no_args_is_help=True, help="Interleaved text and images: import, check, look at.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings and check them.")
 app.add_typer(pair_app, name="pair")
+app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
@@ -196,6 +200,78 @@ def pair_report(
     from unirl.jobs import pair
 
     raise typer.Exit(pair.report(folder, out=out, as_json=as_json))
+
+
+@data_app.command("import")
+def data_import(  # noqa: PLR0913 - one option each
+    importer: Annotated[str, typer.Argument(help=f"What SOURCE is: {', '.join(IMPORTERS)}.")],
+    source: Annotated[Path, typer.Argument(help="File or folder of the download.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of images that lie apart.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="YAML: which column holds what (unifiedvisual).")] = None,
+    sessions: Annotated[bool, typer.Option("--sessions", help="One sample an editing session (magicbrush).")] = False,
+    learn_wrong_image: Annotated[
+        bool, typer.Option("--learn-wrong-image", help="Learn also the image that is corrected (unifiedvisual).")
+    ] = False,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Records to choose; default all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which records are chosen.")] = 0,
+    image_files: Annotated[bool, typer.Option("--image-files", help="Images as files, not in the tables.")] = False,
+    records_per_shard: Annotated[int, typer.Option(min=1, help="Records read for each file of the store.")] = 2048,
+    max_rejected_fraction: Annotated[float, typer.Option(min=0, max=1, help="More bad records stop it.")] = 0.01,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an import that was interrupted.")] = False,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Make a store of interleaved samples from a public dataset or your own chat rows."""
+    start_logging(verbose)
+    from unirl.data.interleaved_import import Plan
+    from unirl.jobs import data
+
+    given = {
+        "images": str(images) if images else None,
+        "mapping": data.read_mapping(mapping) if mapping else None,
+        "sessions": sessions or None,
+        "learn_wrong_image": learn_wrong_image or None,
+    }
+    plan = Plan(
+        importer=importer,
+        source=str(source),
+        options={key: value for key, value in given.items() if value is not None},
+        max_samples=max_samples,
+        seed=seed,
+        image_files=image_files,
+        records_per_shard=records_per_shard,
+    )
+    raise typer.Exit(
+        data.import_store(plan, out, max_rejected_fraction=max_rejected_fraction, resume=resume, as_json=as_json)
+    )
+
+
+@data_app.command("validate")
+def data_validate(
+    path: Annotated[Path, typer.Argument(metavar="STORE", help="Store, or a .parquet, .jsonl or .json file.")],
+    max_rejected_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of bad records allowed.")] = 0.01,
+    as_json: AsJson = False,
+) -> None:
+    """Read every sample and decode every image; count them by subset; exit 4 when too many are bad."""
+    start_logging(None)
+    from unirl.jobs import data
+
+    raise typer.Exit(data.validate(path, max_rejected_fraction=max_rejected_fraction, as_json=as_json))
+
+
+@data_app.command("show")
+def data_show(
+    path: Annotated[Path, typer.Argument(metavar="STORE", help="Store, or a .parquet, .jsonl or .json file.")],
+    name: Annotated[str | None, typer.Option("--id", help="The sample with this id.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="The first samples.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", help="Also as an HTML page with the images.")] = None,
+) -> None:
+    """Print samples turn by turn; + marks what counts in the loss."""
+    start_logging(None)
+    from unirl.jobs import data
+
+    raise typer.Exit(data.show(path, name=name, count=count, out=out))
 
 
 @lab_app.command("data")

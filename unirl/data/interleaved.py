@@ -6,7 +6,8 @@ Images stand in the rows as bytes, or as files below the folder. messages.py tel
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,12 @@ _log = logging.getLogger(__name__)
 
 
 def stream_interleaved(
-    path: Path, rejected: list[Rejected], *, max_rejected_fraction: float = 0.01, pixels: bool = True
+    path: Path,
+    rejected: list[Rejected],
+    *,
+    max_rejected_fraction: float = 0.01,
+    pixels: bool = True,
+    only: Collection[str] | None = None,
 ) -> Iterator[InterleavedSample]:
     """The good samples of a store or a file one by one, in its order; bad ones are appended to `rejected`.
 
@@ -63,6 +69,7 @@ def stream_interleaved(
         max_rejected_fraction: more bad records than this share stop the reading.
         pixels: False leaves images undecoded: black ones of the same size stand for them, so that lengths are quick to
             compute.
+        only: ids to read; the images of others are not touched. None reads all.
 
     Raises:
         DataError: the path is missing, damaged, unfinished or of another version, or too many records are bad.
@@ -73,7 +80,10 @@ def stream_interleaved(
         for place, row in enumerate(stream_rows(file, COLUMNS)):
             num_rows += 1
             try:
-                sample = to_sample(_normal(row, f"{file.stem}/{place}"), file.parent, pixels=pixels)
+                normal = _normal(row, f"{file.stem}/{place}")
+                if only is not None and normal["id"] not in only:
+                    continue
+                sample = to_sample(normal, file.parent, pixels=pixels)
                 require_new(sample.id, ids)
             except ValueError as error:
                 name = "" if isinstance(row, DataError) else str(row.get("id") or "")
@@ -104,6 +114,25 @@ def require_new(name: str, ids: set[str]) -> None:
     if name in ids:
         raise DataError(f"expected an id of its own; got {name!r} a second time; renumber the records")
     ids.add(name)
+
+
+def add_counts(subsets: dict[str, dict[str, int]], sample: InterleavedSample) -> None:
+    """Add a sample to the counts of its subset."""
+    counts = subsets.setdefault(sample.subset, {"samples": 0, "images": 0, "images_in_loss": 0})
+    images = [segment for turn in sample.turns for segment in turn.segments if segment.image is not None]
+    counts["samples"] += 1
+    counts["images"] += len(images)
+    counts["images_in_loss"] += sum(segment.in_loss for segment in images)
+
+
+def summarise(subsets: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Totals of the counts by subset, and these."""
+    totals: Counter[str] = Counter()
+    for counts in subsets.values():
+        totals.update(counts)
+    return {name: totals[name] for name in ("samples", "images", "images_in_loss")} | {
+        "subsets": dict(sorted(subsets.items()))
+    }
 
 
 def write_interleaved(path: Path, samples: Iterable[InterleavedSample], *, images: Path | None = None) -> int:

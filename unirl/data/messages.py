@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,16 @@ def to_json(row: Row) -> Row:
         for turn in row["messages"]
     ]
     return {key: row[key] for key in ("id", "subset", "source") if row[key]} | {"messages": turns}
+
+
+def exchange(user: Sequence[str | bytes], assistant: Sequence[str | bytes], *, subset: str, source: str) -> Row:
+    """A row of one question and its answer, each of texts and images (the bytes of their files)."""
+
+    def content(parts: Sequence[str | bytes]) -> list[Row]:
+        return [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "bytes": p} for p in parts]
+
+    turns = [{"role": "user", "content": content(user)}, {"role": "assistant", "content": content(assistant)}]
+    return {"subset": subset, "source": source, "messages": turns}
 
 
 def text_part(text: str, *, loss: bool) -> Row:
