@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from unirl.config import PairConfig, RlConfig
+    from unirl.config import PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
 
 IMPORTERS = sorted(path.stem for path in (Path(__file__).parent / "data" / "importers").glob("[!_]*.py"))
 
@@ -54,14 +54,15 @@ class Job(StrEnum):
     """Whose settings."""
 
     train = "train"
+    sft = "sft"
     pair = "pair"
 
 
 def complete_key(incomplete: str) -> list[str]:
     """Settings that start with what was typed, for shell completion."""
-    from unirl.config import PairConfig, RlConfig, setting_names
+    from unirl.config import PairConfig, RlConfig, SftConfig, setting_names
 
-    names = [*setting_names(RlConfig), *setting_names(PairConfig)]
+    names = [name for schema in (RlConfig, SftConfig, PairConfig) for name in setting_names(schema)]
     return [f"{name}=" for name in names if name.startswith(incomplete)]
 
 
@@ -111,23 +112,35 @@ def train(
 ) -> None:
     """Post-train a policy with PairGRPO."""
     start_logging(verbose)
-    extra = [f"train.run_dir={run_dir}"] if run_dir else []
-    files, overrides = config or [], (overrides or []) + extra
-    if resume == "auto":
-        from unirl.jobs.run_dirs import is_run, newest_unfinished
-
-        # The files say which run is meant; what it runs with is its own saved configuration.
-        asked = load_rl(files, overrides, incomplete=True).train
-        if asked.run_dir is None:
-            resume, files = str(newest_unfinished(asked.name)), []
-        elif is_run(Path(asked.run_dir)):
-            resume, files = asked.run_dir, []
-        else:
-            resume = None
+    files, overrides = config or [], with_run_dir(overrides, run_dir)
+    resume, files = run_to_resume(resume, files, load_rl(files, overrides, incomplete=True).train)
     settings = load_rl(saved_config(resume) + files, overrides)
     from unirl.jobs import rl
 
     raise typer.Exit(rl.main(settings, local=local, resume=resume, dry_run=dry_run))
+
+
+@app.command()
+def sft(
+    overrides: Overrides = None,
+    config: Files = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="auto|RUN", help="Go on with a run; auto finds the newest unfinished one."),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
+    verbose: Loudness = None,
+) -> None:
+    """Fine-tune a policy on conversations in which text and images alternate (UnifiedVisual)."""
+    start_logging(verbose)
+    files, overrides = config or [], with_run_dir(overrides, run_dir)
+    resume, files = run_to_resume(resume, files, load_sft(files, overrides, incomplete=True).train)
+    settings = load_sft(saved_config(resume) + files, overrides)
+    from unirl.jobs import sft as job
+
+    raise typer.Exit(job.main(settings, local=local, resume=resume, dry_run=dry_run))
 
 
 @app.command("eval")
@@ -361,10 +374,10 @@ def config_keys(
     """Every setting with type, default and range."""
     from dataclasses import asdict
 
-    from unirl.config import PairConfig, RlConfig
+    from unirl.config import PairConfig, RlConfig, SftConfig
     from unirl.config_keys import list_settings
 
-    settings = list_settings(RlConfig if job is Job.train else PairConfig)
+    settings = list_settings({Job.train: RlConfig, Job.sft: SftConfig, Job.pair: PairConfig}[job])
     settings = [setting for setting in settings if setting.key.startswith(prefix.removesuffix("="))]
     if not settings:
         raise typer.BadParameter(f"no setting starts with {prefix}; without a prefix, all are listed")
@@ -455,6 +468,39 @@ def load_rl(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool
     return load_config(files, overrides, RlConfig, incomplete=incomplete)
 
 
+def load_sft(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "SftConfig":
+    """The settings of a fine-tuning run; with `incomplete`, to look at only."""
+    from unirl.config import SftConfig
+    from unirl.config_loading import load_config
+
+    return load_config(files, overrides, SftConfig, incomplete=incomplete)
+
+
+def with_run_dir(overrides: list[str] | None, run_dir: Path | None) -> list[str]:
+    """The overrides, and the run directory that was named apart."""
+    return (overrides or []) + ([f"train.run_dir={run_dir}"] if run_dir else [])
+
+
+def run_to_resume(
+    resume: str | None, files: list[Path], asked: "TrainConfig | SftTrainConfig"
+) -> tuple[str | None, list[Path]]:
+    """The run to go on with, None for a new one, and the files that count on top of its saved settings.
+
+    Args:
+        resume: a run directory, "auto" to find the one that is meant, or None.
+        files: those of the command.
+        asked: which run the files and overrides mean.
+    """
+    if resume != "auto":
+        return resume, files
+    from unirl.jobs.run_dirs import is_run, newest_unfinished
+
+    # The files say which run is meant; what it runs with is its own saved configuration.
+    if asked.run_dir is None:
+        return str(newest_unfinished(asked.name)), []
+    return (asked.run_dir, []) if is_run(Path(asked.run_dir)) else (None, files)
+
+
 def load_pair(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "PairConfig":
     """The settings of a pair set; with `incomplete`, to look at only."""
     from unirl.config import PairConfig
@@ -463,9 +509,9 @@ def load_pair(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bo
     return load_config(files, overrides, PairConfig, incomplete=incomplete)
 
 
-def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | PairConfig":
+def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | SftConfig | PairConfig":
     """The settings of the named job, to look at: what files leave open (???) stays open."""
-    load = load_rl if job is Job.train else load_pair
+    load = {Job.train: load_rl, Job.sft: load_sft, Job.pair: load_pair}[job]
     return load(files, overrides, incomplete=True)
 
 

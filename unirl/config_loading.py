@@ -107,6 +107,14 @@ def _leave_open(config: object, key: str) -> None:
         object.__setattr__(config, leaf, "???")  # it is frozen for everybody else
 
 
+def run_name(file: Path) -> str:
+    """train.name of a run's saved settings, whatever job it is of; empty where there is none."""
+    try:
+        return str(OmegaConf.select(OmegaConf.load(file), "train.name", default=""))
+    except _UNREADABLE:
+        return ""
+
+
 def to_yaml(config: object) -> str:
     """The whole configuration as YAML that `load_config` reads back to an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -11,7 +11,9 @@ from typing import Any
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from unirl.config import ModelConfig
+from unirl.models.chameleon_vq import ChameleonVq
 from unirl.models.checkpoint import config_of
+from unirl.models.image_codec import refuse_area
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
 from unirl.models.joint_policy import JointFamily, JointPolicy
 from unirl.models.tokenizer import OpenTokenizer, code_range, open_tokenizer
@@ -81,3 +83,9 @@ FAMILY = JointFamily(
     drop=("vqmodel",),
 )
 load_interleaved = functools.partial(JointPolicy.load, FAMILY)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
+    """The checkpoint's own image tokenizer, or that of `config.image_tokenizer`; its pictures have one size."""
+    refuse_area(area, "anole")
+    return ChameleonVq.load(Path(config.image_tokenizer) if config.image_tokenizer else path)

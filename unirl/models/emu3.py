@@ -13,6 +13,7 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from unirl.config import ModelConfig
 from unirl.models.checkpoint import config_of
+from unirl.models.emu3_vq import Emu3Vq
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
 from unirl.models.joint_policy import JointFamily, JointPolicy
 from unirl.models.tokenizer import OpenTokenizer, code_range, open_tokenizer
@@ -119,3 +120,11 @@ FAMILY = JointFamily(
     ),
 )
 load_interleaved = functools.partial(JointPolicy.load, FAMILY)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> Emu3Vq:
+    """The image tokenizer of the folder `config.image_tokenizer` or of the checkpoint, for pictures of this area."""
+    low, high = area or (None, None)
+    return Emu3Vq.load(
+        Path(config.image_tokenizer) if config.image_tokenizer else path, min_pixels=low, max_pixels=high
+    )

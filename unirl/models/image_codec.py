@@ -203,6 +203,19 @@ def fill(
     return digest.hexdigest()
 
 
+def refuse_area(area: tuple[int, int] | None, family: str) -> None:
+    """Check that no area is asked for of a family whose pictures have one size.
+
+    Raises:
+        ValueError: one is.
+    """
+    if area is not None:
+        raise ValueError(
+            f"data.image_pixels: expected null, since pictures of {family} have the checkpoint's own size; got "
+            f"{list(area)}; leave it out"
+        )
+
+
 def fingerprint_of(*parts: object) -> str:
     """Hex sha256 of plain values and frozen dataclasses."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()

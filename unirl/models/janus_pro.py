@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,11 +23,15 @@ from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models import janus_generate
 from unirl.models.checkpoint import config_of, copy_into, read_json, start_folder, stored_tensors, write_weights
+from unirl.models.image_codec import refuse_area
 from unirl.models.interleaved import ChatLayout, PackedRow, Part
 from unirl.models.janus_prompts import JanusPrompts
 from unirl.models.packed_attention import document_arguments, use_packed_attention
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
 from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
+
+if TYPE_CHECKING:
+    from unirl.models.janus_codec import JanusCodec
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 TRUNK = "model.language_model.layers."
@@ -515,3 +519,11 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
 
 def _layout(prompts: JanusPrompts, config: Any) -> ChatLayout:
     return prompts.layout(num_text_ids=config.text_config.vocab_size, num_codes=config.vq_config.num_embeddings)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> "JanusCodec":
+    """The checkpoint's own image tokenizer; its pictures have one size."""
+    from unirl.models.janus_codec import JanusCodec
+
+    refuse_area(area, "janus_pro")
+    return JanusCodec.load(config, path)

@@ -9,7 +9,9 @@ from pathlib import Path
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from unirl.config import ModelConfig
+from unirl.models.chameleon_vq import ChameleonVq
 from unirl.models.checkpoint import config_of
+from unirl.models.image_codec import refuse_area
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
 from unirl.models.joint_policy import JointFamily, JointPolicy
 from unirl.models.tokenizer import OpenTokenizer, open_tokenizer
@@ -89,3 +91,14 @@ def _read_config(path: Path) -> GemmaConfig:
 
 FAMILY = JointFamily(module=GemmaForCausalLM, read_config=_read_config, load_layout=load_layout)
 load_interleaved = functools.partial(JointPolicy.load, FAMILY)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
+    """Chameleon's image tokenizer from the folder `config.image_tokenizer`; Liquid's checkpoint has none."""
+    refuse_area(area, "liquid")
+    if not config.image_tokenizer:
+        raise FileNotFoundError(
+            f"model.image_tokenizer: expected the folder of Chameleon's VQGAN (vqgan.yaml, vqgan.ckpt), which {path} "
+            "does not hold; got null; download it and name its folder"
+        )
+    return ChameleonVq.load(Path(config.image_tokenizer))

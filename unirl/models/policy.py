@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Cache
 
-from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig
+from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig, SftDataConfig
 from unirl.config_rules import Problem
+from unirl.models.conversation_encoder import ConversationEncoder
+from unirl.models.image_codec import ImageCodec
 from unirl.models.interleaved import ChatLayout, InterleavedPolicy
 from unirl.types import GenerationSample, LearnerRow, Task, UnderstandingSample
 
@@ -258,6 +261,35 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
             tokenizer lacks a token string.
     """
     return _offer(config, "load_layout", "can be fine-tuned on conversations")(config, path)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None = None) -> ImageCodec:
+    """The image tokenizer of `config.family`, from the checkpoint folder `path` or from `config.image_tokenizer`.
+
+    Args:
+        config: names the family.
+        path: checkpoint folder.
+        area: least and greatest area of a picture in pixels, for families whose pictures vary; None: the tokenizer's.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file that the tokenizer needs.
+        ValueError: the family cannot be fine-tuned on conversations, unfit weights, or an area where there is one size.
+    """
+    return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path, area)
+
+
+def load_encoder(config: ModelConfig, path: Path, data: SftDataConfig) -> ConversationEncoder:
+    """What turns samples into token sequences of `config.family`, on a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file that the tokenizers need.
+        ValueError: as `load_layout` and `load_codec`, or one image alone is longer than `data.max_length`.
+    """
+    codec: Any = load_codec(config, path, data.image_pixels)
+    codec.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    return ConversationEncoder(
+        layout=load_layout(config, path), codec=codec, max_length=data.max_length, too_long=data.too_long
+    )
 
 
 def _offer(config: ModelConfig, name: str, what: str) -> Any:
