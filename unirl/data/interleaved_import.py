@@ -20,6 +20,7 @@ import pyarrow as pa
 from unirl.data.atomic import DataError, atomic_file
 from unirl.data.checksums import check_file, file_facts
 from unirl.data.interleaved import (
+    FEWEST_ROWS,
     IMAGES,
     MANIFEST,
     PROGRESS,
@@ -36,7 +37,6 @@ from unirl.data.tables import Row, stream_rows
 
 REJECTED = "rejected.jsonl"
 RECORDS_PER_SHARD = 2048
-_FEWEST = 1000
 _PROGRESS_EVERY_S = 10.0
 
 _log = logging.getLogger(__name__)
@@ -180,12 +180,14 @@ class _Import:
     def run(self) -> dict[str, Any]:
         if self._progress is None:
             self._progress = _Progress(threshold=self._threshold())
-            self._save()
         self._say("starts" if not self._progress.files else f"goes on after {len(self._progress.files)} shards")
         drafts = islice(self._chosen(), self._progress.num_read, None)
+        first = next(drafts, None)  # a source that cannot be read leaves no folder
+        self._save()
         try:
-            while (first := next(drafts, None)) is not None:
+            while first is not None:
                 self._write_shard(chain([first], islice(drafts, self._plan.records_per_shard - 1)))
+                first = next(drafts, None)
             stop_if_too_many(self._out, self._rejected, self._max_rejected, self._progress.num_read)
         finally:
             write_rejected(self._out / REJECTED, self._rejected)
@@ -259,7 +261,7 @@ class _Import:
                 require_new(sample.id, self._ids)
             except (ValueError, OSError) as error:
                 self._rejected.append(Rejected(source=self._plan.importer, row=place, id=draft.id, reason=str(error)))
-                seen = max(progress.num_read, _FEWEST)
+                seen = max(progress.num_read, FEWEST_ROWS)
                 stop_if_too_many(self._out, self._rejected, self._max_rejected, seen)
             else:
                 add_counts(progress.subsets, sample)

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,6 +46,7 @@ class _Archives:
         found = [path for path in sorted(source.glob("images/*")) if ".tar" in path.name or path.suffix == ".tgz"]
         self._archives = {path.name.partition(".")[0]: path for path in found}
         self._source, self._unpacked = source, unpacked
+        self._folders: dict[str, list[Path]] = {}
 
     def read(self, name: str, part: str, mapping: Mapping) -> bytes:
         """The bytes of an image, looked for in its part's archive, else in all.
@@ -56,17 +58,26 @@ class _Archives:
         given = mapping.archives.get(subset_of(part, mapping.subsets))
         if given is not None:
             stems = [stem for stem, path in self._archives.items() if path == self._source / given]
-        folders = [unpack_tar(self._archives[stem], self._unpacked / stem) for stem in stems or self._archives]
+        stems = stems or list(self._archives)
         pieces = PurePosixPath(name).parts
-        shorter = [str(PurePosixPath(*pieces[start:])) for start in range(len(pieces))]
-        for tail in shorter:
-            found = [folder for folder in folders if (folder / tail).is_file()]
+        for tail in (str(PurePosixPath(*pieces[start:])) for start in range(len(pieces))):
+            places = ([folder for folder in self._places(stem) if (folder / tail).is_file()] for stem in stems)
+            found = [inside[0] for inside in places if inside]
             if len(found) == 1:
                 return read_image_file(found[0], tail)
             if found:
                 raise DataError(f"expected one archive with {name[:120]!r}; got {len(found)}; name it under archives")
-        looked = ", ".join(folder.name for folder in folders) or "no archive in images/"
+        looked = ", ".join(stems) or "no archive in images/"
         raise DataError(f"expected an image {name[:120]!r} in {looked}; got none there; download it or drop the record")
+
+    def _places(self, stem: str) -> list[Path]:
+        """Where names may start in an archive: at its top, or inside a folder that holds all the rest."""
+        if stem not in self._folders:
+            places = [unpack_tar(self._archives[stem], self._unpacked / stem)]
+            while len(inside := list(islice(places[-1].iterdir(), 2))) == 1 and inside[0].is_dir():
+                places += inside
+            self._folders[stem] = places
+        return self._folders[stem]
 
 
 def _row(row: Row, *, file: Path, mapping: Mapping, archives: _Archives, learn_wrong_image: bool) -> Row:
