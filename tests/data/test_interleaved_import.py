@@ -98,6 +98,16 @@ def test_an_interrupted_import_is_no_store_until_it_went_on(tmp_path):
     assert contents(out) == contents(whole)
 
 
+def test_a_resume_starts_where_a_kill_left_nothing_whole(tmp_path):
+    out = tmp_path / "store"
+    out.mkdir()
+    (out / ".progress.json.1.partial").write_text("{")
+    with pytest.raises(DataError, match="remove it or name another"):
+        import_samples(out, drafts, PLAN)
+    import_samples(out, drafts, PLAN, resume=True)
+    assert len(ids(out)) == 10
+
+
 def test_a_shard_that_was_altered_is_not_gone_on_with(tmp_path):
     out = tmp_path / "store"
     with pytest.raises(KeyboardInterrupt):

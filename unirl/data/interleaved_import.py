@@ -194,12 +194,15 @@ class _Import:
         return self._finish()
 
     def _go_on(self, resume: bool) -> _Progress | None:
-        """What an earlier attempt left, checked and cleared of partial files."""
+        """What an earlier attempt left, checked and cleared of partial files; None when it left nothing."""
         path = self._out / PROGRESS
+        if resume:
+            for partial in self._out.rglob(".*.partial"):
+                partial.unlink()
+            if not any(self._out.iterdir()):
+                return None
         if not resume or not path.is_file():
             hint = "add --resume to go on with it" if path.is_file() else "remove it or name another"
-            if resume and not any(self._out.iterdir()):
-                return None
             raise DataError(f"{self._out}: expected a folder that is not there yet; got an existing one; {hint}")
         saved = json.loads(path.read_text())
         _require_same(self._out, saved.pop("settings"), self._plan)
@@ -207,8 +210,6 @@ class _Import:
         for name, facts in progress.files.items():
             check_file(self._out / name, facts, whole="store")
             self._ids.update(row["id"] for row in stream_rows(self._out / name, ["id"]) if isinstance(row, dict))
-        for partial in self._out.rglob(".*.partial"):
-            partial.unlink()
         if (self._out / REJECTED).is_file():
             lines = (self._out / REJECTED).read_text().splitlines()[: progress.num_rejected]
             self._rejected = [Rejected(**json.loads(line)) for line in lines]

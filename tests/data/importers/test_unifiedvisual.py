@@ -60,11 +60,14 @@ def test_a_usual_layout_is_guessed_and_said(tmp_path, download, caplog):
     caplog.set_level(logging.INFO)
     samples = {sample.id: sample for sample in made(tmp_path, "unifiedvisual", download)}
     assert {name: (s.subset, s.source) for name, s in samples.items()} == {
-        "g1": ("image_generation", "unifiedvisual"),
-        "c1": ("image_correction", "unifiedvisual"),
-        "t1": ("understanding", "cot_collection"),
+        "image_generation/g1": ("image_generation", "unifiedvisual"),
+        "image_correction/c1": ("image_correction", "unifiedvisual"),
+        "cot_collection/t1": ("understanding", "cot_collection"),
     }
-    assert outline(samples["g1"]) == [("user", "-Draw a sport."), ("assistant", "+Cricket.", "+(1, 8)")]
+    assert outline(samples["image_generation/g1"]) == [
+        ("user", "-Draw a sport."),
+        ("assistant", "+Cricket.", "+(1, 8)"),
+    ]
     said = "no mapping, guessed: id from 'id', turns from 'conversations', images from 'images'"
     assert f"data/Image_Generation-00000-of-00001.parquet: {said}" in caplog.messages
     assert sorted(path.name for path in (download / "unpacked").iterdir()) == ["Image_Correctionr", "Image_Generation"]
@@ -72,9 +75,9 @@ def test_a_usual_layout_is_guessed_and_said(tmp_path, download, caplog):
 
 def test_the_wrong_image_of_a_correction_is_learned_only_when_asked(tmp_path, download):
     samples = {sample.id: sample for sample in made(tmp_path, "unifiedvisual", download)}
-    assert outline(samples["c1"]) == CORRECTION
+    assert outline(samples["image_correction/c1"]) == CORRECTION
     samples = {sample.id: sample for sample in made(tmp_path, "unifiedvisual", download, learn_wrong_image=True)}
-    assert outline(samples["c1"])[1] == ("assistant", "+(1, 8)")
+    assert outline(samples["image_correction/c1"])[1] == ("assistant", "+(1, 8)")
 
 
 def test_a_mapping_names_other_columns_roles_and_markers(tmp_path):
@@ -97,7 +100,7 @@ def test_a_mapping_names_other_columns_roles_and_markers(tmp_path):
     archives: {image_correction: images/odd.tar.gz}
     """)
     (sample,) = made(tmp_path, "unifiedvisual", source, mapping=mapping, images=str(tmp_path / "elsewhere"))
-    assert (sample.id, outline(sample)) == ("1", CORRECTION)
+    assert (sample.id, outline(sample)) == ("image_correction/1", CORRECTION)
     assert (tmp_path / "elsewhere" / "odd" / "deep" / "1.png").is_file()
 
 
@@ -161,10 +164,19 @@ def test_rows_without_a_known_part_or_image_are_left_out(tmp_path, download):
         {"id": "x2", "conversations": talk("q", "<image>"), "images": ["9.png"], "subset": "MM Internet"},
         {"id": "x3", "conversations": talk("q", "<image>"), "images": ["../../etc/x.png"], "subset": "MMInternet"},
         {"id": "x4", "conversations": talk("q", "<image>"), "images": ["1.png"], "subset": "MM-Reasoning (T)"},
-        {"id": "x5", "conversations": talk("q", "<image>"), "images": ["1.png"], "subset": "MMInternet"},
+        {"id": "g1", "conversations": talk("q", "<image>"), "images": ["1.png"], "subset": "MMInternet"},
     )
     reasons = []
     samples = made(tmp_path, "unifiedvisual", download, bad=reasons)
-    assert [sample.id for sample in samples] == ["t1", "c1", "g1", "x5"]
+    assert [sample.id.partition("/")[2] for sample in samples] == ["t1", "c1", "g1", "g1"]
     wanted = ("expected a part of", "in MMInternet; got none there", "got none there", "expected one archive with")
     assert all(words in reason for words, reason in zip(wanted, reasons, strict=True)), reasons
+
+
+def test_one_file_can_be_imported_alone_and_a_named_archive_must_be_there(tmp_path, download):
+    file = download / "data" / "Image_Generation-00000-of-00001.parquet"
+    (sample,) = made(tmp_path, "unifiedvisual", file)
+    assert sample.turns[1].images[0].shape == (1, 8, 3)
+    mapping = {"turns": "conversations", "images": "images", "archives": {"image_generation": "images/none.tar"}}
+    with pytest.raises(DataError, match=r"expected the archive 'images/none\.tar', which the mapping names; got none"):
+        made(tmp_path, "unifiedvisual", file, mapping=mapping)

@@ -16,6 +16,9 @@ from unirl.data.records import read_image_file
 from unirl.data.tables import Row
 from unirl.data.unifiedvisual_mapping import PARTS, Mapping, mappings_for, part_of, subset_of
 
+_ORIGINS = {"llavacot": "llava_cot", "cotcollection": "cot_collection"}
+"""Parts that were taken from another dataset as they are."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +35,8 @@ def drafts(
     """
     files = source_files(source, "data/*.parquet", "**/*.parquet")
     root = source if source.is_dir() else source.parent
+    if source.is_file() and (root.parent / "images").is_dir():
+        root = root.parent
     archives = _Archives(root, images or root / "unpacked")
     for file, (meaning, said) in mappings_for(root, files, mapping).items():
         _log.info(said)
@@ -58,6 +63,8 @@ class _Archives:
         given = mapping.archives.get(subset_of(part, mapping.subsets))
         if given is not None:
             stems = [stem for stem, path in self._archives.items() if path == self._source / given]
+            if not stems:
+                raise DataError(f"expected the archive {given!r}, which the mapping names; got none; correct archives")
         stems = stems or list(self._archives)
         pieces = PurePosixPath(name).parts
         for tail in (str(PurePosixPath(*pieces[start:])) for start in range(len(pieces))):
@@ -83,11 +90,13 @@ class _Archives:
 def _row(row: Row, *, file: Path, mapping: Mapping, archives: _Archives, learn_wrong_image: bool) -> Row:
     images = row.get(mapping.images) if mapping.images else None
     part = _part(row, file, images, mapping)
+    subset, name = subset_of(part, mapping.subsets), row.get(mapping.id) if mapping.id else None
+    origin = _ORIGINS.get(part)
     chat = normalise(
         {
-            "id": row.get(mapping.id) if mapping.id else None,
-            "subset": subset_of(part, mapping.subsets),
-            "source": {"llavacot": "llava_cot", "cotcollection": "cot_collection"}.get(part, "unifiedvisual"),
+            "id": None if name is None else f"{origin or subset}/{name}",  # ids may start anew in each part
+            "subset": subset,
+            "source": origin or "unifiedvisual",
             "messages": _messages(row, mapping),
             "images": images,
         }
