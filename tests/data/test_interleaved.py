@@ -48,6 +48,16 @@ def test_without_pixels_only_the_sizes_are_read(tmp_path):
     assert not blank.turns[0].images[0].any()
 
 
+def test_only_the_asked_ids_are_read(tmp_path):
+    path = tmp_path / "t.jsonl"
+    write_interleaved(path, SAMPLES, images=tmp_path / "images")
+    for image in (tmp_path / "images").iterdir():
+        image.unlink()
+    rejected = []
+    assert list(stream_interleaved(path, rejected, only={"b"}, max_rejected_fraction=1)) == []
+    assert [record.id for record in rejected] == ["b"]
+
+
 def test_bad_records_are_left_out_with_their_reasons(tmp_path):
     path = tmp_path / "mine.jsonl"
     lines = [

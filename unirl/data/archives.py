@@ -1,5 +1,6 @@
 """Files inside archives: a zip cut in parts is read in place, a tar archive is unpacked once."""
 
+import gzip
 import io
 import shutil
 import tarfile
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
+from typing import IO, cast
 
 from unirl.data.atomic import DataError, atomic_folder
 
@@ -112,7 +114,7 @@ class ZipImages:
 
 
 def unpack_tar(archive: Path, folder: Path) -> Path:
-    """Unpack a tar archive, compressed or not, into a new folder, whole or not at all; does nothing if it is there.
+    """Unpack a tar archive, gzipped or not, into a new folder, whole or not at all; does nothing if it is there.
 
     Raises:
         DataError: the archive is damaged, or holds anything but files and folders below itself.
@@ -123,7 +125,7 @@ def unpack_tar(archive: Path, folder: Path) -> Path:
         shutil.rmtree(stale)
     with atomic_folder(folder) as partial:
         try:
-            with tarfile.open(archive, "r|*") as tar:
+            with _plain(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
                 for member in tar:
                     if not (member.isfile() or member.isdir()):
                         raise DataError(
@@ -131,10 +133,16 @@ def unpack_tar(archive: Path, folder: Path) -> Path:
                             "do not use this archive"
                         )
                     tar.extract(member, partial, filter="data")
+                while file.read(2**20):  # to the end, where gzip's checksum stands
+                    pass
         except tarfile.FilterError as error:
             raise DataError(
                 f"{archive}: expected members below the archive's own folder; got: {error}; do not use this archive"
             ) from error
-        except (tarfile.TarError, zlib.error, EOFError) as error:
+        except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
             raise DataError(f"{archive}: expected a whole tar archive; got: {error}; copy it again") from error
     return folder
+
+
+def _plain(archive: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(archive)) if archive.suffix in (".gz", ".tgz") else archive.open("rb")

@@ -27,9 +27,10 @@ IMAGES = "images"
 SINGLE = ("interleaved.parquet", "interleaved.jsonl")
 """What a folder without a manifest may hold instead."""
 
-_RECORD = InterleavedSample.__name__
-_FEWEST = 1000
+FEWEST_ROWS = 1000
 """Rows before which the share of bad ones is taken of this number, since the number of all may be unknown."""
+
+_RECORD = InterleavedSample.__name__
 _PART = pa.struct(
     {
         "type": pa.string(),
@@ -88,7 +89,7 @@ def stream_interleaved(
             except ValueError as error:
                 name = "" if isinstance(row, DataError) else str(row.get("id") or "")
                 rejected.append(Rejected(source=file.name, row=place, id=name, reason=str(error)))
-                stop_if_too_many(path, rejected, max_rejected_fraction, max(num_rows, _FEWEST))
+                stop_if_too_many(path, rejected, max_rejected_fraction, max(num_rows, FEWEST_ROWS))
                 continue
             yield sample
     stop_if_too_many(path, rejected, max_rejected_fraction, num_rows)

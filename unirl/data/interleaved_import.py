@@ -20,6 +20,7 @@ import pyarrow as pa
 from unirl.data.atomic import DataError, atomic_file
 from unirl.data.checksums import check_file, file_facts
 from unirl.data.interleaved import (
+    FEWEST_ROWS,
     IMAGES,
     MANIFEST,
     PROGRESS,
@@ -36,7 +37,6 @@ from unirl.data.tables import Row, stream_rows
 
 REJECTED = "rejected.jsonl"
 RECORDS_PER_SHARD = 2048
-_FEWEST = 1000
 _PROGRESS_EVERY_S = 10.0
 
 _log = logging.getLogger(__name__)
@@ -180,24 +180,29 @@ class _Import:
     def run(self) -> dict[str, Any]:
         if self._progress is None:
             self._progress = _Progress(threshold=self._threshold())
-            self._save()
         self._say("starts" if not self._progress.files else f"goes on after {len(self._progress.files)} shards")
         drafts = islice(self._chosen(), self._progress.num_read, None)
+        first = next(drafts, None)  # a source that cannot be read leaves no folder
+        self._save()
         try:
-            while (first := next(drafts, None)) is not None:
+            while first is not None:
                 self._write_shard(chain([first], islice(drafts, self._plan.records_per_shard - 1)))
+                first = next(drafts, None)
             stop_if_too_many(self._out, self._rejected, self._max_rejected, self._progress.num_read)
         finally:
             write_rejected(self._out / REJECTED, self._rejected)
         return self._finish()
 
     def _go_on(self, resume: bool) -> _Progress | None:
-        """What an earlier attempt left, checked and cleared of partial files."""
+        """What an earlier attempt left, checked and cleared of partial files; None when it left nothing."""
         path = self._out / PROGRESS
+        if resume:
+            for partial in self._out.rglob(".*.partial"):
+                partial.unlink()
+            if not any(self._out.iterdir()):
+                return None
         if not resume or not path.is_file():
             hint = "add --resume to go on with it" if path.is_file() else "remove it or name another"
-            if resume and not any(self._out.iterdir()):
-                return None
             raise DataError(f"{self._out}: expected a folder that is not there yet; got an existing one; {hint}")
         saved = json.loads(path.read_text())
         _require_same(self._out, saved.pop("settings"), self._plan)
@@ -205,8 +210,6 @@ class _Import:
         for name, facts in progress.files.items():
             check_file(self._out / name, facts, whole="store")
             self._ids.update(row["id"] for row in stream_rows(self._out / name, ["id"]) if isinstance(row, dict))
-        for partial in self._out.rglob(".*.partial"):
-            partial.unlink()
         if (self._out / REJECTED).is_file():
             lines = (self._out / REJECTED).read_text().splitlines()[: progress.num_rejected]
             self._rejected = [Rejected(**json.loads(line)) for line in lines]
@@ -259,7 +262,7 @@ class _Import:
                 require_new(sample.id, self._ids)
             except (ValueError, OSError) as error:
                 self._rejected.append(Rejected(source=self._plan.importer, row=place, id=draft.id, reason=str(error)))
-                seen = max(progress.num_read, _FEWEST)
+                seen = max(progress.num_read, FEWEST_ROWS)
                 stop_if_too_many(self._out, self._rejected, self._max_rejected, seen)
             else:
                 add_counts(progress.subsets, sample)

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,9 @@ from unirl.data.messages import MARKER, map_parts, normalise
 from unirl.data.records import read_image_file
 from unirl.data.tables import Row
 from unirl.data.unifiedvisual_mapping import PARTS, Mapping, mappings_for, part_of, subset_of
+
+_ORIGINS = {"llavacot": "llava_cot", "cotcollection": "cot_collection"}
+"""Parts that were taken from another dataset as they are."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ def drafts(
     """
     files = source_files(source, "data/*.parquet", "**/*.parquet")
     root = source if source.is_dir() else source.parent
+    if source.is_file() and (root.parent / "images").is_dir():
+        root = root.parent
     archives = _Archives(root, images or root / "unpacked")
     for file, (meaning, said) in mappings_for(root, files, mapping).items():
         _log.info(said)
@@ -45,6 +51,7 @@ class _Archives:
         found = [path for path in sorted(source.glob("images/*")) if ".tar" in path.name or path.suffix == ".tgz"]
         self._archives = {path.name.partition(".")[0]: path for path in found}
         self._source, self._unpacked = source, unpacked
+        self._folders: dict[str, list[Path]] = {}
 
     def read(self, name: str, part: str, mapping: Mapping) -> bytes:
         """The bytes of an image, looked for in its part's archive, else in all.
@@ -56,27 +63,40 @@ class _Archives:
         given = mapping.archives.get(subset_of(part, mapping.subsets))
         if given is not None:
             stems = [stem for stem, path in self._archives.items() if path == self._source / given]
-        folders = [unpack_tar(self._archives[stem], self._unpacked / stem) for stem in stems or self._archives]
+            if not stems:
+                raise DataError(f"expected the archive {given!r}, which the mapping names; got none; correct archives")
+        stems = stems or list(self._archives)
         pieces = PurePosixPath(name).parts
-        shorter = [str(PurePosixPath(*pieces[start:])) for start in range(len(pieces))]
-        for tail in shorter:
-            found = [folder for folder in folders if (folder / tail).is_file()]
+        for tail in (str(PurePosixPath(*pieces[start:])) for start in range(len(pieces))):
+            places = ([folder for folder in self._places(stem) if (folder / tail).is_file()] for stem in stems)
+            found = [inside[0] for inside in places if inside]
             if len(found) == 1:
                 return read_image_file(found[0], tail)
             if found:
                 raise DataError(f"expected one archive with {name[:120]!r}; got {len(found)}; name it under archives")
-        looked = ", ".join(folder.name for folder in folders) or "no archive in images/"
+        looked = ", ".join(stems) or "no archive in images/"
         raise DataError(f"expected an image {name[:120]!r} in {looked}; got none there; download it or drop the record")
+
+    def _places(self, stem: str) -> list[Path]:
+        """Where names may start in an archive: at its top, or inside a folder that holds all the rest."""
+        if stem not in self._folders:
+            places = [unpack_tar(self._archives[stem], self._unpacked / stem)]
+            while len(inside := list(islice(places[-1].iterdir(), 2))) == 1 and inside[0].is_dir():
+                places += inside
+            self._folders[stem] = places
+        return self._folders[stem]
 
 
 def _row(row: Row, *, file: Path, mapping: Mapping, archives: _Archives, learn_wrong_image: bool) -> Row:
     images = row.get(mapping.images) if mapping.images else None
     part = _part(row, file, images, mapping)
+    subset, name = subset_of(part, mapping.subsets), row.get(mapping.id) if mapping.id else None
+    origin = _ORIGINS.get(part)
     chat = normalise(
         {
-            "id": row.get(mapping.id) if mapping.id else None,
-            "subset": subset_of(part, mapping.subsets),
-            "source": {"llavacot": "llava_cot", "cotcollection": "cot_collection"}.get(part, "unifiedvisual"),
+            "id": None if name is None else f"{origin or subset}/{name}",  # ids may start anew in each part
+            "subset": subset,
+            "source": origin or "unifiedvisual",
             "messages": _messages(row, mapping),
             "images": images,
         }
