@@ -202,11 +202,11 @@ def free_corners(objects: Sequence[PlacedObject]) -> list[tuple[int, int]]:
 
 _SLOTS = ((0, 0), (0, 3), (3, 0), (3, 3))
 _PAIR_SLOTS: dict[Relation | None, tuple[tuple[int, int], ...]] = {
-    None: ((1, 0), (1, 3)),
-    "left of": ((1, 0), (1, 3)),
-    "right of": ((1, 3), (1, 0)),
-    "above": ((0, 1), (3, 1)),
-    "below": ((3, 1), (0, 1)),
+    None: ((0, 0), (0, 3)),
+    "left of": ((0, 0), (0, 3)),
+    "right of": ((0, 3), (0, 0)),
+    "above": ((0, 0), (3, 0)),
+    "below": ((3, 0), (0, 0)),
 }
 
 
