@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from unirl.lab import words
-from unirl.lab.lesson import is_reserved
+from unirl.lab.subsets.lesson import is_reserved
 from unirl.lab.unified_visual import (
     ARMS,
     GENERATION_SAMPLES,

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import unirl.lab
-from unirl.lab.lesson import Fact, scene_of
+from unirl.lab.subsets.arrangements import scene_of
+from unirl.lab.subsets.lesson import Fact
 from unirl.lab.unified_visual import SUBSETS
 from unirl.lab.unified_visual_exam import grade, is_well_formed, judge, make_exam, read_answer, summarize
 from unirl.lab.world import BACKGROUND, PlacedObject, is_heldout, render
