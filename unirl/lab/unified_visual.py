@@ -1,17 +1,25 @@
 """UnifiedVisual-240K in miniature: seven subsets that end in pictures or answers, and data to compare them with.
 
 A sample is a pure function of (seed, subset, index), so that it can be streamed, split and repeated. What the lessons
-say stands in `visual_generation` and `multimodal_reasoning`.
+say stands in `subsets/`.
 """
 
 import random
 from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
-from unirl.lab import multimodal_reasoning as reasoning
-from unirl.lab import visual_generation as generation
 from unirl.lab import words
-from unirl.lab.lesson import Builder, Lesson, draw_lesson, prompt_turns, reply_segments
+from unirl.lab.subsets import (
+    image_correction,
+    image_editing,
+    image_generation,
+    mm_internet,
+    mm_reasoning_mm,
+    mm_reasoning_o,
+    mm_reasoning_t,
+    understanding,
+)
+from unirl.lab.subsets.lesson import Builder, Lesson, draw_lesson, prompt_turns, reply_segments
 from unirl.types import InterleavedSample, Turn
 
 Subset = Literal[
@@ -58,17 +66,17 @@ WORDS = (
 """Every word of the samples."""
 
 _BUILDERS: dict[Subset, Mapping[str, Builder]] = {
-    "image_generation": generation.IMAGE_GENERATION,
-    "image_editing": generation.IMAGE_EDITING,
-    "image_correction": generation.IMAGE_CORRECTION,
-    "mm_reasoning_o": reasoning.MM_REASONING_O,
-    "mm_reasoning_mm": reasoning.MM_REASONING_MM,
-    "mm_reasoning_t": reasoning.MM_REASONING_T,
-    "mm_internet": generation.MM_INTERNET,
-    "understanding": reasoning.UNDERSTANDING,
-    "text_reasoning": reasoning.TEXT_REASONING,
-    "normal": generation.NORMAL,
-    "mm_reasoning_t_direct": reasoning.MM_REASONING_T,
+    "image_generation": image_generation.KINDS,
+    "image_editing": image_editing.KINDS,
+    "image_correction": image_correction.KINDS,
+    "mm_reasoning_o": mm_reasoning_o.KINDS,
+    "mm_reasoning_mm": mm_reasoning_mm.KINDS,
+    "mm_reasoning_t": mm_reasoning_t.KINDS,
+    "mm_internet": mm_internet.KINDS,
+    "understanding": understanding.KINDS,
+    "text_reasoning": understanding.TEXT_KINDS,
+    "normal": image_generation.NORMAL,
+    "mm_reasoning_t_direct": mm_reasoning_t.KINDS,
 }
 
 
@@ -92,7 +100,7 @@ def make_lesson(subset: Subset, seed: int, index: int, *, heldout: bool = False)
     part, theme = "heldout" if heldout else "training", subset.removesuffix("_direct")
     rng = random.Random(f"unified_visual/{part}/{theme}/{seed}/{index}")
     lesson = draw_lesson(rng, _BUILDERS[subset][kind], heldout=heldout)
-    return kind, reasoning.without_drawing(lesson) if subset == "mm_reasoning_t_direct" else lesson
+    return kind, mm_reasoning_t.without_drawing(lesson) if subset == "mm_reasoning_t_direct" else lesson
 
 
 def make_sample(subset: Subset, seed: int, index: int, *, heldout: bool = False) -> InterleavedSample:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.lab.lesson import Fact, Lesson, Wanted, content, prompt_turns, reply_segments
+from unirl.lab.subsets.arrangements import content
+from unirl.lab.subsets.lesson import Fact, Lesson, Wanted, prompt_turns, reply_segments
 from unirl.lab.unified_visual import SUBSETS, Subset, make_lesson
 from unirl.lab.verifier import FREE_JUNK_PX, FoundObject, detect, verify
 from unirl.lab.world import CELL_PX, LETTERS, Scene, Spec, scene_relation

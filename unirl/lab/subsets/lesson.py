@@ -1,7 +1,6 @@
 """A lesson: an interleaved conversation made of words and scenes, and what its pictures must show.
 
-Records, the rule that keeps held-out captions out of training, and how a lesson becomes turns. What lessons are
-about stands in `visual_generation` and `multimodal_reasoning`.
+Records, the rule that keeps held-out captions out of training, and how a lesson becomes turns.
 """
 
 import random
@@ -9,21 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from unirl.lab.subsets.arrangements import content, scene_of
 from unirl.lab.world import (
-    COLORS,
     COUNT_WORDS,
-    GRID,
-    LETTERS,
     OPPOSITE,
     Aspect,
     Category,
-    Item,
     PlacedObject,
-    Relation,
     Scene,
     Spec,
     is_heldout,
-    question_with_choices,
     relation_between,
     render,
 )
@@ -90,6 +84,17 @@ class Drawing:
 
     scene: Scene
     wanted: Wanted
+
+
+def as_asked(scene: Scene) -> Drawing:
+    """The scene, to be judged by its spec alone: places are free."""
+    return Drawing(scene=scene, wanted=(scene.spec,))
+
+
+def in_place(objects: Sequence[PlacedObject]) -> Drawing:
+    """These objects, to be judged one by one where they are."""
+    scene = scene_of(objects)
+    return Drawing(scene=scene, wanted=scene)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,61 +178,3 @@ def _segment(part: str | Scene, *, in_loss: bool = False) -> Segment:
     if isinstance(part, str):
         return Segment(text=part, in_loss=in_loss)
     return Segment(image=render(part), in_loss=in_loss)
-
-
-def content(objects: Sequence[PlacedObject]) -> Spec:
-    """All that the objects are, every colour named, without their arrangement."""
-    items = tuple(Item(shape=placed.shape, color=placed.color) for placed in objects)
-    if len(items) == 1:
-        return Spec(category="colors", items=items)
-    return Spec(category="counting" if len(set(items)) == 1 else "color_attr", items=items)
-
-
-def scene_of(objects: Sequence[PlacedObject]) -> Scene:
-    """The scene of these objects, asking for its whole content."""
-    return Scene(spec=content(objects), objects=tuple(objects))
-
-
-def in_place(objects: Sequence[PlacedObject]) -> Drawing:
-    """The drawing of these objects where they are."""
-    scene = scene_of(objects)
-    return Drawing(scene=scene, wanted=scene)
-
-
-def free_corners(objects: Sequence[PlacedObject]) -> list[tuple[int, int]]:
-    """The (row, column) where one more object would keep its distance from these."""
-    corners = [(row, column) for row in range(GRID - 1) for column in range(GRID - 1)]
-    return [(r, c) for r, c in corners if all(max(abs(r - o.row), abs(c - o.column)) >= 2 for o in objects)]
-
-
-_SLOTS = ((0, 0), (0, 3), (3, 0), (3, 3))
-_PAIR_SLOTS: dict[Relation | None, tuple[tuple[int, int], ...]] = {
-    None: ((1, 0), (1, 3)),
-    "left of": ((1, 0), (1, 3)),
-    "right of": ((1, 3), (1, 0)),
-    "above": ((0, 1), (3, 1)),
-    "below": ((3, 1), (0, 1)),
-}
-
-
-def sketch(rng: random.Random, spec: Spec) -> Drawing:
-    """The spec drawn at fixed places, open colours alike: less to decide than in a free drawing."""
-    shared = rng.choice(COLORS)
-    places = _SLOTS if len(set(spec.items)) == 1 else _PAIR_SLOTS[spec.relation]
-    objects = [
-        PlacedObject(shape=item.shape, color=item.color or shared, row=row, column=column)
-        for item, (row, column) in zip(spec.items, places, strict=False)
-    ]
-    return Drawing(scene=Scene(spec=spec, objects=tuple(objects)), wanted=(spec,))
-
-
-def offer(rng: random.Random, question: str, word: str, pool: Sequence[str]) -> tuple[str, str]:
-    """The question with the right word among four shuffled choices, and the right letter."""
-    choices = [word, *rng.sample([other for other in pool if other != word], 3)]
-    rng.shuffle(choices)
-    return question_with_choices(question, tuple(choices)), LETTERS[choices.index(word)]
-
-
-def concluding(word: str, letter: str) -> str:
-    """The end of every reply to a question; the letter right after the word makes its look-up an induction."""
-    return f": {word} {letter} <answer> {letter} </answer>"

@@ -1,6 +1,6 @@
 import random
 
-from unirl.lab.riddles import COLORED_THINGS, NUMBER_CLUES, SHAPE_CLUES, color_clue, item_riddle, make_riddle
+from unirl.lab.subsets.riddles import COLORED_THINGS, NUMBER_CLUES, SHAPE_CLUES, color_clue, item_riddle, make_riddle
 from unirl.lab.world import CATEGORIES, COLORS, COUNT_WORDS, PLURALS, SHAPES, Item, make_spec
 
 

@@ -6,6 +6,7 @@ A riddle never names what it hides; its facts, read in order, name it.
 import random
 from dataclasses import dataclass
 
+from unirl.lab.subsets.arrangements import colors_exchanged
 from unirl.lab.world import COUNT_WORDS, OPPOSITE, PLURALS, Item, Spec, phrase
 
 SHAPE_CLUES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -122,6 +123,6 @@ def _swapped(spec: Spec) -> Riddle:
     if spec.relation:
         fact = f"now the {one.shape} is {spec.relation} the {other.shape}"
         return Riddle(words=f"{phrase((other, one), spec.relation)} , then swap the places", facts=(fact,))
-    before = (Item(shape=one.shape, color=other.color), Item(shape=other.shape, color=one.color))
+    before = colors_exchanged(one, other)
     facts = (f"now the {one.shape} is {one.color}", f"the {other.shape} is {other.color}")
     return Riddle(words=f"{phrase(before, None)} , then swap the colors", facts=facts)

@@ -2,9 +2,16 @@ import random
 
 import pytest
 
-from unirl.lab.lesson import Drawing, Fact, Lesson, content, draw_lesson, is_reserved, reply_segments, scene_of, sketch
-from unirl.lab.verifier import verify
-from unirl.lab.world import CATEGORIES, Item, PlacedObject, Spec, is_heldout, make_scene, make_spec, render
+from unirl.lab.subsets.arrangements import scene_of
+from unirl.lab.subsets.lesson import (
+    Fact,
+    Lesson,
+    as_asked,
+    draw_lesson,
+    is_reserved,
+    reply_segments,
+)
+from unirl.lab.world import CATEGORIES, Item, PlacedObject, Spec, is_heldout, make_scene, make_spec
 
 RED_CIRCLE = PlacedObject(shape="circle", color="red", row=0, column=0)
 BLUE_SQUARE = PlacedObject(shape="square", color="blue", row=0, column=3)
@@ -46,27 +53,10 @@ def test_a_caption_is_reserved_in_either_order_of_its_items():
     assert any(is_reserved(spec) and not is_heldout(spec) for spec in pairs)
 
 
-def test_the_content_of_a_picture_is_a_spec_that_it_meets():
-    rng = random.Random(1)
-    for _ in range(100):
-        scene = make_scene(rng, make_spec(rng, rng.choice(CATEGORIES)))
-        assert verify(content(scene.objects), render(scene)).exact
-
-
-def test_a_sketch_shows_its_spec_and_grows_without_moving():
-    rng = random.Random(2)
-    for _ in range(100):
-        spec = make_spec(rng, rng.choice(CATEGORIES))
-        assert verify(spec, render(sketch(rng, spec).scene)).exact
-    item = Item(shape="cross", color="red")
-    two, three = (sketch(rng, Spec(category="counting", items=(item,) * n)).scene.objects for n in (2, 3))
-    assert three[:2] == two
-
-
 def test_lessons_are_drawn_until_they_fit_their_part():
     def build(rng):
         scene = make_scene(rng, make_spec(rng, "colors"))
-        return Lesson(key=scene.spec, prompt=("draw",), reply=(Drawing(scene=scene, wanted=(scene.spec,)),))
+        return Lesson(key=scene.spec, prompt=("draw",), reply=(as_asked(scene),))
 
     rng = random.Random(3)
     assert all(is_heldout(draw_lesson(rng, build, heldout=True).key) for _ in range(20))
