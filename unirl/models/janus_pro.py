@@ -514,7 +514,8 @@ def load_prompts(config: ModelConfig, path: Path) -> JanusPrompts:
 
 def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
     """How the checkpoint writes conversations; see `JanusPrompts.layout`."""
-    return _layout(JanusPrompts.load(path, config.system_prompt), JanusConfig.from_dict(_own_config(path)))
+    janus = JanusConfig.from_dict(_own_config(path))
+    return _layout(JanusPrompts.load(path, config.system_prompt), janus)
 
 
 def _layout(prompts: JanusPrompts, config: Any) -> ChatLayout:

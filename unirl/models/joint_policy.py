@@ -136,7 +136,8 @@ class JointPolicy:
         write_weights(folder, renamed | dict(stored.read(others)))
         precision = str(state[EMBEDDING].dtype).removeprefix("torch.")
         raw = read_json(self.folder / "config.json")
-        raw |= {key: precision for key in ("dtype", "torch_dtype") if key in raw} | {"tie_word_embeddings": tied}
+        raw |= {key: precision for key in {"dtype", "torch_dtype"} & raw.keys() or {"dtype"}}
+        raw["tie_word_embeddings"] = tied
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
