@@ -139,6 +139,11 @@ class AutoregressivePolicy(Policy, Protocol):
         ...
 
     @property
+    def first_code(self) -> int:
+        """Id of image code 0 where an engine numbers text ids and codes as one vocabulary."""
+        ...
+
+    @property
     def num_codes(self) -> int:
         """Size of the image vocabulary."""
         ...
