@@ -70,8 +70,14 @@ class JointPolicy:
     family: JointFamily
 
     @classmethod
-    def load(cls, family: JointFamily, config: ModelConfig, path: Path) -> "JointPolicy":
+    def load(cls, family: JointFamily, config: ModelConfig, path: Path, *, weights: bool = True) -> "JointPolicy":
         """The checkpoint folder's language model on the CPU, in evaluation mode.
+
+        Args:
+            family: what it states about its checkpoints.
+            config: precision, system prompt.
+            path: Hugging Face folder with weights in safetensors form.
+            weights: False reads none: for a process whose engine holds them already.
 
         Raises:
             FileNotFoundError: the folder lacks a file.
@@ -81,14 +87,15 @@ class JointPolicy:
         stored = stored_tensors(path)
         tied = bool(settings.tie_word_embeddings) and family.stored_name(HEAD) not in stored.shapes
         settings.tie_word_embeddings = tied
-        module = _empty_module(family, settings, getattr(torch, config.dtype), layout)
+        with torch.device("cpu" if weights else "meta"):
+            module = _empty_module(family, settings, getattr(torch, config.dtype), layout)
         shapes = {
             name: tuple(value.shape) for name, value in module.state_dict().items() if not (tied and name == HEAD)
         }
         names = {family.stored_name(name): name for name in shapes}
         stored.check({source: shapes[name] for source, name in names.items()})
         targets = module.state_dict()
-        for source, value in stored.read(set(names)):
+        for source, value in stored.read(set(names) if weights else set()):
             copy_into(targets, names[source], value)
         use_packed_attention(module)
         return cls(module=module, config=settings, layout=layout, folder=path, shapes=shapes, family=family)

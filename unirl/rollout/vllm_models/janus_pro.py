@@ -182,7 +182,7 @@ def load_front(config: ModelConfig, path: Path) -> JanusPro:
     return JanusPro.load(config, path, trunk=False)
 
 
-def write_engine_folder(policy: JanusPro, folder: Path, num_streams: int) -> None:
+def write_engine_folder(policy: JanusPro, folder: Path, num_streams: int = 1) -> None:
     """Make a folder that vLLM can load: a Llama configuration over the joint vocabulary and links to the weights.
 
     Args:
