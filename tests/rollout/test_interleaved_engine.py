@@ -8,12 +8,11 @@ import torch
 
 from tests.joint_checkpoints import write_anole
 from tests.rollout.conftest import publication
+from tests.rollout.interleaved import gaps, images, tokens
 from unirl.config import ModelConfig
 from unirl.models import anole
-from unirl.models.interleaved import PackedRow
 from unirl.rollout.interleaved_engine import InterleavedEngine
-from unirl.rollout.interleaved_grammar import BatchGrammar, Grammar, Progress
-from unirl.rollout.interleaved_law import Drawing, InterleavedSampling, drawing_logprobs
+from unirl.rollout.interleaved_law import Drawing, InterleavedSampling
 from unirl.rollout.interleaved_replies import InterleavedRequest
 from unirl.rollout.interleaved_torch import InterleavedTorch
 from unirl.rollout.vllm_process import EngineSettings
@@ -65,46 +64,6 @@ def make_requests(policy):
         return requests
 
     return make
-
-
-def tokens(replies):
-    return [reply.ids.tolist() for reply in replies]
-
-
-def images(reply):
-    return [segment.codes for segment in reply.segments if segment.codes is not None]
-
-
-def teacher_forced(policy, replies, sampling):
-    """Log-probabilities [T] of each reply from one pass over all of them, packed into one row."""
-    sequences = [np.concatenate([reply.prompt_ids, reply.ids]) for reply in replies]
-    lengths = tuple(len(sequence) for sequence in sequences)
-    with torch.inference_mode():
-        row = PackedRow(ids=torch.from_numpy(np.concatenate(sequences)).long(), lengths=lengths)
-        logits = policy.logits(policy.hidden_states_of(row), "both").split(lengths)
-    rules = Grammar.of(policy.layout, *sampling.grid)
-    batch, scores = BatchGrammar(rules, torch.device("cpu")), []
-    for reply, sequence, own in zip(replies, sequences, logits, strict=True):
-        first, ids = len(reply.prompt_ids), torch.from_numpy(sequence).long()
-        opened = rules.open_image(reply.prompt_ids.tolist(), "reply")
-        progress, may_begin = Progress.start(rules, sampling.max_tokens, sampling.max_images, opened), []
-        for id in reply.ids.tolist():
-            may_begin.append(progress.may_begin)
-            progress.add(id)
-        law = drawing_logprobs(
-            own[first - 1 : -1], batch.places(ids)[first - 1 : -1], torch.tensor(may_begin), batch,
-            (sampling.text, sampling.image),
-        )  # fmt: skip
-        scores.append(law.gather(1, ids[first:, None])[:, 0].numpy())
-    return scores
-
-
-def gaps(policy, replies, sampling):
-    """Largest |engine - learner| over text and over codes."""
-    scores = teacher_forced(policy, replies, sampling)
-    found = np.concatenate([abs(s - reply.logprobs) for s, reply in zip(scores, replies, strict=True)])
-    is_code = np.concatenate([reply.kinds for reply in replies]) == TokenKind.CODE
-    return float(found[~is_code].max()), float(found[is_code].max())
 
 
 def test_every_reply_is_well_formed(engine, policy, make_requests, report):
@@ -265,3 +224,26 @@ def test_what_cannot_be_served_is_said_before_anything_is_sampled(engine, plain,
             with pytest.raises(ValueError, match=message):
                 sampler.generate([wrong, request], sampling)
     assert not engine._engine.llm.llm_engine.has_unfinished_requests()
+
+
+def test_little_memory_changes_no_token(engine, folder, make_requests):
+    # 7 blocks of 32 tokens, 2 layers, 2 heads of 32: what 7 sequences take until the first grows beyond its block.
+    memory = 7 * 32 * 2 * 2 * 2 * 32 * 4 / 2**30
+    small = InterleavedEngine(MODEL, folder, replace(SETTINGS, kv_cache_memory_gib=memory, max_num_seqs=7))
+    requests, waits = make_requests(6, begin_with_image=True), []
+    scheduler = small._engine.llm.llm_engine.engine_core.engine_core.scheduler
+    preempt = scheduler._preempt_request
+    scheduler._preempt_request = lambda *args, **kwargs: (waits.append(None), preempt(*args, **kwargs))[1]
+    assert tokens(small.generate(requests, SAMPLING)) == tokens(engine.generate(requests, SAMPLING))
+    assert waits
+    with pytest.raises(ValueError, match=r"rollout.kv_cache_memory_gib: expected at least"):
+        InterleavedEngine(MODEL, folder, replace(SETTINGS, kv_cache_memory_gib=memory / 2))
+
+
+def test_bfloat16_engine_stays_near_the_learner(folder, make_requests, report):
+    model = ModelConfig(family="anole", dtype="bfloat16")
+    rounded = InterleavedEngine(model, folder, SETTINGS)
+    assert rounded._engine.model.compute_logits(torch.zeros(1, 64, dtype=torch.bfloat16)).dtype == torch.float32
+    text, image = gaps(anole.load(model, folder), rounded.generate(make_requests(6), SAMPLING), SAMPLING)
+    report(f"max |engine - learner| log-prob of interleaved replies in bfloat16: text {text:.2g}, codes {image:.2g}")
+    assert max(text, image) < 0.5

@@ -12,9 +12,8 @@ from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer
 from vllm.model_executor.utils import set_weight_attrs
 
-from unirl.models.anole import FAMILY
 from unirl.models.joint_policy import JointPolicy
-from unirl.rollout.vllm_models.joint import JointLlama, write_folder
+from unirl.rollout.vllm_models.joint import JointLlama, load_joint_front, write_folder
 
 EPSILON = 1e-5
 """Of the norm in each head, which no configuration names."""
@@ -74,4 +73,4 @@ def write_engine_folder(policy: JointPolicy, folder: Path) -> None:
     write_folder(policy, folder, AnoleForRollout, model_type="llama")
 
 
-load_front = functools.partial(JointPolicy.load, FAMILY, weights=False)
+load_front = load_joint_front

@@ -1,7 +1,8 @@
 """What families with one vocabulary and one head share in vLLM: ids are the checkpoint's own, the trunk is vLLM's."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from vllm import ModelRegistry
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 
-from unirl.models.joint_policy import JointPolicy
+from unirl.config import ModelConfig
+from unirl.models.joint_policy import HEAD, JointPolicy
 
+EMBEDDING = "model.embed_tokens.weight"
 NO_ENGINE_KEYS = ("vq_config", "vocabulary_map", "transformers_version")
 """Of a family's configuration; the rest describes its trunk under the names that vLLM's trunks read."""
 
@@ -19,11 +22,42 @@ NO_ENGINE_KEYS = ("vq_config", "vocabulary_map", "transformers_version")
 class JointLlama(LlamaForCausalLM):
     """A Llama trunk whose checkpoint may hold an image tokenizer beside it, or name the trunk as a part."""
 
-    checkpoint_names = WeightsMapper(orig_to_new_prefix={"model.vqmodel.": None, "model.text_model.": "model."})
+    checkpoint_names = WeightsMapper(
+        orig_to_new_prefix={
+            "model.vqmodel.": None,
+            "vqmodel.": None,
+            "model.text_model.": "model.",
+            "text_model.model.": "model.",
+            "text_model.lm_head.": "lm_head.",
+        }
+    )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take weights under the checkpoint's names."""
-        return AutoWeightsLoader(self).load_weights(weights, mapper=self.checkpoint_names)
+        named = self.checkpoint_names.apply(weights)
+        return AutoWeightsLoader(self).load_weights(with_own_head(named) if self.config.tied else named)
+
+
+def with_own_head(
+    weights: Iterable[tuple[str, Tensor]], head: str = HEAD, embedding: str = EMBEDDING
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a tied checkpoint with its table as the head too.
+
+    An engine's head is no alias of the table: after a reload vLLM would leave it behind.
+    """
+    tables: list[Tensor] = []
+    for name, weight in weights:
+        if name != head:
+            yield name, weight
+        if name == embedding:
+            tables.append(weight.detach())
+    yield from ((head, table) for table in tables)
+
+
+def load_joint_front(config: ModelConfig, path: Path) -> JointPolicy:
+    """The family's policy without its weights, all of which the engine holds."""
+    family = import_module(f"unirl.models.{config.family}").FAMILY
+    return JointPolicy.load(family, config, path, weights=False)
 
 
 def write_folder(policy: JointPolicy, folder: Path, model: type, **changes: Any) -> None:
@@ -38,7 +72,13 @@ def write_folder(policy: JointPolicy, folder: Path, model: type, **changes: Any)
     architecture = f"Unirl{model.__name__}"
     ModelRegistry.register_model(architecture, model)
     config = {name: value for name, value in policy.config.to_dict().items() if name not in NO_ENGINE_KEYS}
-    config |= {"architectures": [architecture], "head_dtype": "float32", **changes}
+    config |= {
+        "architectures": [architecture],
+        "head_dtype": "float32",
+        "tied": policy.config.tie_word_embeddings,
+        "tie_word_embeddings": False,
+        **changes,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     for file in sorted(policy.folder.glob("model*.safetensors*")):
         (folder / file.name).symlink_to(file.resolve())
