@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from unirl.config import PairConfig, RlConfig
+    from unirl.config import PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
+
+IMPORTERS = sorted(path.stem for path in (Path(__file__).parent / "data" / "importers").glob("[!_]*.py"))
 
 FAILED, USAGE, ENVIRONMENT, DATA, CLUSTER = 1, 2, 3, 4, 5
 
@@ -39,8 +41,10 @@ app = typer.Typer(
 pair_app = typer.Typer(no_args_is_help=True, help="Build, certify and look at understanding-generation pairs.")
 lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, its tiny base model.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed: ratios against a named baseline in one run.")
+data_app = typer.Typer(no_args_is_help=True, help="Interleaved text and images: import, check, look at.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings and check them.")
 app.add_typer(pair_app, name="pair")
+app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
@@ -50,14 +54,15 @@ class Job(StrEnum):
     """Whose settings."""
 
     train = "train"
+    sft = "sft"
     pair = "pair"
 
 
 def complete_key(incomplete: str) -> list[str]:
     """Settings that start with what was typed, for shell completion."""
-    from unirl.config import PairConfig, RlConfig, setting_names
+    from unirl.config import PairConfig, RlConfig, SftConfig, setting_names
 
-    names = [*setting_names(RlConfig), *setting_names(PairConfig)]
+    names = [name for schema in (RlConfig, SftConfig, PairConfig) for name in setting_names(schema)]
     return [f"{name}=" for name in names if name.startswith(incomplete)]
 
 
@@ -107,23 +112,35 @@ def train(
 ) -> None:
     """Post-train a policy with PairGRPO."""
     start_logging(verbose)
-    extra = [f"train.run_dir={run_dir}"] if run_dir else []
-    files, overrides = config or [], (overrides or []) + extra
-    if resume == "auto":
-        from unirl.jobs.run_dirs import is_run, newest_unfinished
-
-        # The files say which run is meant; what it runs with is its own saved configuration.
-        asked = load_rl(files, overrides, incomplete=True).train
-        if asked.run_dir is None:
-            resume, files = str(newest_unfinished(asked.name)), []
-        elif is_run(Path(asked.run_dir)):
-            resume, files = asked.run_dir, []
-        else:
-            resume = None
+    files, overrides = config or [], with_run_dir(overrides, run_dir)
+    resume, files = run_to_resume(resume, files, load_rl(files, overrides, incomplete=True).train)
     settings = load_rl(saved_config(resume) + files, overrides)
     from unirl.jobs import rl
 
     raise typer.Exit(rl.main(settings, local=local, resume=resume, dry_run=dry_run))
+
+
+@app.command()
+def sft(
+    overrides: Overrides = None,
+    config: Files = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="auto|RUN", help="Go on with a run; auto finds the newest unfinished one."),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
+    verbose: Loudness = None,
+) -> None:
+    """Fine-tune a policy on conversations in which text and images alternate (UnifiedVisual)."""
+    start_logging(verbose)
+    files, overrides = config or [], with_run_dir(overrides, run_dir)
+    resume, files = run_to_resume(resume, files, load_sft(files, overrides, incomplete=True).train)
+    settings = load_sft(saved_config(resume) + files, overrides)
+    from unirl.jobs import sft as job
+
+    raise typer.Exit(job.main(settings, local=local, resume=resume, dry_run=dry_run))
 
 
 @app.command("eval")
@@ -196,6 +213,78 @@ def pair_report(
     from unirl.jobs import pair
 
     raise typer.Exit(pair.report(folder, out=out, as_json=as_json))
+
+
+@data_app.command("import")
+def data_import(  # noqa: PLR0913 - one option each
+    importer: Annotated[str, typer.Argument(help=f"What SOURCE is: {', '.join(IMPORTERS)}.")],
+    source: Annotated[Path, typer.Argument(help="File or folder of the download.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of images that lie apart.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="YAML: which column holds what (unifiedvisual).")] = None,
+    sessions: Annotated[bool, typer.Option("--sessions", help="One sample an editing session (magicbrush).")] = False,
+    learn_wrong_image: Annotated[
+        bool, typer.Option("--learn-wrong-image", help="Learn also the image that is corrected (unifiedvisual).")
+    ] = False,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Records to choose; default all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which records are chosen.")] = 0,
+    image_files: Annotated[bool, typer.Option("--image-files", help="Images as files, not in the tables.")] = False,
+    records_per_shard: Annotated[int, typer.Option(min=1, help="Records read for each file of the store.")] = 2048,
+    max_rejected_fraction: Annotated[float, typer.Option(min=0, max=1, help="More bad records stop it.")] = 0.01,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an import that was interrupted.")] = False,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Make a store of interleaved samples from a public dataset or your own chat rows."""
+    start_logging(verbose)
+    from unirl.data.interleaved_import import Plan
+    from unirl.jobs import data
+
+    given = {
+        "images": str(images) if images else None,
+        "mapping": data.read_mapping(mapping) if mapping else None,
+        "sessions": sessions or None,
+        "learn_wrong_image": learn_wrong_image or None,
+    }
+    plan = Plan(
+        importer=importer,
+        source=str(source),
+        options={key: value for key, value in given.items() if value is not None},
+        max_samples=max_samples,
+        seed=seed,
+        image_files=image_files,
+        records_per_shard=records_per_shard,
+    )
+    raise typer.Exit(
+        data.import_store(plan, out, max_rejected_fraction=max_rejected_fraction, resume=resume, as_json=as_json)
+    )
+
+
+@data_app.command("validate")
+def data_validate(
+    path: Annotated[Path, typer.Argument(metavar="STORE", help="Store, or a .parquet, .jsonl or .json file.")],
+    max_rejected_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of bad records allowed.")] = 0.01,
+    as_json: AsJson = False,
+) -> None:
+    """Read every sample and decode every image; count them by subset; exit 4 when too many are bad."""
+    start_logging(None)
+    from unirl.jobs import data
+
+    raise typer.Exit(data.validate(path, max_rejected_fraction=max_rejected_fraction, as_json=as_json))
+
+
+@data_app.command("show")
+def data_show(
+    path: Annotated[Path, typer.Argument(metavar="STORE", help="Store, or a .parquet, .jsonl or .json file.")],
+    name: Annotated[str | None, typer.Option("--id", help="The sample with this id.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="The first samples.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", help="Also as an HTML page with the images.")] = None,
+) -> None:
+    """Print samples turn by turn; + marks what counts in the loss."""
+    start_logging(None)
+    from unirl.jobs import data
+
+    raise typer.Exit(data.show(path, name=name, count=count, out=out))
 
 
 @lab_app.command("data")
@@ -285,10 +374,10 @@ def config_keys(
     """Every setting with type, default and range."""
     from dataclasses import asdict
 
-    from unirl.config import PairConfig, RlConfig
+    from unirl.config import PairConfig, RlConfig, SftConfig
     from unirl.config_keys import list_settings
 
-    settings = list_settings(RlConfig if job is Job.train else PairConfig)
+    settings = list_settings({Job.train: RlConfig, Job.sft: SftConfig, Job.pair: PairConfig}[job])
     settings = [setting for setting in settings if setting.key.startswith(prefix.removesuffix("="))]
     if not settings:
         raise typer.BadParameter(f"no setting starts with {prefix}; without a prefix, all are listed")
@@ -379,6 +468,39 @@ def load_rl(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool
     return load_config(files, overrides, RlConfig, incomplete=incomplete)
 
 
+def load_sft(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "SftConfig":
+    """The settings of a fine-tuning run; with `incomplete`, to look at only."""
+    from unirl.config import SftConfig
+    from unirl.config_loading import load_config
+
+    return load_config(files, overrides, SftConfig, incomplete=incomplete)
+
+
+def with_run_dir(overrides: list[str] | None, run_dir: Path | None) -> list[str]:
+    """The overrides, and the run directory that was named apart."""
+    return (overrides or []) + ([f"train.run_dir={run_dir}"] if run_dir else [])
+
+
+def run_to_resume(
+    resume: str | None, files: list[Path], asked: "TrainConfig | SftTrainConfig"
+) -> tuple[str | None, list[Path]]:
+    """The run to go on with, None for a new one, and the files that count on top of its saved settings.
+
+    Args:
+        resume: a run directory, "auto" to find the one that is meant, or None.
+        files: those of the command.
+        asked: which run the files and overrides mean.
+    """
+    if resume != "auto":
+        return resume, files
+    from unirl.jobs.run_dirs import is_run, newest_unfinished
+
+    # The files say which run is meant; what it runs with is its own saved configuration.
+    if asked.run_dir is None:
+        return str(newest_unfinished(asked.name)), []
+    return (asked.run_dir, []) if is_run(Path(asked.run_dir)) else (None, files)
+
+
 def load_pair(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "PairConfig":
     """The settings of a pair set; with `incomplete`, to look at only."""
     from unirl.config import PairConfig
@@ -387,9 +509,9 @@ def load_pair(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bo
     return load_config(files, overrides, PairConfig, incomplete=incomplete)
 
 
-def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | PairConfig":
+def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | SftConfig | PairConfig":
     """The settings of the named job, to look at: what files leave open (???) stays open."""
-    load = load_rl if job is Job.train else load_pair
+    load = {Job.train: load_rl, Job.sft: load_sft, Job.pair: load_pair}[job]
     return load(files, overrides, incomplete=True)
 
 

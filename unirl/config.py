@@ -5,7 +5,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from unirl.types import Task
 
-Family = Literal["janus_pro", "lumina_dimoo", "anole"]
+Family = Literal["janus_pro", "lumina_dimoo", "anole", "emu3", "liquid"]
 """Model families: `unirl/models/<name>.py`, for vLLM `unirl/rollout/vllm_models/<name>.py`."""
 RewardName = Literal["accuracy", "hpsv2", "lab_verifier"]
 """Rewards: `unirl/rewards/<name>.py`."""
@@ -246,6 +246,8 @@ class LearnerConfig:
     """AdamW's weight decay."""
     warmup_steps: int = 5
     """Updates over which the rate rises linearly; the first update already uses lr / warmup_steps."""
+    warmup_fraction: float = 0.0
+    """Share of all updates over which the rate rises, instead of warmup_steps; 0 takes warmup_steps."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after the warm-up; linear and cosine end at 0 after train.num_steps."""
     max_grad_norm: float = 1.0
@@ -363,6 +365,131 @@ class RlConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """Conversations of a mixture."""
+
+    path: str = ""
+    """Folder or file of conversations (docs: interleaved data), or "lab:<subset>" of the embedded world."""
+    subsets: tuple[str, ...] = ()
+    """Take only these subsets of it; empty takes all."""
+    count: int | None = None
+    """Exactly so many samples, the same in every epoch: a part of them, or all of them several times."""
+    weight: float = 1.0
+    """How often a sample is seen in an epoch: 0.5 shows a new half each epoch, 2 shows all twice. Not with `count`."""
+
+
+@dataclass(frozen=True)
+class SftDataConfig:
+    """What is learned from, and how it becomes tokens."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=lambda: {"lab": SourceConfig(path="lab:unified_visual")})
+    """The mixture: conversations by a name of your own."""
+    cache_dir: str = ".unirl"
+    """Where token shards, and data that a command makes for itself, are kept."""
+    max_length: int = 4096
+    """Longest sequence in tokens; no image is ever cut."""
+    too_long: Literal["split", "reject"] = "split"
+    """A longer conversation is split between two exchanges, or left out; one exchange alone that is too long is left
+    out. All that is left out is named in rejected.jsonl."""
+    image_pixels: tuple[int, int] | None = None
+    """Least and greatest area of a picture in pixels, for families that take pictures of any size (Emu3: 512 x 512 and
+    more by default, whose 4,096 codes do not fit into 4,096 tokens); null takes the checkpoint's own."""
+    max_rejected_fraction: float = 0.01
+    """Stop when more than this share of the samples cannot be used."""
+    samples_per_shard: int = 1024
+    """Conversations of one file of the token cache, the unit of work of an encoder."""
+    encoders: WorkersConfig = field(default_factory=WorkersConfig)
+    """Ray workers that turn pictures into codes."""
+
+
+@dataclass(frozen=True)
+class SftLossConfig:
+    """The loss (UnifiedVisual, appendix A) and what the paper leaves open about it."""
+
+    restrict: bool = True
+    """Text targets compete with text ids only, image codes with image codes only; false is the plain cross-entropy."""
+    form: Literal["sliced", "masked"] = "sliced"
+    """"sliced" never builds logits over both modalities; "masked" is the reference form; they are equal."""
+    targets: Literal["response", "all"] = "response"
+    """Learn what the data marks, which is what the assistant says, or the user's text and images too."""
+    end_of_image: Literal["text", "ignored"] = "text"
+    """Whether the end of an image is learned as text, although a sampler is made to write it."""
+    row_ends: Literal["text", "ignored"] = "ignored"
+    """Whether the ends of rows inside an image are learned as text (Emu3), although a sampler is made to write them."""
+    reduction: Literal["tokens", "modalities"] = "tokens"
+    """One mean over all targets of a step, or the sum of a mean over text and a mean over image codes."""
+    text_weight: float = 1.0
+    """Factor of the loss of text targets."""
+    image_weight: float = 1.0
+    """Factor of the loss of image codes."""
+    text_ids: Literal["all", "drawable"] = "all"
+    """Which text ids compete: all rows of the head, or those that a sampler may draw."""
+    rows_at_once: int = 1024
+    """Targets whose logits are held at a time; logits of more are computed anew in the backward pass."""
+
+
+@dataclass(frozen=True)
+class SftTrainConfig:
+    """The run: length, batches, seed, folder, checkpoints."""
+
+    num_epochs: int = 2
+    """Passes over the mixture."""
+    samples_per_step: int = 512
+    """Sequences of one optimizer step, over all ranks."""
+    max_steps: int | None = None
+    """End after this many steps; null ends with the last epoch."""
+    batching: Literal["packed", "bucketed"] = "packed"
+    """"packed" fills rows with whatever fits, "bucketed" gives a row sequences of like length. Attention never crosses
+    from one sequence to another, and positions start anew with each."""
+    seed: int = 0
+    """Seed of the order of the samples."""
+    run_dir: str | None = None
+    """Run directory; null makes runs/<date>-<name>."""
+    name: str = "sft"
+    """Short name of the run."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step and an interrupt always save. 0 keeps only those."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; 0 keeps all."""
+
+
+@dataclass(frozen=True)
+class SftEvaluationConfig:
+    """Held-out measurements."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Held-out conversations, scored before the first step, every so often, and after the last."""
+    every: int = 0
+    """Steps between evaluations; 0 evaluates before the first and after the last step only."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Everything `unirl sft` needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The policy."""
+    data: SftDataConfig = field(default_factory=SftDataConfig)
+    """The mixture."""
+    loss: SftLossConfig = field(default_factory=SftLossConfig)
+    """The restricted cross-entropy."""
+    learner: LearnerConfig = field(
+        default_factory=lambda: LearnerConfig(
+            lr=2e-5, betas=(0.9, 0.999), schedule="cosine", warmup_fraction=0.05, max_tokens_per_micro_batch=8192
+        )
+    )
+    """Optimisation."""
+    train: SftTrainConfig = field(default_factory=SftTrainConfig)
+    """The run."""
+    evaluation: SftEvaluationConfig = field(default_factory=SftEvaluationConfig)
+    """Held-out measurements."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where actors run."""
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    """What is recorded."""
+
+
+@dataclass(frozen=True)
 class PairConfig:
     """Everything `unirl pair make` needs."""
 
@@ -433,7 +560,8 @@ def is_table(value: Any) -> bool:
 
 def default_of(schema: type, key: str) -> Any:
     """Default of a dotted key, also of one in an entry that the defaults lack; None for a free-form option."""
-    return flatten(schema()).get(key, flatten(RewardConfig()).get(key.rpartition(".")[2]))
+    entries = flatten(RewardConfig()) | flatten(SourceConfig())
+    return flatten(schema()).get(key, entries.get(key.rpartition(".")[2]))
 
 
 def default_text(value: Any) -> str:

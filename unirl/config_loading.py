@@ -10,13 +10,13 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from unirl.config import PairConfig, RlConfig, default_of, entry_type, is_table, setting_names
+from unirl.config import PairConfig, RlConfig, SftConfig, default_of, entry_type, is_table, setting_names
 from unirl.config_keys import type_name
 from unirl.config_rules import ConfigError, Problem, find_problems
 
 _UNREADABLE = (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException)
 
-Config = TypeVar("Config", RlConfig, PairConfig)
+Config = TypeVar("Config", RlConfig, SftConfig, PairConfig)
 
 # What people coming from other projects type, and what it is called here.
 SYNONYMS = {
@@ -105,6 +105,14 @@ def _leave_open(config: object, key: str) -> None:
         config[leaf] = "???"
     else:
         object.__setattr__(config, leaf, "???")  # it is frozen for everybody else
+
+
+def run_name(file: Path) -> str:
+    """train.name of a run's saved settings, whatever job it is of; empty where there is none."""
+    try:
+        return str(OmegaConf.select(OmegaConf.load(file), "train.name", default=""))
+    except _UNREADABLE:
+        return ""
 
 
 def to_yaml(config: object) -> str:

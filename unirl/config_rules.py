@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast, get_args
 
-from unirl.config import PairConfig, RewardConfig, RewardName, RlConfig, default_of, default_text, flatten
+from unirl.config import (
+    PairConfig,
+    RewardConfig,
+    RewardName,
+    RlConfig,
+    SftConfig,
+    default_of,
+    default_text,
+    flatten,
+)
 from unirl.types import TASKS
 
 
@@ -74,6 +83,15 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "top_n",
             "lab_samples",
             "*.guidance_scale",
+            "data.max_length",
+            "data.image_pixels",
+            "data.samples_per_shard",
+            "train.num_epochs",
+            "train.samples_per_step",
+            "train.max_steps",
+            "loss.rows_at_once",
+            "*.count",
+            "data.encoders.num_workers",
         ),
     ),
     (
@@ -92,7 +110,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
         "must be above 0",
         _ABOVE_0,
         _LARGEST,
-        ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high"),
+        ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high", "*sources.*.weight"),
     ),
     ("must be above 0 and at most a year, 31536000 s", _ABOVE_0, 31_536_000, ("*timeout_s", "*.stall_after_s")),
     (
@@ -114,6 +132,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "train.keep_checkpoints",
             "evaluation.every",
             "evaluation.num_examples",
+            "loss.*_weight",
             "monitoring.*",
             "num_aligned",
         ),
@@ -136,11 +155,14 @@ def bound_of(key: str) -> tuple[str, float, float] | None:
     return None
 
 
-def find_problems(config: RlConfig | PairConfig) -> list[Problem]:
+def find_problems(config: RlConfig | SftConfig | PairConfig) -> list[Problem]:
     """Everything in a well-typed configuration that would fail later, or make learning fail in silence."""
     problems = list(_out_of_bounds(config))
     if isinstance(config, RlConfig):
         for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
+            problems += rules(config)
+    elif isinstance(config, SftConfig):
+        for rules in (_model_and_run, _conversations, _offload):
             problems += rules(config)
     elif config.encoder == "resnet50" and not config.encoder_checkpoint:
         rule, fix = "must name a weights file when encoder is resnet50", "set encoder_checkpoint=FILE or encoder=lab"
@@ -148,7 +170,7 @@ def find_problems(config: RlConfig | PairConfig) -> list[Problem]:
     return problems
 
 
-def _out_of_bounds(config: RlConfig | PairConfig) -> Iterator[Problem]:
+def _out_of_bounds(config: RlConfig | SftConfig | PairConfig) -> Iterator[Problem]:
     for key, value in flatten(config).items():
         bound = bound_of(key)
         numbers = _numbers(value)
@@ -164,7 +186,7 @@ def _numbers(value: Any) -> list[float]:
     return [part for part in parts if isinstance(part, int | float) and not isinstance(part, bool)]
 
 
-def _model_and_run(config: RlConfig) -> Iterator[Problem]:
+def _model_and_run(config: RlConfig | SftConfig) -> Iterator[Problem]:
     unknown = set(config.model.frozen) - {"vision", "aligner", "vq"}
     if unknown:
         rule = f"must hold only vision, aligner and vq, not {', '.join(sorted(unknown))}"
@@ -224,6 +246,11 @@ def _learner(config: RlConfig) -> Iterator[Problem]:
     if config.cluster.placement == "separate" and learner.num_gpus not in (0, 1):
         rule = "must be 0 or 1 for each rank when cluster.placement is separate"
         yield Problem("learner.num_gpus", learner.num_gpus, rule, "raise learner.num_ranks instead")
+    yield from _offload(config)
+
+
+def _offload(config: RlConfig | SftConfig) -> Iterator[Problem]:
+    learner = config.learner
     for name, stage in (("offload_optimizer", 1), ("offload_params", 3)):
         target = getattr(learner, name)
         needs: list[str] = []
@@ -236,3 +263,31 @@ def _learner(config: RlConfig) -> Iterator[Problem]:
         if needs:
             rule = f"needs {' and '.join(needs)}"
             yield Problem(f"learner.{name}", target, rule, f"set that, or learner.{name}=none")
+
+
+def _conversations(config: SftConfig) -> Iterator[Problem]:
+    data, learner = config.data, config.learner
+    sources = {f"data.sources.{name}": source for name, source in data.sources.items()}
+    sources |= {f"evaluation.sources.{name}": source for name, source in config.evaluation.sources.items()}
+    for key, source in sources.items():
+        if not source.path:
+            yield Problem(f"{key}.path", "", "must name conversations", "set a folder, a file, or lab:unified_visual")
+        if source.count is not None and source.weight != 1.0:
+            rule = "must be left out when count is set, which says how many"
+            yield Problem(f"{key}.weight", source.weight, rule, "keep one of the two")
+    if not data.sources:
+        yield Problem("data.sources", {}, "must name conversations to learn from", "see configs/sft/")
+    if learner.max_tokens_per_micro_batch < data.max_length:
+        rule = f"must hold the longest sequence, data.max_length ({data.max_length})"
+        key, value = "learner.max_tokens_per_micro_batch", learner.max_tokens_per_micro_batch
+        yield Problem(key, value, rule, f"try {data.max_length}")
+    if not config.loss.restrict and config.loss.form == "sliced":
+        rule = "must be masked when loss.restrict is false: the plain cross-entropy needs all logits"
+        yield Problem("loss.form", "sliced", rule, "try loss.form=masked")
+    if data.image_pixels is not None and data.image_pixels[0] > data.image_pixels[1]:
+        yield Problem(
+            "data.image_pixels", data.image_pixels, "must go from the least to the greatest area", "swap them"
+        )
+    if config.model.family == "lumina_dimoo":
+        rule = "must be a family that writes token after token"
+        yield Problem("model.family", "lumina_dimoo", rule, "try anole, emu3, liquid or janus_pro")

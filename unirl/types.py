@@ -3,6 +3,7 @@
 numpy only, so that Ray ships them without a copy. `__post_init__` checks lengths: a record that exists is valid.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, get_args
@@ -183,7 +184,7 @@ class TokenSequence:
     """[L] `TokenKind` of each id."""
     in_loss: NDArray[np.bool_]
     """[L] true where the token belongs to something to be learned, markup that ends it included."""
-    pixels: tuple[NDArray[np.uint8], ...] = ()
+    pixels: Sequence[NDArray[np.uint8]] = ()
     """RGB images [height, width, 3] of the placeholders, in their order; empty where a family sees codes."""
     subset: str = ""
 

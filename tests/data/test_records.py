@@ -19,6 +19,7 @@ from unirl.data.records import (
     encode_png,
     file_name,
     image_key,
+    read_image_file,
     read_samples,
     stream_samples,
     write_samples,
@@ -108,7 +109,7 @@ PNG = encode_png(np.full((8, 8, 3), 7, np.uint8))
         ({"image": {"bytes": b"", "path": None}}, "do not decode"),
         ({"image": {"bytes": b"GIF89a", "path": None}}, "do not decode"),
         ({"image": None}, "expected a value for 'image'"),
-        ({"image": {"bytes": None, "path": "images/none.png"}}, "No such file"),
+        ({"image": {"bytes": None, "path": "images/none.png"}}, "got none there"),
         ({"image": {"bytes": None, "path": "../secret.png"}}, "inside the table's folder"),
         ({"image": {"bytes": None, "path": "/etc/hostname"}}, "inside the table's folder"),
         ({"image": {"bytes": None, "path": None}}, "inside the table's folder"),
@@ -251,3 +252,21 @@ def test_an_interrupted_writer_leaves_the_old_file(tmp_path, sample):
         write_samples(path, broken(), UnderstandingSample)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_out_of_the_folder_is_no_image(tmp_path):
+    (tmp_path / "secret.png").write_bytes(PNG)
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "in.png").write_bytes(PNG)
+    (folder / "alias.png").symlink_to("in.png")
+    (folder / "loop").symlink_to("loop")
+    assert read_image_file(folder, "in.png") == read_image_file(folder, "alias.png") == PNG
+    for name in ("out.png", "up/secret.png"):
+        with pytest.raises(DataError, match="a path inside the table's folder"):
+            read_image_file(folder, name)
+    for name in ("loop", "none.png", "a" * 300, ".", "\0"):
+        with pytest.raises(DataError, match="expected"):
+            read_image_file(folder, name)

@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,15 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
+import unirl.lab
 from tests.janus_checkpoints import edit_json, layout_of, random_model, write_janus
 from unirl.config import ModelConfig
-from unirl.models.janus_pro import IMAGES_AT_ONCE, JanusPro
+from unirl.lab.data import make_heldout
+from unirl.models.interleaved import PackedRow
+from unirl.models.janus_pro import IMAGES_AT_ONCE, JanusPro, load_layout
+from unirl.models.janus_prompts import JanusPrompts
 from unirl.models.policy import Scoring, load_policy
+from unirl.types import Segment, Turn
 
 GUIDED = Scoring(guidance_scale=3.0)
 
@@ -394,3 +400,105 @@ def test_bfloat16_keeps_heads_and_image_decoder_in_float32(janus_folder, drawing
     assert np.array_equal(policy.decode_images(codes), JanusPro.load(ModelConfig(), janus_folder).decode_images(codes))
     policy.module.bfloat16()
     assert policy.decode_images(codes)[0].shape == (8, 8, 3)
+
+
+def says(role, *parts):
+    segments = [Segment(**{"text" if isinstance(part, str) else "image": part}) for part in parts]
+    return Turn(role=role, segments=tuple(segments))
+
+
+@pytest.mark.parametrize("system", [None, "what is the cat"])
+def test_a_conversation_begins_as_the_two_prompts_do(janus_folder, question, drawing, system):
+    policy = JanusPro.load(ModelConfig(system_prompt=system), janus_folder)
+    options = "\n".join((question.question, "A red", "B blue"))
+    asked = policy.layout.encode((says("user", question.image, options),), [])
+    assert asked.ids.tolist() == policy.prompts.encode_understanding(question).tolist()
+    assert [image is question.image for image in asked.pixels] == [True]
+    wanted = policy.prompts.encode_generation(drawing).tolist()
+    assert [*policy.layout.encode((says("user", drawing.prompt),), []).ids.tolist(), policy.prompts.ids.boi] == wanted
+
+
+def test_lab_conversations_begin_as_its_prompts_do():
+    folder = Path(unirl.lab.__file__).parent / "checkpoints" / "janus"
+    layout, prompts = load_layout(ModelConfig(), folder), JanusPrompts.load(folder, None)
+    for asked, drawn in zip(*make_heldout(20, 0), strict=True):
+        lines = [asked.question, *(f"{letter} {choice}" for letter, choice in zip("ABCD", asked.choices, strict=False))]
+        turn = says("user", asked.image, "\n".join(lines))
+        assert layout.encode((turn,), []).ids.tolist() == prompts.encode_understanding(asked).tolist()
+        ids = layout.encode((says("user", drawn.prompt),), []).ids.tolist()
+        assert [*ids, layout.image.begin] == prompts.encode_generation(drawn).tolist()
+
+
+def test_an_answer_with_an_image_by_hand(policy):
+    ids, layout = policy.prompts.ids, policy.layout
+    words = policy.prompts.tokenizer.get_vocab()
+    codes = np.arange(16, dtype=np.int32).reshape(4, 4)
+    turns = (says("user", "a cat"), says("assistant", "red :", np.zeros((8, 8, 3), np.uint8), "yes"))
+    sequence = layout.encode(turns, [codes])
+    prompt = [ids.bos, words["<|User|>"], words[":"], words["a"], words["cat"], words["<|Assistant|>"], words[":"]]
+    image = [ids.boi, *range(64, 80), ids.eoi]
+    assert sequence.ids.tolist() == [*prompt, words["red"], words[":"], *image, words["yes"], ids.eos]
+    assert (layout.vocabulary.first_code, layout.vocabulary.size, layout.end) == (64, 64 + 48, ids.eos)
+    assert not sequence.pixels
+
+
+def test_conversation_scores_are_those_of_reinforcement_learning(policy, question, drawing, make_row):
+    answer, image = make_row(question), make_row(drawing)
+    codes = image.completion_ids + policy.layout.vocabulary.first_code
+    ids = np.concatenate([answer.prompt_ids, answer.completion_ids, image.prompt_ids, codes])
+    lengths = (len(answer.prompt_ids) + len(answer.completion_ids), len(image.prompt_ids) + len(codes))
+    row = PackedRow(ids=torch.from_numpy(ids).long(), lengths=lengths, pixels=(answer.image,))
+    states = policy.hidden_states_of(row).split(lengths)
+    for scored, part, state in ((answer, "text", states[0]), (image, "image", states[1])):
+        logits = policy.logits(state[len(scored.prompt_ids) - 1 : -1], part)
+        if part == "text":
+            logits = logits.masked_fill(~policy.allowed_text_ids, -torch.inf)
+        found = logits.log_softmax(-1).gather(1, torch.from_numpy(scored.completion_ids).long()[:, None])[:, 0]
+        assert torch.allclose(found, only(policy.score([scored], Scoring())).logprobs[0], atol=5e-6)
+
+
+def test_every_module_is_called_once_whatever_a_row_holds(janus_folder, picture):
+    policy = JanusPro.load(ModelConfig(frozen=("vq",)), janus_folder)
+    model, calls = policy.module.model, []
+    watched = {name: getattr(model, name) for name in ("vision_model", "aligner", "generation_embeddings")}
+    watched |= {"generation_aligner": model.generation_aligner, "table": model.language_model.embed_tokens}
+    for name, module in watched.items():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    words = (says("user", "a cat"), says("assistant", "yes"))
+    shown = (says("user", picture, "is", picture.copy()), says("assistant", picture))
+    for turns in (words, shown):
+        calls.clear()
+        policy.module.zero_grad()
+        codes = [np.zeros((4, 4), np.int32) for _ in policy.layout.images_to_code(turns)]
+        sequence = policy.layout.encode(turns, codes)
+        row = PackedRow(ids=torch.from_numpy(sequence.ids).long(), lengths=(len(sequence.ids),), pixels=sequence.pixels)
+        states = policy.hidden_states_of(row)
+        (policy.logits(states, "text").sum() + policy.logits(states[:0], "image").sum()).backward()
+        assert sorted(calls) == sorted(watched)
+        without = {name for name, value in policy.module.named_parameters() if value.grad is None}
+        assert {name.split(".")[1] for name in without} == {"vqmodel"}
+
+
+def test_pixels_and_placeholders_of_a_packed_row_must_agree(policy, picture):
+    sequence = policy.layout.encode((says("user", picture, "is"),), [])
+    row = PackedRow(ids=torch.from_numpy(sequence.ids).long(), lengths=(len(sequence.ids),))
+    with pytest.raises(ValueError, match="packed row: expected 0 image placeholders for 0 images; got 16; keep"):
+        policy.hidden_states_of(row)
+
+
+def test_packed_images_go_to_their_places_in_order(policy, picture):
+    first, second = picture, picture[::-1].copy()
+    turns = (says("user", first, second, "is"),)
+    sequence = policy.layout.encode(turns, [])
+    ids = torch.from_numpy(sequence.ids).long()
+    row = PackedRow(ids=ids, lengths=(len(ids),), pixels=sequence.pixels)
+    whole = policy.hidden_states_of(row)
+    prompt = policy.pad_prompts([sequence.ids])
+    with torch.no_grad():
+        embedded = policy.embed_text(prompt[0])
+        features = torch.cat([policy._image_features([image])[id(image)] for image in (first, second)])
+        embedded[prompt[0] == policy.prompts.ids.placeholder] = features
+        wanted = policy.hidden_states(embedded, prompt[1])[0]
+    assert torch.allclose(whole, wanted, atol=5e-6)
+    turned = PackedRow(ids=ids, lengths=(len(ids),), pixels=sequence.pixels[::-1])
+    assert not torch.allclose(policy.hidden_states_of(turned), wanted, atol=1e-3)

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policy(folder):
-    return anole.load(MODEL, folder)
+    return anole.load_interleaved(MODEL, folder)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_a_modality_can_be_greedy_alone(engine, make_requests):
 def test_new_weights_give_the_new_policys_tokens(engine, policy, folder, make_requests):
     requests, kept = make_requests(6), policy.module.state_dict()
     before = tokens(engine.generate(requests, SAMPLING))
-    moved = anole.load(MODEL, folder)
+    moved = anole.load_interleaved(MODEL, folder)
     with torch.no_grad():
         for parameter in moved.module.parameters():
             parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.ndim))
@@ -244,6 +244,6 @@ def test_bfloat16_engine_stays_near_the_learner(folder, make_requests, report):
     model = ModelConfig(family="anole", dtype="bfloat16")
     rounded = InterleavedEngine(model, folder, SETTINGS)
     assert rounded._engine.model.compute_logits(torch.zeros(1, 64, dtype=torch.bfloat16)).dtype == torch.float32
-    text, image = gaps(anole.load(model, folder), rounded.generate(make_requests(6), SAMPLING), SAMPLING)
+    text, image = gaps(anole.load_interleaved(model, folder), rounded.generate(make_requests(6), SAMPLING), SAMPLING)
     report(f"max |engine - learner| log-prob of interleaved replies in bfloat16: text {text:.2g}, codes {image:.2g}")
     assert max(text, image) < 0.5

@@ -7,7 +7,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from unirl.cluster.plan import PlacementError
-from unirl.config import RlConfig, WorkersConfig
+from unirl.config import RlConfig, SftConfig, WorkersConfig
 
 SchedulingStrategy = PlacementGroupSchedulingStrategy | None
 
@@ -35,7 +35,7 @@ class Placement:
         remove_placement_group(self.group)
 
 
-def place(config: RlConfig) -> Placement:
+def place(config: RlConfig | SftConfig) -> Placement:
     """Reserve the bundles, all or nothing.
 
     Raises:
@@ -53,11 +53,11 @@ def place(config: RlConfig) -> Placement:
     return Placement(group, config.learner.num_ranks, colocated)
 
 
-def planned_bundles(config: RlConfig) -> list[dict[str, float]]:
+def planned_bundles(config: RlConfig | SftConfig) -> list[dict[str, float]]:
     """Resources of each learner rank's bundle, colocated workers dealt out in turn."""
     learner = config.learner
     bundles = [{"CPU": learner.num_cpus, "GPU": learner.num_gpus} for _ in range(learner.num_ranks)]
-    if config.cluster.placement == "colocated":
+    if isinstance(config, RlConfig) and config.cluster.placement == "colocated":
         workers: list[WorkersConfig] = []
         for role in (config.rollout.text, config.rollout.image, config.rollout.both):
             workers += [role] * role.num_workers

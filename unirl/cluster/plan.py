@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unirl.config import ClusterConfig, RlConfig, WorkersConfig
+from unirl.config import ClusterConfig, RlConfig, SftConfig, WorkersConfig
 from unirl.types import TASKS
 
 GIB = 1 << 30
@@ -62,16 +62,8 @@ def actor_plan(config: RlConfig, num_parameters: int, *, with_learner: bool = Tr
     weights = num_parameters * (2 if config.model.dtype == "bfloat16" else 4) / GIB
     plan = [PlannedActor(role="pairing", count=1, num_cpus=0.0, num_gpus=0.0, memory_gib=PROCESS_GIB)]
     if with_learner:
-        learner = config.learner
-        plan.append(
-            PlannedActor(
-                role="learner",
-                count=learner.num_ranks,
-                num_cpus=learner.num_cpus,
-                num_gpus=learner.num_gpus,
-                memory_gib=PROCESS_GIB + _learner_gib(config, weights, num_parameters),
-            )
-        )
+        reference = config.algorithm.kl_beta > 0 and config.algorithm.kl_reference == "initial"
+        plan.append(planned_learner(config, num_parameters, more_gib=weights if reference else 0.0))
     for role in ("text", "image", "both"):
         workers: WorkersConfig = getattr(config.rollout, role)
         memory = PROCESS_GIB + weights + config.rollout.kv_cache_memory_gib
@@ -98,8 +90,26 @@ def actor_plan(config: RlConfig, num_parameters: int, *, with_learner: bool = Tr
     return [actor for actor in plan if actor.count > 0]
 
 
-def _learner_gib(config: RlConfig, weights_gib: float, num_parameters: int) -> float:
+def planned_learner(config: RlConfig | SftConfig, num_parameters: int, *, more_gib: float = 0.0) -> PlannedActor:
+    """The learner's ranks, each of which holds `more_gib` beside what it trains."""
+    learner = config.learner
+    return PlannedActor(
+        role="learner",
+        count=learner.num_ranks,
+        num_cpus=learner.num_cpus,
+        num_gpus=learner.num_gpus,
+        memory_gib=PROCESS_GIB + more_gib + _learner_gib(config, num_parameters),
+    )
+
+
+def sft_plan(config: SftConfig, num_parameters: int) -> list[PlannedActor]:
+    """The learner of a fine-tuning run. Encoders of pictures come and go before it starts."""
+    return [planned_learner(config, num_parameters)]
+
+
+def _learner_gib(config: RlConfig | SftConfig, num_parameters: int) -> float:
     """Weights, gradients and AdamW's states of one rank, sharded as its ZeRO stage does; activations not counted."""
+    weights_gib = num_parameters * (2 if config.model.dtype == "bfloat16" else 4) / GIB
     stage, ranks = config.learner.zero_stage, config.learner.num_ranks
     states = num_parameters * 4 * (3 if config.model.dtype == "bfloat16" else 2) / GIB
     parameters = weights_gib / (ranks if stage == 3 else 1)
@@ -107,8 +117,7 @@ def _learner_gib(config: RlConfig, weights_gib: float, num_parameters: int) -> f
     if config.learner.offload_params != "none":
         parameters = 0.0
     optimizer = 0.0 if config.learner.offload_optimizer != "none" else states / (ranks if stage >= 1 else 1)
-    reference = weights_gib if config.algorithm.kl_beta > 0 and config.algorithm.kl_reference == "initial" else 0.0
-    return parameters + gradients + optimizer + reference
+    return parameters + gradients + optimizer
 
 
 def total_resources(plan: list[PlannedActor]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """A pair set on disk: one folder with pairs, their samples, features, certificate and a manifest of checksums."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unirl.data.atomic import DataError, atomic_file, atomic_folder
+from unirl.data.checksums import check_file, file_facts
 from unirl.data.records import Rejected, Sample, file_name, read_samples, write_rejected, write_samples
 from unirl.types import GenerationSample, PairKind, PairRecord, UnderstandingSample
 
@@ -136,25 +136,8 @@ def check_files(folder: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise DataError(f"{path}: expected schema version {SCHEMA_VERSION}; got {version}; make the pair set again")
     for name, facts in files.items():
-        _check_file(folder / name, facts["bytes"], facts["sha256"])
+        check_file(folder / name, facts, whole="pair set")
     return manifest
-
-
-def _check_file(path: Path, size: int, sha256: str) -> None:
-    if not path.is_file():
-        raise DataError(
-            f"{path}: expected a file of {size} bytes, as its manifest says; got none; copy or make the set again"
-        )
-    if path.stat().st_size != size:
-        raise DataError(
-            f"{path}: expected {size} bytes, as its manifest says; got {path.stat().st_size}; "
-            "it was cut off or altered: copy or make the pair set again"
-        )
-    if (found := _sha256(path)) != sha256:
-        raise DataError(
-            f"{path}: expected sha256 {sha256}, as its manifest says; got {found}; "
-            "it was altered: copy or make the pair set again"
-        )
 
 
 def _manifest(folder: Path, pair_set: PairSet) -> dict[str, Any]:
@@ -165,21 +148,13 @@ def _manifest(folder: Path, pair_set: PairSet) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "settings": pair_set.settings,
         "counts": {**{kind: kinds.count(kind) for kind in get_args(PairKind)}, "rejected": dict(stages)},
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in files
-        },
+        "files": {path.relative_to(folder).as_posix(): file_facts(path) for path in files},
     }
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with atomic_file(path) as file:
         file.write(json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _samples(folder: Path, kind: type[Sample]) -> list[Sample]:

@@ -10,9 +10,8 @@ import json
 import logging
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
@@ -20,18 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from unirl.data.atomic import DataError, atomic_file
+from unirl.data.tables import open_table, table_rows, write_table
 from unirl.types import AnswerType, GenerationSample, UnderstandingSample
 
 Sample = TypeVar("Sample", UnderstandingSample, GenerationSample)
 
 SCHEMA_VERSION = 1
 MAX_PIXELS = 2**26
+_LYING = (5, 6, 7, 8)  # EXIF orientations that turn by a quarter
 _FORMATS = ("PNG", "JPEG", "WEBP")
-_ROWS_PER_GROUP = 256
 _SHOWN = 3
+_LONGEST_SHOWN = 120
 
 _FILE_NAMES = {UnderstandingSample: "understanding.parquet", GenerationSample: "generation.parquet"}
 _ARROW_TYPES = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "choices": pa.list_(pa.string())}
@@ -51,8 +52,8 @@ class Rejected:
     row: int
     """Its position there, from 0."""
     id: str
-    stage: Literal["reading", "duplicate", "teacher"] = "reading"
-    """Who left it out: the reader, the search for equal images, or the teacher."""
+    stage: Literal["reading", "duplicate", "teacher", "tokens"] = "reading"
+    """Who left it out: the reader, the search for equal images, the teacher, or the encoder into tokens."""
     reason: str
 
 
@@ -73,17 +74,8 @@ def write_samples(path: Path, samples: Iterable[Sample], kind: type[Sample], *, 
     Raises:
         DataError: the file cannot be written, e.g. the disk is full.
     """
-    schema = _schema(kind)
-    count = 0
     rows = (_to_row(sample, path.parent, images) for sample in samples)
-    with (
-        atomic_file(path) as file,
-        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        while group := list(islice(rows, _ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema))
-            count += len(group)
-    return count
+    return write_table(path, rows, _schema(kind))
 
 
 def read_samples(
@@ -128,15 +120,10 @@ def stream_samples(
                     raise DataError(f"expected an id of its own; got {sample.id!r} a second time; renumber the records")
             except ValueError as error:
                 rejected.append(Rejected(source=path.name, row=row_number, id=str(row["id"] or ""), reason=str(error)))
-                _stop_if_too_many(path, rejected, max_rejected_fraction, table.metadata.num_rows)
+                stop_if_too_many(path, rejected, max_rejected_fraction, table.metadata.num_rows)
                 continue
             ids.add(sample.id)
             yield sample
-        if row_number + 1 != table.metadata.num_rows:
-            raise DataError(
-                f"{path}: expected {table.metadata.num_rows} rows, as its footer says; got {row_number + 1}; "
-                "the file is damaged: write it again"
-            )
     if rejected:
         _log.warning("%s: left out %d of %d records", path, len(rejected), row_number + 1)
 
@@ -147,6 +134,41 @@ def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
         file.writelines(json.dumps(asdict(record)).encode() + b"\n" for record in rejected)
 
 
+def stop_if_too_many(path: Path, rejected: Sequence[Rejected], max_fraction: float, num_rows: int) -> None:
+    """End the reading when more than the allowed share of `num_rows` records are bad.
+
+    Raises:
+        DataError: shows the first of them.
+    """
+    if len(rejected) > max_fraction * num_rows:
+        shown = "; ".join(f"row {r.row} ({r.id}): {r.reason}" for r in rejected[:_SHOWN])
+        raise DataError(
+            f"{path}: expected at most {max_fraction:.2%} bad records of {num_rows}; got {len(rejected)}: {shown}. "
+            "Repair the data, or allow a larger max_rejected_fraction"
+        )
+
+
+def read_image_file(folder: Path, name: str) -> bytes:
+    """The bytes of an image file inside `folder`.
+
+    Raises:
+        DataError: the name is absolute or leads out of the folder, by itself or through a link, or no file is there.
+    """
+    path, shown = PurePosixPath(name), repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
+    try:
+        real = (folder / path).resolve() if "\0" not in name else Path("/")
+        if not path.parts or path.is_absolute() or ".." in path.parts or not real.is_relative_to(folder.resolve()):
+            raise DataError(
+                f"expected image bytes or a path inside the table's folder; got {shown}; copy or hard-link it there"
+            )
+        if not real.is_file():
+            raise DataError(f"expected an image file {shown}; got none there; restore it or drop the record")
+        return real.read_bytes()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise DataError(f"expected an image file {shown}; got: {reason}; restore it or drop the record") from error
+
+
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Lossless PNG of an RGB image uint8 [height, width, 3]."""
     buffer = io.BytesIO()
@@ -154,8 +176,12 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, pixels: bool = True) -> NDArray[np.uint8]:
     """RGB pixels uint8 [height, width, 3] of PNG, JPEG or WebP bytes, turned upright; alpha is dropped.
+
+    Args:
+        data: the bytes of the file.
+        pixels: False reads the size only and gives black pixels that take no memory.
 
     Raises:
         DataError: the bytes are damaged, of another format, of more than 8 bits a channel, or too many pixels.
@@ -167,6 +193,9 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
                     f"expected an 8-bit image of at most {MAX_PIXELS} pixels; got mode {image.mode}, "
                     f"{image.width} x {image.height}; convert or shrink it"
                 )
+            if not pixels:
+                across = image.getexif().get(ExifTags.Base.Orientation, 1) in _LYING
+                return np.broadcast_to(np.uint8(0), ((image.size if across else image.size[::-1]) + (3,)))
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except DataError:
         raise
@@ -219,29 +248,12 @@ def _from_row(row: dict[str, Any], kind: type[Sample], folder: Path) -> Sample:
 
 
 def _load_image(cell: dict[str, Any], folder: Path) -> NDArray[np.uint8]:
-    if cell["bytes"] is not None:
-        return decode_image(cell["bytes"])
-    name = PurePosixPath(cell["path"] or "")
-    if not name.parts or name.is_absolute() or ".." in name.parts:
-        raise DataError(
-            f"expected image bytes or a path inside the table's folder; got {cell['path']!r}; copy or link it there"
-        )
-    try:
-        return decode_image((folder / name).read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"expected an image file {name}; got {error.strerror}; restore it or drop the record"
-        ) from error
+    return decode_image(cell["bytes"] if cell["bytes"] is not None else read_image_file(folder, cell["path"] or ""))
 
 
 def _open_table(path: Path, kind: type[Sample]) -> pq.ParquetFile:
-    try:
-        table = pq.ParquetFile(path, page_checksum_verification=True)
-        metadata, names = table.schema_arrow.metadata or {}, table.schema_arrow.names
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected a parquet file of samples; got: {error}; check the path or write it again"
-        ) from error
+    table = open_table(path)
+    metadata, names = table.schema_arrow.metadata or {}, table.schema_arrow.names
     version, record = metadata.get(b"unirl_schema_version", b"1"), metadata.get(b"unirl_record", kind.__name__.encode())
     missing = {column.name for column in fields(kind) if column.default is MISSING} - set(names)
     if version != str(SCHEMA_VERSION).encode() or record != kind.__name__.encode() or missing:
@@ -258,21 +270,5 @@ def _rows(table: pq.ParquetFile, path: Path, kind: type[Sample]) -> Iterator[dic
     present = [name for name in schema.names if name in table.schema_arrow.names]
     absent = dict.fromkeys(set(schema.names) - set(present))
     wanted = pa.schema([schema.field(name) for name in present])
-    try:
-        for batch in table.iter_batches(_ROWS_PER_GROUP, columns=present):
-            for row in batch.select(present).cast(wanted).to_pylist():
-                yield row | absent
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected readable columns {', '.join(f'{f.name} {f.type}' for f in wanted)}; got: {error}; "
-            "the file is damaged or of another layout: write it again"
-        ) from error
-
-
-def _stop_if_too_many(path: Path, rejected: list[Rejected], max_fraction: float, num_rows: int) -> None:
-    if len(rejected) > max_fraction * num_rows:
-        shown = "; ".join(f"row {r.row} ({r.id}): {r.reason}" for r in rejected[:_SHOWN])
-        raise DataError(
-            f"{path}: expected at most {max_fraction:.2%} bad records of {num_rows}; got {len(rejected)}: {shown}. "
-            "Repair the data, or allow a larger max_rejected_fraction"
-        )
+    for row in table_rows(table, path, types=wanted):
+        yield row | absent

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unirl.config import RlConfig, default_text
-from unirl.config_loading import load_config
+from unirl.config import RlConfig, SftConfig, default_text
+from unirl.config_loading import run_name
 from unirl.config_rules import ConfigError, Problem
 
 RUNS = Path("runs")
@@ -16,6 +16,12 @@ FIXED = (
     "data.pairs",
     "data.max_pairs",
     "data.shuffle",
+    "data.sources",
+    "data.max_length",
+    "data.too_long",
+    "data.image_pixels",
+    "loss.",
+    "train.samples_per_step",
     "rollout.pairs_per_step",
     "algorithm.objective",
     "train.seed",
@@ -25,7 +31,7 @@ FIXED = (
 """Settings, or groups of them, that stay as they are from the first step to the last."""
 
 
-def choose_run_dir(config: RlConfig, resume: str | None) -> tuple[Path, bool]:
+def choose_run_dir(config: RlConfig | SftConfig, resume: str | None) -> tuple[Path, bool]:
     """The run directory, and whether it holds a run to go on with.
 
     Args:
@@ -58,7 +64,7 @@ def newest_unfinished(name: str) -> Path:
     """
     runs = [folder.parent for folder in RUNS.glob("*/run.json") if (folder.parent / "config.yaml").is_file()]
     for run_dir in sorted(runs, key=lambda folder: _facts(folder)["created"], reverse=True):
-        if _facts(run_dir)["status"] != "finished" and _name(run_dir) == name:
+        if _facts(run_dir)["status"] != "finished" and run_name(run_dir / "config.yaml") == name:
             return run_dir
     raise FileNotFoundError(
         f"--resume auto: expected an unfinished run with train.name={name} in {RUNS}/; got none; name its folder with "
@@ -102,7 +108,3 @@ def check_changes(changed: Mapping[str, Sequence[object]], run_dir: Path) -> Non
 
 def _facts(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "run.json").read_text())
-
-
-def _name(run_dir: Path) -> str:
-    return load_config([run_dir / "config.yaml"], [], incomplete=True).train.name

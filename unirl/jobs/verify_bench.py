@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unirl.config import RlConfig, SamplingConfig
 from unirl.jobs.rl import make_requests
 from unirl.learner.batching import build_batch, plan_micro_batches
-from unirl.learner.engine import ScoringModule
+from unirl.learner.engine import ComputingModule
 from unirl.learner.passes import micro_tensors, scored_passes
 from unirl.models.policy import Policy, Scoring
 from unirl.rollout.sampler import Sampler
@@ -94,7 +94,7 @@ class Bench:
         room = max(self.config.learner.max_tokens_per_micro_batch, 2 * self.config.rollout.max_model_len)
         (plan,) = plan_micro_batches(rows, policy=self.policy, scoring=scoring, max_tokens=room, num_ranks=1)
         device = next(self.policy.module.parameters()).device
-        runner, unused = ScoringModule(self.policy.module), torch.zeros(len(rows), dtype=torch.float64)
+        runner, unused = ComputingModule(self.policy.module), torch.zeros(len(rows), dtype=torch.float64)
         scores: dict[int, NDArray[np.float32]] = {}
         with torch.no_grad():
             for micro in plan:

@@ -21,6 +21,7 @@ from unirl.lab.world import (
     COUNT_WORDS,
     GLYPH_PX,
     LETTERS,
+    OPPOSITE,
     PLURALS,
     SHAPES,
     Category,
@@ -37,12 +38,6 @@ from unirl.lab.world import (
 
 QuestionKind = Literal["shown", "color", "shape of color", "count", "partner", "relation"]
 RefusalKind = Literal["unreadable picture", "unknown question", "wrong answer", "wrong caption", "held-out caption"]
-_OPPOSITE: dict[Relation, Relation] = {
-    "left of": "right of",
-    "right of": "left of",
-    "above": "below",
-    "below": "above",
-}
 
 
 class TeacherRefusalError(ValueError):
@@ -221,7 +216,7 @@ def _answer(asked: _Asked, items: tuple[Item, ...], relation: Relation | None) -
     shapes = tuple(item.shape for item in items)
     if relation is None or set(shapes) != set(words):
         return None
-    return (relation if shapes == words else _OPPOSITE[relation]).removesuffix(" of")
+    return (relation if shapes == words else OPPOSITE[relation]).removesuffix(" of")
 
 
 def _only(values: list[str | None]) -> str | None:
@@ -239,7 +234,7 @@ def _true_specs(items: tuple[Item, ...], relation: Relation | None) -> list[Spec
         return [Spec(category="counting", items=(Item(shape=first.shape, color=c),) * len(items)) for c in mentions]
     if len(items) != 2:
         return []
-    orders = [(items, relation), (items[::-1], relation and _OPPOSITE[relation])]
+    orders = [(items, relation), (items[::-1], relation and OPPOSITE[relation])]
     return [spec for (one, other), link in orders for spec in _pair_specs(one, other, link)]
 
 

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from unirl.lab.noise import Answer
-from unirl.lab.world import COLORS, COUNT_WORDS, LETTERS, NUM_IMAGE_TOKENS, PLURALS, SHAPES, question_with_choices
+from unirl.lab.words import WORDS
+from unirl.lab.world import LETTERS, NUM_IMAGE_TOKENS, question_with_choices
 
 # Janus-Pro writes these three with full-width bars and lower one-eighth blocks.
 PAD = "<｜▁pad▁｜>"  # noqa: RUF001
@@ -20,16 +21,6 @@ USER = "<|User|>"
 ASSISTANT = "<|Assistant|>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE_PLACEHOLDER, USER, ASSISTANT)
 
-WORDS = (
-    *(":", "<think>", "</think>", "<answer>", "</answer>", "?"),
-    *("a", "photo", "of", "and", "left", "right", "above", "below"),
-    *("what", "shape", "is", "shown", "color", "the", "how", "many", "with", "where", "from"),
-    *LETTERS,
-    *COUNT_WORDS.values(),
-    *COLORS,
-    *SHAPES,
-    *PLURALS.values(),
-)
 EMBEDDING_ROWS = 64
 """Rows of the model's text table, more than there are words; the spare ids must never be sampled."""
 

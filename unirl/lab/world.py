@@ -18,6 +18,12 @@ Aspect = Literal["shape", "color", "count", "relation"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 HELDOUT_CATEGORIES: tuple[Category, ...] = CATEGORIES[1:]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
+OPPOSITE: dict[Relation, Relation] = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+}
 LETTERS = ("A", "B", "C", "D")
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 

@@ -4,15 +4,14 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unirl.config import LearnerConfig
-from unirl.models.policy import TokenScores
 
 ADAM_EPSILON = 1e-8
 BUCKET_ELEMENTS = 5 * 10**7
@@ -31,22 +30,16 @@ class RankPlace:
     """Port of rank 0; 0 lets a group of one rank choose."""
 
 
-class ScoringModule(nn.Module):
-    """Runs one pass of `Policy.score` inside a forward of the engine, where DeepSpeed gathers and frees parameters."""
+class ComputingModule(nn.Module):
+    """Runs a computation with the policy inside a forward of the engine, where DeepSpeed gathers and frees weights."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.policy = module
 
-    def forward(self, passes: Iterator[TokenScores]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """The fields of the next pass's `TokenScores`; DeepSpeed finds tensors in a tuple, not in a dataclass."""
-        scores = next(passes, None)
-        if scores is None:
-            raise RuntimeError(
-                "learner: expected another scoring pass; the family's score() ended; let it make as many passes as its "
-                "passes_per_row() announces"
-            )
-        return scores.logprobs, scores.scored, scores.entropy, scores.metrics
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns: tensors in a tuple, since DeepSpeed finds them there and not in a dataclass."""
+        return compute()
 
 
 def start_process_group(place: RankPlace) -> None:
@@ -90,7 +83,7 @@ def _free_port() -> int:
 
 
 def build_engine(module: nn.Module, config: LearnerConfig) -> Any:
-    """The DeepSpeed engine around `ScoringModule(module)`; trains what requires a gradient, in the module's precision.
+    """DeepSpeed around `ComputingModule(module)`; trains what requires a gradient, in the module's precision.
 
     Raises:
         ValueError: nothing is trainable, or the configuration cannot run here.
@@ -101,7 +94,7 @@ def build_engine(module: nn.Module, config: LearnerConfig) -> Any:
     if not trainable:
         raise ValueError("learner: expected trainable weights; got none; shorten model.frozen")
     engine, _, _, _ = deepspeed.initialize(
-        model=ScoringModule(module),
+        model=ComputingModule(module),
         model_parameters=cast(Any, trainable),
         optimizer=_optimizer(trainable, config),
         config=deepspeed_config(config, trainable[0].dtype),
@@ -111,15 +104,15 @@ def build_engine(module: nn.Module, config: LearnerConfig) -> Any:
 
 
 def build_frozen_engine(module: nn.Module, config: LearnerConfig, device: torch.device | str) -> Any:
-    """`ScoringModule(module)` for scoring only: partitioned over the ranks under ZeRO-3, else a plain copy."""
+    """`ComputingModule(module)` for scoring only: partitioned over the ranks under ZeRO-3, else a plain copy."""
     import deepspeed
 
     module.requires_grad_(False).eval()
     if config.zero_stage < 3:
-        return ScoringModule(module).to(device)
+        return ComputingModule(module).to(device)
     settings = deepspeed_config(config, next(module.parameters()).dtype)
     settings["zero_optimization"].pop("offload_optimizer", None)
-    engine, _, _, _ = deepspeed.initialize(model=ScoringModule(module), config=settings, dist_init_required=False)
+    engine, _, _, _ = deepspeed.initialize(model=ComputingModule(module), config=settings, dist_init_required=False)
     return engine
 
 
@@ -210,9 +203,10 @@ def learning_rate(config: LearnerConfig, update: int, num_updates: int) -> float
 
     Rises as lr (update + 1) / warmup_steps, then follows the schedule, which would reach 0 at `num_updates`.
     """
-    if update < config.warmup_steps:
-        return config.lr * (update + 1) / config.warmup_steps
-    progress = min(1.0, (update - config.warmup_steps) / max(1, num_updates - config.warmup_steps))
+    warmup_steps = math.ceil(config.warmup_fraction * num_updates) or config.warmup_steps
+    if update < warmup_steps:
+        return config.lr * (update + 1) / warmup_steps
+    progress = min(1.0, (update - warmup_steps) / max(1, num_updates - warmup_steps))
     match config.schedule:
         case "constant":
             return config.lr

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from unirl.algorithms.losses import BatchTotals, masked_sum, token_scales
 from unirl.algorithms.objective import find_objective
@@ -17,18 +17,11 @@ from unirl.algorithms.policy_loss import LossRule
 from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig, SamplingConfig
 from unirl.learner.batching import plan_micro_batches
 from unirl.learner.diffusion_steps import draw_steps, merge_steps
-from unirl.learner.engine import (
-    RankPlace,
-    build_engine,
-    build_frozen_engine,
-    clear_gradients,
-    clips_itself,
-    learning_rate,
-    start_process_group,
-)
+from unirl.learner.engine import RankPlace, build_frozen_engine, learning_rate
 from unirl.learner.passes import MicroTensors, Runner, micro_tensors, scored_passes
+from unirl.learner.rank_engine import RankEngine
 from unirl.learner.tally import Tally, measure, metrics_of
-from unirl.learner.weights import Bucket, WeightExport
+from unirl.learner.weights import Bucket
 from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import Policy, Scoring, load_policy
 from unirl.types import LearnerBatch, LearnerRow, Task, WeightsManifest
@@ -72,9 +65,9 @@ class Learner:
                 "learner: expected a reference policy for algorithm.kl_reference=initial; got none; load the initial "
                 "checkpoint a second time, or set algorithm.kl_beta=0"
             )
-        start_process_group(place)
+        self._engine = RankEngine(policy.module, settings.learner, place, keep_checkpoints=settings.keep_checkpoints)
         self.policy, self.policy_version = policy, 0
-        self._settings, self._place = settings, place
+        self._settings = settings
         self._scoring = scoring_of(settings.sampling, algorithm)
         self._objective = find_objective(algorithm.objective)
         self._rule = LossRule(
@@ -83,21 +76,10 @@ class Learner:
             kl_beta=algorithm.kl_beta,
             kl_estimator=algorithm.kl_estimator,
         )
-        self._trainable = [parameter for parameter in policy.module.parameters() if parameter.requires_grad]
-        _set_mode(policy.module, settings.learner.activation_checkpointing)
-        self._engine = build_engine(policy.module, settings.learner)
-        self._dtype = self._trainable[0].dtype
         self._reference: tuple[Policy, Runner] | None = None
         if reference is not None:
             runner = build_frozen_engine(reference.module, settings.learner, self._engine.device)
             self._reference = reference, runner
-        self._grad_square = torch.zeros((), dtype=torch.float64, device=self._engine.device)
-        for parameter in self._trainable:
-            parameter.register_hook(self._measure_gradient)
-        self._own_norm: Tensor | None = None
-        if clips_itself(settings.learner, self._dtype):
-            self._engine.optimizer.register_step_pre_hook(self._clip_gradient)
-        self._export: WeightExport | None = None
         self._num_tokens = 0
 
     @classmethod
@@ -149,7 +131,7 @@ class Learner:
                 # Later updates, and stale batches, may rightly find every token clipped.
                 strict = on_policy and index == 0
                 self._refuse(problems, {row.task for row in batch.rows if strict and row.advantage != 0.0}, step)
-                norm = max(norm, self._step(step))
+                norm = max(norm, self._engine.step(step))
             self.policy_version += 1
         metrics = metrics_of(*tally.reduce(), num_updates=num_updates)
         if work:
@@ -182,7 +164,7 @@ class Learner:
             policy=self.policy,
             scoring=self._scoring,
             max_tokens=self._settings.learner.max_tokens_per_micro_batch,
-            num_ranks=self._place.world_size,
+            num_ranks=self._engine.place.world_size,
         )
         longest_image = max((len(row.completion_ids) for row in rows if row.task == "generation"), default=0)
         totals = BatchTotals(
@@ -196,7 +178,7 @@ class Learner:
             pooled=self._objective.pools_tasks,
             max_lengths={"understanding": sampling.text.max_tokens, "generation": longest_image},
         ) * torch.tensor(factors, dtype=torch.float64)
-        return [micro_tensors(micro, rows, scales, self._engine.device) for micro in plan[self._place.rank]]
+        return [micro_tensors(micro, rows, scales, self._engine.device) for micro in plan[self._engine.place.rank]]
 
     def _rescores(self, row: LearnerRow) -> bool:
         """Whether the sampler's log-probabilities are of another mode than the loss's, so that they cannot be old."""
@@ -209,8 +191,7 @@ class Learner:
         settings = self._settings
         num_updates = settings.num_steps * settings.algorithm.updates_per_step
         lr = learning_rate(settings.learner, self.policy_version, num_updates)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        self._engine.set_rate(lr)
         return lr
 
     def _accumulate(
@@ -222,22 +203,21 @@ class Learner:
         """
         problems: list[str] = []
         squares: dict[str, float] = {}
-        clear_gradients(self._engine)
+        self._engine.clear_gradients()
         for data in work:
             if first and self._reference is not None:
                 data.ref_logprobs = self._reference_logprobs(data, *self._reference)
-            self._grad_square.zero_()
-            bad = self._backward(data, tally, first=first, on_policy=on_policy)
-            square = self._grad_square.item()
+            bad, square = self._backward(data, tally, first=first, on_policy=on_policy)
             squares[data.task] = squares.get(data.task, 0.0) + square
             if bad or not math.isfinite(square):
                 rows = sorted([data.micro.indices[row] for row in bad] or data.micro.indices)
                 problems.append(f"a {'log-probability' if bad else 'gradient'} of {data.task} rows {rows}")
         return problems, squares
 
-    def _backward(self, data: MicroTensors, tally: Tally, *, first: bool, on_policy: bool) -> set[int]:
-        """One backward per scoring pass; returns the rows with a log-probability that is not finite."""
+    def _backward(self, data: MicroTensors, tally: Tally, *, first: bool, on_policy: bool) -> tuple[set[int], float]:
+        """One backward per scoring pass; returns the rows with a broken log-probability, and the squared gradients."""
         bad: set[int] = set()
+        square = 0.0
         rescores = self._rescores(data.rows[0])
         for scores, mask in scored_passes(self.policy, self._engine, data, self._scoring):
             broken = mask & ~scores.logprobs.isfinite()
@@ -265,11 +245,10 @@ class Learner:
             )
             if not loss.requires_grad:
                 raise RuntimeError(_no_gradient(data.task))
-            # DeepSpeed averages gradients over ranks; the losses of the ranks are parts of one sum.
-            self._engine.backward(loss * self._place.world_size)
+            square += self._engine.backward(loss)
             tally.add(sums | {f"loss/{data.task}": sums["loss"]})
             measure(tally, data, scores, mask, difference)
-        return bad
+        return bad, square
 
     @torch.no_grad()
     def _reference_logprobs(self, data: MicroTensors, policy: Policy, runner: Runner) -> Tensor:
@@ -278,17 +257,9 @@ class Learner:
             logprobs = torch.where(mask, scores.logprobs, logprobs)
         return logprobs
 
-    def _measure_gradient(self, gradient: Tensor) -> None:
-        self._grad_square += torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).double().square()
-
-    def _clip_gradient(self, *_: Any) -> None:
-        limit = self._settings.learner.max_grad_norm or math.inf
-        self._own_norm = nn.utils.clip_grad_norm_(self._trainable, limit)
-
     def _refuse(self, own: tuple[list[str], dict[str, float]], learners: set[Task], step: int) -> None:
         """Raise on every rank when any has a problem, or when a task that should learn has no gradient at all."""
-        everyone: list[tuple[list[str], dict[str, float]]] = [own] * self._place.world_size
-        dist.all_gather_object(everyone, own)
+        everyone: list[tuple[list[str], dict[str, float]]] = self._engine.gather(own)
         problems = [f"{problem} (rank {rank})" for rank, (found, _) in enumerate(everyone) for problem in found]
         if problems:
             raise RuntimeError(
@@ -299,33 +270,18 @@ class Learner:
         if silent:
             raise RuntimeError(_no_gradient(", ".join(silent)))
 
-    def _step(self, step: int) -> float:
-        """Move the optimizer; returns the global norm of the gradient before clipping."""
-        self._engine.step()
-        norm = float(self._own_norm if self._own_norm is not None else self._engine.get_global_grad_norm())
-        if not math.isfinite(norm):
-            raise RuntimeError(
-                f"learner, step {step}: expected a finite gradient norm; got {norm}; lower learner.lr and resume from "
-                "the last checkpoint"
-            )
-        return norm
-
     def weight_buckets(self) -> Iterator[Bucket]:
         """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty."""
-        self._export = WeightExport(
-            self.policy.module, policy_version=self.policy_version, holds_arrays=self._place.rank == 0
-        )
-        return self._export.buckets()
+        return self._engine.weight_buckets(self.policy_version)
 
     def manifest(self) -> WeightsManifest:
         """Manifest of the last `weight_buckets`, once all were taken; meant for rank 0."""
-        assert self._export is not None, "manifest() needs weight_buckets() first"
-        return self._export.manifest()
+        return self._engine.manifest()
 
     def export(self, folder: Path) -> None:
         """Write the policy as a checkpoint folder in its family's public layout. Rank 0 holds all weights meanwhile."""
         arrays = [named for bucket in self.weight_buckets() for named in bucket]
-        if self._place.rank == 0:
+        if self._engine.place.rank == 0:
             self.policy.save(folder, {name: to_tensor(array) for name, array in arrays})
         dist.barrier()
 
@@ -335,16 +291,7 @@ class Learner:
         Raises:
             OSError: it could not be written; earlier checkpoints are whole.
         """
-        from unirl.learner.checkpoint import save_checkpoint
-
-        save_checkpoint(
-            self._engine,
-            folder,
-            step=step,
-            layout=self._layout(),
-            state={"policy_version": self.policy_version, "run": state},
-            keep=self._settings.keep_checkpoints,
-        )
+        self._engine.save(folder, step, {"policy_version": self.policy_version, "run": state})
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Load the newest committed checkpoint in `folder` into this fresh learner; returns the `state` saved with it.
@@ -353,25 +300,13 @@ class Learner:
             FileNotFoundError: there is none.
             ValueError: it was written by another number of ranks, ZeRO stage or precision.
         """
-        from unirl.learner.checkpoint import load_checkpoint
-
-        state = load_checkpoint(self._engine, folder, layout=self._layout())
+        state = self._engine.restore(folder)
         self.policy_version = state["policy_version"]
         return state["run"]
 
-    def _layout(self) -> dict[str, Any]:
-        return {
-            "learner.num_ranks": self._place.world_size,
-            "learner.zero_stage": self._settings.learner.zero_stage,
-            "model.dtype": str(self._dtype).removeprefix("torch."),
-        }
-
     def close(self) -> None:
         """Free the engine and leave the process group."""
-        import deepspeed
-
-        self._engine.destroy()
-        deepspeed.comm.destroy_process_group()
+        self._engine.close()
 
 
 def wants_reference(config: AlgorithmConfig) -> bool:
@@ -387,24 +322,6 @@ def scoring_of(sampling: SamplingConfig, algorithm: AlgorithmConfig) -> Scoring:
         guidance_scale=sampling.image.guidance_scale,
         image_logprob=algorithm.image_logprob,
     )
-
-
-def _set_mode(module: nn.Module, activation_checkpointing: bool) -> None:
-    """Evaluation mode, in which the policy samples; training mode without dropout where recomputation asks for it."""
-    module.eval()
-    if not activation_checkpointing:
-        return
-    enable = getattr(module, "gradient_checkpointing_enable", None)
-    if enable is None:
-        raise ValueError(
-            "learner.activation_checkpointing: expected a model that can recompute activations; "
-            f"{type(module).__name__} has no gradient_checkpointing_enable; set the key to false"
-        )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module.train()
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.eval()
 
 
 def _no_gradient(tasks: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from unirl.learner.batching import MicroBatch
 from unirl.models.policy import Policy, Scoring, TokenScores
 from unirl.types import LearnerRow, Task
 
-Runner = Callable[[Iterator[TokenScores]], tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]]
-"""An engine or module around `ScoringModule`."""
+Scores = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
+"""The fields of `TokenScores`."""
+Runner = Callable[[Callable[[], Scores]], Scores]
+"""An engine or module around `ComputingModule`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +81,7 @@ def scored_passes(
     for index in range(data.micro.num_passes):
         if index % own == 0:
             passes = iter(policy.score(data.rows, scoring))
-        logprobs, scored, entropy, metrics = runner(passes)
+        logprobs, scored, entropy, metrics = runner(partial(_next_pass, passes))
         scores = TokenScores(logprobs=logprobs, scored=scored, entropy=entropy, metrics=metrics)
         mask = data.loss_mask & scored if index < own else torch.zeros_like(scored)
         yield scores, mask
@@ -89,6 +92,16 @@ def scored_passes(
             raise RuntimeError(_broken_promise(data, f"more than the {own} passes of passes_per_row"))
     if bool(left.any()):
         raise RuntimeError(_broken_promise(data, f"{int(left.sum())} loss tokens were never scored"))
+
+
+def _next_pass(passes: Iterator[TokenScores]) -> Scores:
+    scores = next(passes, None)
+    if scores is None:
+        raise RuntimeError(
+            "learner: expected another scoring pass; the family's score() ended; let it make as many passes as its "
+            "passes_per_row() announces"
+        )
+    return scores.logprobs, scores.scored, scores.entropy, scores.metrics
 
 
 def _broken_promise(data: MicroTensors, got: str) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from unirl.config import ModelConfig
-from unirl.models.checkpoint import read_json
+from unirl.models.chameleon_vq import ChameleonVq
+from unirl.models.checkpoint import config_of
+from unirl.models.image_codec import refuse_area
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
 from unirl.models.joint_policy import JointFamily, JointPolicy
-from unirl.models.tokenizer import OpenTokenizer, open_tokenizer
+from unirl.models.tokenizer import OpenTokenizer, code_range, open_tokenizer
 
 TOKEN_STRINGS = {
     "bos": "<s>",
@@ -38,17 +40,15 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
     """
     size = int(_own_config(path).get("vocab_size", ChameleonConfig().vocab_size))
     tokenizer = open_tokenizer(path, TOKEN_STRINGS)
-    first, count = _codes(tokenizer, path)
-    ids = tokenizer.special
-    plain = tokenizer.plain(size)
+    first, count = code_range(_codes(tokenizer), path, f"{CODE_PREFIX}A{CODE_SUFFIX}")
+    ids, plain = tokenizer.special, tokenizer.plain(size)
     plain[first : first + count] = False
-    drawable = plain.copy()
-    drawable[[ids["begin"], ids["eos"]]] = True
-    system = tokenizer.encode(config.system_prompt) if config.system_prompt else []
+    # Ids that Chameleon never used, and the place of an image in its processor's texts.
+    plain[[id for name, id in tokenizer.vocabulary.items() if name.startswith(("<reserved", "<image>"))]] = False
     return ChatLayout(
-        vocabulary=JointVocabulary(size=size, first_code=first, num_codes=count, drawable_text=drawable),
+        vocabulary=JointVocabulary.around(plain, first_code=first, num_codes=count, drawn=(ids["begin"], ids["eos"])),
         image=ImageMarkup(begin=ids["begin"], end=ids["end"]),
-        start=(ids["bos"], *system),
+        start=(ids["bos"],),
         turns={
             "system": Markup(after=(ids["separator"],)),
             "user": Markup(after=(ids["separator"],)),
@@ -57,38 +57,23 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
         end=ids["eos"],
         encode_text=tokenizer.encode,
         plain=plain,
+        system=config.system_prompt or "",
         fingerprint=tokenizer.fingerprint("anole", TEMPLATE_VERSION, config.system_prompt),
     )
 
 
-def _codes(tokenizer: OpenTokenizer, path: Path) -> tuple[int, int]:
-    """First id and number of the image codes, from their names.
-
-    Raises:
-        ValueError: there are none, or code c is not id `first + c`.
-    """
+def _codes(tokenizer: OpenTokenizer) -> dict[int, int]:
+    """Id of each image code that the tokenizer names."""
     digits = str.maketrans("ABCDEFGHIJ", "0123456789")
-    found: dict[int, int] = {}
-    for name, id in tokenizer.vocabulary.items():
-        if name.startswith(CODE_PREFIX) and name.endswith(CODE_SUFFIX):
-            found[int(name[len(CODE_PREFIX) : -len(CODE_SUFFIX)].translate(digits))] = id
-    first = found.get(0, -1)
-    if sorted(found) != list(range(len(found))) or any(id != first + code for code, id in found.items()) or not found:
-        raise ValueError(
-            f"{path}: expected image codes named {CODE_PREFIX}A{CODE_SUFFIX} and on, with consecutive ids; got "
-            f"{len(found)} names from id {first}; take the tokenizer files of the converted checkpoint"
-        )
-    return first, len(found)
+    return {
+        int(name[len(CODE_PREFIX) : -len(CODE_SUFFIX)].translate(digits)): id
+        for name, id in tokenizer.vocabulary.items()
+        if name.startswith(CODE_PREFIX) and name.endswith(CODE_SUFFIX)
+    }
 
 
 def _own_config(path: Path) -> dict[str, Any]:
-    raw = read_json(path / "config.json")
-    if raw.get("model_type") != "chameleon":
-        raise ValueError(
-            f"{path}: expected a checkpoint of model_type 'chameleon' for model.family anole; got "
-            f"{raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
-        )
-    return raw
+    return config_of(path, "anole", "chameleon")
 
 
 FAMILY = JointFamily(
@@ -97,4 +82,10 @@ FAMILY = JointFamily(
     load_layout=load_layout,
     drop=("vqmodel",),
 )
-load = functools.partial(JointPolicy.load, FAMILY)
+load_interleaved = functools.partial(JointPolicy.load, FAMILY)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
+    """The checkpoint's own image tokenizer, or that of `config.image_tokenizer`; its pictures have one size."""
+    refuse_area(area, "anole")
+    return ChameleonVq.load(Path(config.image_tokenizer) if config.image_tokenizer else path)

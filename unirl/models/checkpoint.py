@@ -44,8 +44,8 @@ class StoredTensors:
                 for name in sorted(name for name in names if self.files[name] == file):
                     yield name, stored.get_tensor(name)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare with the tensors that a model needs.
+    def check(self, expected: Mapping[str, tuple[int, ...]], described_by: str = "config.json") -> None:
+        """Compare with the tensors that a model needs, as the file `described_by` describes it.
 
         Raises:
             ValueError: a tensor is absent or of another shape.
@@ -59,8 +59,8 @@ class StoredTensors:
         for name, shape in expected.items():
             if self.shapes[name] != shape:
                 raise ValueError(
-                    f"{self.folder}: expected {name} of shape {shape} as config.json says; got {self.shapes[name]}; "
-                    "config.json and the weights do not belong together"
+                    f"{self.folder}: expected {name} of shape {shape} as {described_by} says; got {self.shapes[name]}; "
+                    f"{described_by} and the weights do not belong together"
                 )
 
 
@@ -87,8 +87,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def stored_tensors(folder: Path) -> StoredTensors:
-    """What the folder's safetensors hold, from their headers alone.
+def stored_tensors(folder: Path, file: Path | None = None) -> StoredTensors:
+    """What the folder's safetensors, or the one file, hold, from their headers alone.
 
     Raises:
         FileNotFoundError: no weights in safetensors form, or a shard is absent.
@@ -96,11 +96,11 @@ def stored_tensors(folder: Path) -> StoredTensors:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
-    for file in _weight_files(folder):
-        with opened(file) as stored:
+    for part in _weight_files(folder) if file is None else [file]:
+        with opened(part) as stored:
             for name in stored.keys():  # noqa: SIM118 - safe_open has keys() but does not iterate
                 shapes[name] = tuple(stored.get_slice(name).get_shape())
-                files[name] = file
+                files[name] = part
     return StoredTensors(folder, shapes, files)
 
 
@@ -175,3 +175,19 @@ def opened(file: Path) -> Any:
             f"{file}: expected a whole safetensors file; got {file.stat().st_size} bytes that do not read ({error}); "
             "the download was cut short or the file is corrupt: get it again"
         ) from error
+
+
+def config_of(folder: Path, family: str, *model_types: str) -> dict[str, Any]:
+    """config.json of the folder, after its model_type was found to be one of the family's.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another family's.
+    """
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") not in model_types:
+        raise ValueError(
+            f"{folder}: expected a checkpoint of model_type {' or '.join(map(repr, model_types))} for model.family "
+            f"{family}; got {raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
+        )
+    return raw

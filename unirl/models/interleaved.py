@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unirl.types import Role, TokenKind, TokenSequence, Turn
+from unirl.types import Role, Segment, TokenKind, TokenSequence, Turn
 
 Codes = NDArray[np.int32]
 """Image codes of a picture, [rows, columns], counted from 0."""
@@ -31,6 +31,15 @@ class JointVocabulary:
     drawable_text: NDArray[np.bool_]
     """[V] true for the text ids that a sampler may draw: words, marks, the begin of an image, the end of an answer; not
     for codes, padding, placeholders and rows of the table without a token."""
+
+    @classmethod
+    def around(
+        cls, plain: NDArray[np.bool_], *, first_code: int, num_codes: int, drawn: Sequence[int]
+    ) -> "JointVocabulary":
+        """The vocabulary of which a sampler may draw what is plain text [V], and the special tokens `drawn`."""
+        drawable = plain.copy()
+        drawable[list(drawn)] = True
+        return cls(size=len(plain), first_code=first_code, num_codes=num_codes, drawable_text=drawable)
 
     @property
     def is_code(self) -> NDArray[np.bool_]:
@@ -77,13 +86,11 @@ class ImageMarkup:
 
     def block(self, codes: Codes, first_code: int) -> tuple[list[int], list[TokenKind]]:
         """Ids and kinds of a whole image."""
-        rows, columns = codes.shape
-        geometry = self.geometry(rows, columns)
+        geometry = self.geometry(*codes.shape)
         ids, kinds = [self.begin, *geometry], [TokenKind.BEGIN] + [TokenKind.GEOMETRY] * len(geometry)
-        for row in (
-            (codes + first_code).tolist() if self.row_end is not None else [(codes + first_code).ravel().tolist()]
-        ):
-            ids += row
+        placed = codes.astype(np.int64) + first_code
+        for row in placed if self.row_end is not None else placed.reshape(1, -1):
+            ids += row.tolist()
             kinds += [TokenKind.CODE] * len(row)
             if self.row_end is not None:
                 ids.append(self.row_end)
@@ -105,19 +112,23 @@ class ChatLayout:
     vocabulary: JointVocabulary
     image: ImageMarkup
     start: Ids
-    """Before the first turn."""
+    """Before the first turn; once, whatever it says."""
     turns: dict[Role, Markup]
     end: int
     """Ends an answer; the last of what stands behind an assistant's turn."""
     encode_text: Callable[[str], list[int]]
     """Ids of a text, without anything before or behind it."""
     plain: NDArray[np.bool_]
-    """[V] true for the ids that a text of the data may hold; false for every special token."""
+    """[V] true for the ids that a text of the data may hold; false for codes and every special token."""
     placeholders: Ids = ()
     """Ids that stand for an image that is seen by its pixels, its marks included; empty where images are seen as codes.
     Only what the user shows is seen so."""
     placeholder: int | None = None
     """The id among `placeholders` in whose place a feature goes."""
+    system: str = ""
+    """What the system says in conversations that have no system turn of their own; empty for nothing."""
+    system_for_images: bool = False
+    """Whether it says so only where the user shows an image, and not where words alone ask for a picture."""
     fingerprint: str
     """Changes when ids would: a digest of the tokenizer and of the family's template."""
 
@@ -135,6 +146,9 @@ class ChatLayout:
     ) -> TokenSequence:
         """The ids of a conversation. After a user's turn at the end, the assistant's begins.
 
+        Text is tokenised stretch by stretch, never across the border of a turn, an image or a mark, so that a prompt's
+        ids do not depend on what is answered.
+
         Args:
             turns: as of an `InterleavedSample`, or without the assistant's last turn, to be answered.
             codes: of `images_to_code(turns)`, in their order.
@@ -142,17 +156,24 @@ class ChatLayout:
             subset: where it belongs.
 
         Raises:
-            ValueError: a text holds a special token of the family, or the codes are not those of the images.
+            ValueError: a text holds a special token of the family, the codes are not as many as the images, or a grid
+                holds what is no code.
         """
         writer, left = _Writer(), list(codes)
         writer.add(self.start, in_loss=False)
-        for turn in turns:
+        for turn in self._with_system(turns):
             self._write_turn(writer, turn, left, owner=id)
         if turns[-1].role != "assistant":
             writer.add(self.turns["assistant"].before, in_loss=False)
         if left:
             raise ValueError(f"sequence {id}: expected {len(codes) - len(left)} images in codes; got {len(codes)}")
         return writer.sequence(id, subset)
+
+    def _with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        shown = any(turn.images for turn in turns if turn.role == "user")
+        if turns[0].role == "system" or not self.system or (self.system_for_images and not shown):
+            return turns
+        return (Turn(role="system", segments=(Segment(text=self.system),)), *turns)
 
     def _by_pixels(self, turn: Turn) -> bool:
         return self.sees_pixels and turn.role == "user"
@@ -161,14 +182,9 @@ class ChatLayout:
         markup = self.turns[turn.role]
         writer.add(markup.before, in_loss=False)
         for place, segment in enumerate(turn.segments):
+            after_image = place > 0 and turn.segments[place - 1].image is not None
             if segment.text is not None:
-                lead = (
-                    markup.lead
-                    if place == 0
-                    else markup.image_tail
-                    if turn.segments[place - 1].image is not None
-                    else ""
-                )
+                lead = markup.image_tail if after_image else markup.lead if place == 0 else ""
                 writer.add(self._plain_ids(lead + segment.text, owner), in_loss=segment.in_loss)
                 continue
             if place == 0 and markup.image_lead:
@@ -176,11 +192,25 @@ class ChatLayout:
             if self._by_pixels(turn):
                 assert segment.image is not None, "a segment is a text or an image"
                 writer.add_pixels(self.placeholders, self.placeholder, segment.image)
-            elif codes:
-                writer.add_image(*self.image.block(codes.pop(0), self.vocabulary.first_code), in_loss=segment.in_loss)
             else:
-                raise ValueError(f"sequence {owner}: expected codes of every image; got too few; encode them all")
+                writer.add_image(*self._block(codes, owner), in_loss=segment.in_loss)
         writer.add(markup.after, in_loss=turn.segments[-1].in_loss)
+
+    def _block(self, codes: list[Codes], owner: str) -> tuple[list[int], list[TokenKind]]:
+        """Ids and kinds of the next image, whose codes are taken from the front."""
+        if not codes:
+            raise ValueError(
+                f"sequence {owner}: expected codes of every image that is not seen by its pixels; got too few; encode "
+                "what images_to_code() gives"
+            )
+        grid, vocabulary = codes.pop(0), self.vocabulary
+        if grid.ndim != 2 or grid.size == 0 or not 0 <= grid.min() <= grid.max() < vocabulary.num_codes:
+            span = f" of {grid.min()}..{grid.max()}" if grid.size else ""
+            raise ValueError(
+                f"sequence {owner}: expected image codes [rows, columns] in 0..{vocabulary.num_codes - 1}; got shape "
+                f"{grid.shape}{span}; encode the image with the family's own tokenizer, codes counted from 0"
+            )
+        return self.image.block(grid, vocabulary.first_code)
 
     def _plain_ids(self, text: str, owner: str) -> list[int]:
         ids = self.encode_text(text)

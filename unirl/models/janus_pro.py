@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,10 +22,16 @@ from unirl.algorithms.logprobs import token_entropies, token_logprobs
 from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models import janus_generate
-from unirl.models.checkpoint import copy_into, read_json, start_folder, stored_tensors, write_weights
+from unirl.models.checkpoint import config_of, copy_into, read_json, start_folder, stored_tensors, write_weights
+from unirl.models.image_codec import refuse_area
+from unirl.models.interleaved import ChatLayout, PackedRow, Part
 from unirl.models.janus_prompts import JanusPrompts
+from unirl.models.packed_attention import document_arguments, use_packed_attention
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
 from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
+
+if TYPE_CHECKING:
+    from unirl.models.janus_codec import JanusCodec
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 TRUNK = "model.language_model.layers."
@@ -39,13 +45,19 @@ class Float32Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits float32 [..., V] of hidden states [..., H]."""
+        if not input.numel():  # no copy of the table for nothing, and yet a call with a gradient
+            return super().forward(input.to(self.weight.dtype)).float()
         bias = None if self.bias is None else self.bias.float()
         return functional.linear(input.float(), self.weight.float(), bias)
 
 
 @dataclass(slots=True)
 class JanusPro:
-    """A Janus-Pro policy; see `unirl.models.policy.AutoregressivePolicy` for what each method promises."""
+    """A Janus-Pro policy.
+
+    What each method promises is in `unirl.models.policy.AutoregressivePolicy` and, for conversations, in
+    `unirl.models.interleaved.InterleavedPolicy`.
+    """
 
     module: JanusForConditionalGeneration
     config: Any
@@ -59,6 +71,7 @@ class JanusPro:
     shapes: dict[str, tuple[int, ...]]
     """Name and shape of every weight of the whole model, also of a trunk that was not loaded; tied ones once."""
     allowed_text_ids: Tensor
+    layout: ChatLayout
 
     @classmethod
     def load(cls, config: ModelConfig, path: Path, *, trunk: bool = True) -> "JanusPro":
@@ -89,6 +102,7 @@ class JanusPro:
         for name, value in stored.read(shapes.keys() & targets.keys()):
             copy_into(targets, name, value)
         _freeze(module, config.frozen)
+        use_packed_attention(module.model.language_model)
         return cls(
             module=module,
             config=janus,
@@ -98,6 +112,7 @@ class JanusPro:
             tied=tied,
             shapes=shapes,
             allowed_text_ids=prompts.allowed_text_ids(janus.text_config.vocab_size),
+            layout=_layout(prompts, janus),
         )
 
     @property
@@ -248,6 +263,45 @@ class JanusPro:
         """Logits float32 [..., num_codes] of the next image code."""
         return self.module.model.generation_head(hidden)
 
+    def hidden_states_of(self, row: PackedRow) -> Tensor:
+        """Last hidden states [T, H]; a document sees itself alone.
+
+        Raises:
+            ValueError: not as many placeholders as the row's images have.
+        """
+        arguments = document_arguments(row.lengths, row.ids.device)
+        trunk = self.module.model.language_model
+        return trunk(inputs_embeds=self.embed_row(row)[None], use_cache=False, **arguments).last_hidden_state[0]
+
+    def embed_row(self, row: PackedRow) -> Tensor:
+        """Input embeddings [T, H] of text, codes and pictures.
+
+        Whatever the row holds, each module is called once and takes part in the backward pass, because each call is a
+        collective of all ranks under ZeRO-3: the tables with no code, the vision tower with a blank image that goes
+        nowhere.
+
+        Raises:
+            ValueError: not as many placeholders as the row's images have.
+        """
+        first_code = self.layout.vocabulary.first_code
+        is_code, places = row.ids >= first_code, row.ids == self.prompts.ids.placeholder
+        embedded = self.embed_text(row.ids.masked_fill(is_code, 0))
+        drawn, seen = self.embed_codes(row.ids[is_code] - first_code), self._seen(row.pixels)
+        if (found := int(places.sum())) != len(seen):
+            raise ValueError(
+                f"packed row: expected {len(seen)} image placeholders for {len(row.pixels)} images; got {found}; keep "
+                "the pixels of a sequence with its ids"
+            )
+        for where, values in ((is_code, drawn), (places, seen)):
+            embedded = embedded.masked_scatter(where[:, None], values.to(embedded.dtype))
+        return embedded
+
+    def logits(self, hidden: Tensor, part: Part) -> Tensor:
+        """Logits float32 [N, C] of hidden states [N, H]: over codes, over text ids, or over the joint vocabulary."""
+        if part == "both":
+            return torch.cat([self.text_logits(hidden), self.code_logits(hidden)], dim=-1)
+        return self.text_logits(hidden) if part == "text" else self.code_logits(hidden)
+
     def score(self, rows: Sequence[LearnerRow], scoring: Scoring) -> Iterator[TokenScores]:
         """Score the completions of rows of one task in one teacher-forced pass.
 
@@ -343,6 +397,13 @@ class JanusPro:
         on_device = [torch.from_numpy(array).to(self.device) for array in (tokens, exists, counts)]
         return on_device[0], on_device[1], on_device[2]
 
+    def _seen(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Aligned features [n, H] of images one behind the other; for none, no row of a blank image's."""
+        size = self.image_processor.size
+        shown = images or [np.zeros((size["height"], size["width"], 3), np.uint8)]
+        features = self._image_features(shown)
+        return torch.cat([features[id(image)] for image in shown])[: len(images) * self.num_image_tokens]
+
     def _image_features(self, images: Sequence[NDArray[np.uint8]]) -> dict[int, Tensor]:
         """Aligned features [N, H] of each distinct array, by its id(); only a sampler sees them part by part.
 
@@ -378,14 +439,7 @@ class JanusPro:
 
 
 def _own_config(path: Path) -> dict[str, Any]:
-    """config.json of the folder, after its model_type was found to be this family's."""
-    raw = read_json(path / "config.json")
-    if raw.get("model_type") != "janus":
-        raise ValueError(
-            f"{path}: expected a checkpoint of model_type 'janus' for model.family janus_pro; got "
-            f"{raw.get('model_type')!r}; set model.family to its family, or point model.path elsewhere"
-        )
-    return raw
+    return config_of(path, "janus_pro", "janus")
 
 
 def _weight_shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -456,7 +510,7 @@ def _check_agreement(config: Any, prompts: JanusPrompts, image_processor: JanusI
         )
 
 
-load = JanusPro.load
+load = load_interleaved = JanusPro.load
 load_independent = janus_generate.load_independent
 
 
@@ -464,3 +518,21 @@ def load_prompts(config: ModelConfig, path: Path) -> JanusPrompts:
     """The templates alone; see `JanusPrompts.load`."""
     _own_config(path)
     return JanusPrompts.load(path, config.system_prompt)
+
+
+def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
+    """How the checkpoint writes conversations; see `JanusPrompts.layout`."""
+    janus = JanusConfig.from_dict(_own_config(path))
+    return _layout(JanusPrompts.load(path, config.system_prompt), janus)
+
+
+def _layout(prompts: JanusPrompts, config: Any) -> ChatLayout:
+    return prompts.layout(num_text_ids=config.text_config.vocab_size, num_codes=config.vq_config.num_embeddings)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> "JanusCodec":
+    """The checkpoint's own image tokenizer; its pictures have one size."""
+    from unirl.models.janus_codec import JanusCodec
+
+    refuse_area(area, "janus_pro")
+    return JanusCodec.load(config, path)

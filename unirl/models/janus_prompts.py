@@ -13,7 +13,9 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models.checkpoint import read_json
+from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
 from unirl.models.policy import EncodedPrompt
+from unirl.models.tokenizer import OpenTokenizer
 from unirl.types import GenerationSample, UnderstandingSample
 
 TOKEN_STRINGS = {
@@ -25,6 +27,7 @@ TOKEN_STRINGS = {
     "placeholder": "<image_placeholder>",
 }
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+CHAT_VERSION = 1
 CHOICE_TEMPLATE = "{letter} {choice}"
 """How a line of a multiple-choice question reads; a checkpoint overrides it by the key `choice_template` of its
 tokenizer_config.json, e.g. "{letter}. {choice}". Blanks only, because a word-level tokenizer has no full stop."""
@@ -164,6 +167,40 @@ class JanusPrompts:
         forbidden = {field.name for field in fields(self.ids)} - {"eos"}
         allowed[[getattr(self.ids, name) for name in sorted(forbidden)]] = False
         return allowed
+
+    def layout(self, *, num_text_ids: int, num_codes: int) -> ChatLayout:
+        """Janus-Pro's conversation, whose turns read as the two prompts do; code c is id `num_text_ids + c`.
+
+        What the user shows is seen by its pixels; what the assistant draws, by its codes. As in the prompts, the system
+        speaks only where the user shows an image. An answer follows `<|Assistant|>:` after a blank, an image at once.
+        """
+        vocabulary, ids = self.tokenizer.get_vocab(), self.ids
+        special = {field.name: getattr(ids, field.name) for field in fields(ids)}
+        tokenizer = OpenTokenizer(
+            self.tokenizer, vocabulary, special | {"user": vocabulary[USER], "assistant": vocabulary[ASSISTANT]}
+        )
+        plain = np.concatenate([tokenizer.plain(num_text_ids), np.zeros(num_codes, np.bool_)])
+        colon, gap = tokenizer.encode(":"), tuple(tokenizer.encode("\n\n"))
+        return ChatLayout(
+            vocabulary=JointVocabulary.around(
+                plain, first_code=num_text_ids, num_codes=num_codes, drawn=(ids.boi, ids.eos)
+            ),
+            image=ImageMarkup(begin=ids.boi, end=ids.eoi),
+            start=(ids.bos,),
+            turns={
+                "system": Markup(after=gap),
+                "user": Markup(before=(vocabulary[USER], *colon), after=gap, lead=" ", image_lead=" ", image_tail="\n"),
+                "assistant": Markup(before=(vocabulary[ASSISTANT], *colon), after=(ids.eos,), lead=" "),
+            },
+            end=ids.eos,
+            encode_text=tokenizer.encode,
+            plain=plain,
+            placeholders=(ids.boi, *[ids.placeholder] * self.num_image_tokens, ids.eoi),
+            placeholder=ids.placeholder,
+            system=self.system_prompt.removesuffix("\n\n"),
+            system_for_images=True,
+            fingerprint=tokenizer.fingerprint("janus_pro", CHAT_VERSION, self.system_prompt, self.num_image_tokens),
+        )
 
     def _encode(self, text: str) -> NDArray[np.int32]:
         return np.asarray(self.tokenizer(text).input_ids, dtype=np.int32)

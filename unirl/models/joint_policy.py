@@ -4,6 +4,7 @@ A family's file says how to read its configuration, how to write its conversatio
 The image tokenizer is no part of the module: it is never trained, and `save` copies it from where it was loaded.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,18 @@ from torch.nn import functional
 from transformers.initialization import no_init_weights
 
 from unirl.config import ModelConfig
-from unirl.models.checkpoint import copy_into, start_folder, stored_tensors, write_weights
+from unirl.models.checkpoint import (
+    StoredTensors,
+    copy_into,
+    read_json,
+    start_folder,
+    stored_tensors,
+    write_weights,
+)
 from unirl.models.interleaved import ChatLayout, PackedRow, Part
 from unirl.models.packed_attention import document_arguments, use_packed_attention
 
-HEAD = "lm_head.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class JointHead(nn.Linear):
@@ -37,21 +45,23 @@ class JointHead(nn.Linear):
             "text": [weight[: self.codes.start], weight[self.codes.stop :]],
         }[part]
         hidden = input.to(dtype or weight.dtype)
-        return torch.cat([functional.linear(hidden, row.to(hidden.dtype)) for row in rows], dim=-1)
+        logits = [functional.linear(hidden, row.to(hidden.dtype)) for row in rows if len(row)]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointFamily:
     """What one family states about its checkpoints."""
 
-    module: Callable[[Any], Any]
-    """Class of the language model: has `model`, the trunk, and `lm_head`."""
+    module: Any
+    """transformers' class of the language model: has `model`, the trunk, and `lm_head`."""
     read_config: Callable[[Path], Any]
     """The language model's transformers configuration of a checkpoint folder."""
     load_layout: Callable[[ModelConfig, Path], ChatLayout]
     """How a checkpoint folder's tokenizer writes conversations."""
-    stored_name: Callable[[str], str] = lambda name: name
-    """Name in the checkpoint of a weight of the language model."""
+    namings: tuple[Mapping[str, str], ...] = ({},)
+    """How checkpoints of the family may name the language model's weights: by beginnings of the module's names, what
+    stands in their place. A checkpoint has the first under which its embedding is found."""
     drop: tuple[str, ...] = ()
     """Parts of the trunk that do not belong to the language model."""
 
@@ -67,7 +77,8 @@ class JointPolicy:
     folder: Path
     """Where it was loaded from."""
     shapes: dict[str, tuple[int, ...]]
-    family: JointFamily
+    naming: Mapping[str, str]
+    """How the checkpoint names the weights; see `JointFamily.namings`."""
 
     @classmethod
     def load(cls, family: JointFamily, config: ModelConfig, path: Path, *, weights: bool = True) -> "JointPolicy":
@@ -85,20 +96,22 @@ class JointPolicy:
         """
         layout, settings = family.load_layout(config, path), family.read_config(path)
         stored = stored_tensors(path)
-        tied = bool(settings.tie_word_embeddings) and family.stored_name(HEAD) not in stored.shapes
-        settings.tie_word_embeddings = tied
+        naming = next((each for each in family.namings if stored_name(EMBEDDING, each) in stored.shapes), {})
+        settings.tie_word_embeddings = _is_tied(settings, stored, naming)
         with torch.device("cpu" if weights else "meta"):
             module = _empty_module(family, settings, getattr(torch, config.dtype), layout)
-        shapes = {
-            name: tuple(value.shape) for name, value in module.state_dict().items() if not (tied and name == HEAD)
-        }
-        names = {family.stored_name(name): name for name in shapes}
-        stored.check({source: shapes[name] for source, name in names.items()})
         targets = module.state_dict()
+        shapes = {
+            name: tuple(value.shape)
+            for name, value in targets.items()
+            if not (settings.tie_word_embeddings and name == HEAD)
+        }
+        names = {stored_name(name, naming): name for name in shapes}
+        stored.check({source: shapes[name] for source, name in names.items()})
         for source, value in stored.read(set(names) if weights else set()):
             copy_into(targets, names[source], value)
         use_packed_attention(module)
-        return cls(module=module, config=settings, layout=layout, folder=path, shapes=shapes, family=family)
+        return cls(module=module, config=settings, layout=layout, folder=path, shapes=shapes, naming=naming)
 
     @property
     def device(self) -> torch.device:
@@ -121,28 +134,49 @@ class JointPolicy:
         Raises:
             ValueError: the names or shapes of `state` are not those of the language model.
         """
+        tied = self.config.tie_word_embeddings
+        state = {name: value for name, value in state.items() if not (tied and name == HEAD)}
         start_folder(folder, self.folder, state, self.shapes)
-        renamed = {self.family.stored_name(name): value for name, value in state.items()}
+        renamed = {stored_name(name, self.naming): value for name, value in state.items()}
         stored = stored_tensors(self.folder)
-        others = dict(stored.read(stored.shapes.keys() - renamed.keys()))
-        (folder / "config.json").write_bytes((self.folder / "config.json").read_bytes())
-        write_weights(folder, renamed | others)
+        others = stored.shapes.keys() - renamed.keys() - {stored_name(HEAD, self.naming)}
+        write_weights(folder, renamed | dict(stored.read(others)))
+        precision = str(state[EMBEDDING].dtype).removeprefix("torch.")
+        raw = read_json(self.folder / "config.json")
+        raw |= {key: precision for key in {"dtype", "torch_dtype"} & raw.keys() or {"dtype"}}
+        raw["tie_word_embeddings"] = tied
+        (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_name(name: str, naming: Mapping[str, str]) -> str:
+    """Name in a checkpoint of a weight of the module."""
+    for ours, theirs in naming.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _is_tied(settings: Any, stored: StoredTensors, naming: Mapping[str, str]) -> bool:
+    """Whether head and embedding are one table: config.json says so, and no head is stored that says otherwise.
+
+    The key is often absent, and then transformers' class decides; a head that differs was trained apart.
+    """
+    head, table = stored_name(HEAD, naming), stored_name(EMBEDDING, naming)
+    if not settings.tie_word_embeddings or head not in stored.shapes or table not in stored.shapes:
+        return bool(settings.tie_word_embeddings)
+    values = dict(stored.read({head, table}))
+    return torch.equal(values[head], values[table])
 
 
 def _empty_module(family: JointFamily, settings: Any, dtype: torch.dtype, layout: ChatLayout) -> Any:
+    """The language model in its final precision, its memory reserved and not yet touched."""
     with no_init_weights():
-        module = family.module(settings)
+        module = family.module._from_config(settings, dtype=dtype)
     for name in family.drop:
         setattr(module.model, name, None)
-    module = module.to(dtype)
     if settings.tie_word_embeddings:
         module.tie_weights()
     vocabulary = layout.vocabulary
     module.lm_head.__class__ = JointHead
     module.lm_head.codes = slice(vocabulary.first_code, vocabulary.first_code + vocabulary.num_codes)
-    if module.lm_head.weight.shape[0] != vocabulary.size:
-        raise ValueError(
-            f"expected a head of {vocabulary.size} rows, as the tokenizer says; config.json says vocab_size "
-            f"{module.lm_head.weight.shape[0]}; tokenizer and config.json are of two checkpoints"
-        )
     return module.eval()

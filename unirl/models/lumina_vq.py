@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unirl.models.checkpoint import opened, read_json
+from unirl.models.image_codec import check_codes
 
 FOLDER, WEIGHTS = "vqvae", "diffusion_pytorch_model.safetensors"
 IMAGES_AT_ONCE = 32
@@ -152,10 +153,8 @@ class LuminaVq:
         """
         model = self.load()
         num_codes, width = model.quantize.embedding.weight.shape
-        if wrong := [int(x) for own in codes for x in (own.min(), own.max()) if not 0 <= x < num_codes]:
-            raise ValueError(
-                f"decode: expected image codes in 0..{num_codes - 1}; got {wrong[0]}; subtract the id of the first code"
-            )
+        for own in codes:
+            check_codes(own, num_codes)
         pictures: list[NDArray[np.uint8] | None] = [None] * len(codes)
         for part in _alike([own.shape for own in codes]):
             grid = torch.from_numpy(np.stack([codes[index] for index in part]).astype(np.int64)).to(self.device)

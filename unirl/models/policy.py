@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Cache
 
-from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig
+from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig, SftDataConfig
 from unirl.config_rules import Problem
+from unirl.models.conversation_encoder import ConversationEncoder
+from unirl.models.image_codec import ImageCodec
+from unirl.models.interleaved import ChatLayout, InterleavedPolicy
 from unirl.types import GenerationSample, LearnerRow, Task, UnderstandingSample
 
 if TYPE_CHECKING:
@@ -218,7 +222,7 @@ def load_policy(config: ModelConfig, path: Path) -> Policy:
         FileNotFoundError: the folder lacks a file that the family needs.
         ValueError: the checkpoint is of another family, truncated, or lacks a token string.
     """
-    return _family(config).load(config, path)
+    return _offer(config, "load", "can be trained by reinforcement learning")(config, path)
 
 
 def load_prompts(config: ModelConfig, path: Path) -> Prompts:
@@ -228,7 +232,7 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
         FileNotFoundError: the folder lacks a file of the tokenizer.
         ValueError: the tokenizer lacks a token string.
     """
-    return _family(config).load_prompts(config, path)
+    return _offer(config, "load_prompts", "can be trained by reinforcement learning")(config, path)
 
 
 def load_independent(config: ModelConfig, path: Path) -> Independent | None:
@@ -237,9 +241,79 @@ def load_independent(config: ModelConfig, path: Path) -> Independent | None:
     return load(path) if load else None
 
 
+def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:
+    """The policy of `config.family` for conversations, with the weights of the checkpoint folder `path`.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file that the family needs.
+        ValueError: the family cannot be fine-tuned on conversations, or the checkpoint is of another family, truncated,
+            or lacks a token string.
+    """
+    return _offer(config, "load_interleaved", "can be fine-tuned on conversations")(config, path)
+
+
+def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
+    """How `config.family` writes conversations, by the tokenizer of the checkpoint folder `path`; no weights are read.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file of the tokenizer.
+        ValueError: the family cannot be fine-tuned on conversations, the checkpoint is of another family, or its
+            tokenizer lacks a token string.
+    """
+    return _offer(config, "load_layout", "can be fine-tuned on conversations")(config, path)
+
+
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None = None) -> ImageCodec:
+    """The image tokenizer of `config.family`, from the checkpoint folder `path` or from `config.image_tokenizer`.
+
+    Args:
+        config: names the family.
+        path: checkpoint folder.
+        area: least and greatest area of a picture in pixels, for families whose pictures vary; None: the tokenizer's.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file that the tokenizer needs.
+        ValueError: the family cannot be fine-tuned on conversations, unfit weights, or an area where there is one size.
+    """
+    return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path, area)
+
+
+def load_encoder(config: ModelConfig, path: Path, data: SftDataConfig) -> ConversationEncoder:
+    """What turns samples into token sequences of `config.family`, on a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file that the tokenizers need.
+        ValueError: as `load_layout` and `load_codec`, or one image alone is longer than `data.max_length`.
+    """
+    codec: Any = load_codec(config, path, data.image_pixels)
+    codec.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    return ConversationEncoder(
+        layout=load_layout(config, path), codec=codec, max_length=data.max_length, too_long=data.too_long
+    )
+
+
+def _offer(config: ModelConfig, name: str, what: str) -> Any:
+    """The function `name` of the family's file.
+
+    Raises:
+        ValueError: it has none, so that the family is not one that `what`.
+    """
+    found = getattr(_family(config), name, None)
+    if found is None:
+        offering = [family for family in get_args(Family) if hasattr(_file_of(family), name)]
+        raise ValueError(
+            f"model.family: expected a family that {what}; got {config.family}; set it to one of {', '.join(offering)}"
+        )
+    return found
+
+
 def _family(config: ModelConfig) -> Any:
-    """The file of the family: its `load`, its `load_prompts`, and `load_independent` where there is one."""
+    """The file of the family: what it offers it defines under the name of the function here that asks for it."""
     if config.family not in get_args(Family):
         known = ", ".join(get_args(Family))
         raise ValueError(f"model.family: expected one of {known}; got {config.family!r}; correct the key")
-    return import_module(f"unirl.models.{config.family}")
+    return _file_of(config.family)
+
+
+def _file_of(family: str) -> Any:
+    return import_module(f"unirl.models.{family}")

@@ -32,13 +32,20 @@ class OpenTokenizer:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
 
     def plain(self, size: int) -> NDArray[np.bool_]:
-        """Which of `size` ids are ordinary text, bool [size]: known to the tokenizer, and special to nobody."""
+        """Which of `size` ids are ordinary text, bool [size]: known to the tokenizer, and special to nobody.
+
+        Raises:
+            ValueError: the tokenizer gives larger ids.
+        """
+        if (largest := max(self.vocabulary.values())) >= size:
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: expected token ids below vocab_size {size} of config.json; got "
+                f"{largest}; tokenizer and config.json are of two checkpoints"
+            )
         known = np.zeros(size, np.bool_)
-        known[[id for id in self.vocabulary.values() if id < size]] = True
+        known[list(self.vocabulary.values())] = True
         marked = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        known[sorted(id for id in {*self.special.values(), *self.tokenizer.all_special_ids, *marked} if id < size)] = (
-            False
-        )
+        known[sorted({*self.special.values(), *self.tokenizer.all_special_ids, *marked})] = False
         return known
 
     def fingerprint(self, *facts: object) -> str:
@@ -47,6 +54,26 @@ class OpenTokenizer:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         rules = backend.to_str() if backend is not None else self.tokenizer.__class__.__name__
         return hashlib.sha256((words + rules).encode()).hexdigest()[:16]
+
+
+def code_range(found: Mapping[int, int], folder: Path, first_name: str) -> tuple[int, int]:
+    """First id and number of the image codes.
+
+    Args:
+        found: id of each code that has a name in the tokenizer.
+        folder: where the tokenizer was found.
+        first_name: name of code 0.
+
+    Raises:
+        ValueError: there are none, or code c is not id `first + c`.
+    """
+    first = found.get(0, -1)
+    if not found or any(found.get(code) != first + code for code in range(len(found))):
+        raise ValueError(
+            f"{folder}: expected image codes named {first_name} and on, with consecutive ids; got {len(found)} names "
+            f"from id {first}; take the tokenizer files of the converted checkpoint"
+        )
+    return first, len(found)
 
 
 def open_tokenizer(folder: Path, special: Mapping[str, str]) -> OpenTokenizer:
@@ -58,10 +85,16 @@ def open_tokenizer(folder: Path, special: Mapping[str, str]) -> OpenTokenizer:
 
     Raises:
         FileNotFoundError: the folder has no tokenizer.
-        ValueError: a special token is absent.
+        ValueError: only code of the checkpoint could read it, or a special token is absent.
     """
     read_json(folder / "tokenizer_config.json")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder}: expected a tokenizer that transformers reads by itself; got one that it does not ({error}); "
+            "code of a checkpoint is never run: take the tokenizer files of its conversion for transformers"
+        ) from error
     vocabulary = tokenizer.get_vocab()
     missing = [text for text in special.values() if text not in vocabulary]
     if missing:

@@ -65,6 +65,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("learner/num_micro_batches", "passes", "sum", "Forward and backward passes of one rank."),
     Metric("learner/skipped_updates", "updates", "sum", "Updates left out because no group carried a signal."),
     Metric("learner/update_s", "s", "mean", "Seconds inside the learner."),
+    Metric("sft/nats/<modality>", "nats", "mean", "Cross-entropy of a target among the ids of its own modality."),
+    Metric("sft/accuracy/<modality>", "1", "mean", "Share of targets that were the likeliest of their modality."),
+    Metric("sft/num_targets/<modality>", "tokens", "sum", "Targets of the step."),
+    Metric(
+        "sft/tokens_per_s", "tokens/s", "mean", "Tokens through the model, targets or not, per second of an update."
+    ),
+    Metric("sft/fill_fraction", "1", "mean", "Share of the rows' room that holds tokens."),
+    Metric("sft/data_wait_s", "s", "mean", "Seconds that the slowest rank waited for its sequences."),
     Metric("policy/ratio_mean", "1", "mean", "New over old probability of a token; 1 on-policy."),
     Metric("policy/ratio_max", "1", "max", "Largest such ratio."),
     Metric("policy/ratio_min", "1", "min", "Least such ratio."),

@@ -48,15 +48,15 @@ class InterleavedEngine:
         from unirl.rollout.interleaved_processor import InterleavedProcessor
 
         self.policy_version = -1
-        self._settings, self._family = settings, family_file(model)
-        self._front = self._family.load_front(model, path)
+        self._settings, family = settings, family_file(model)
+        self._front = family.load_front(model, path)
         self._dtype = getattr(torch, model.dtype)
         sees_pixels = self._front.layout.sees_pixels
         if sees_pixels:
             nn.Module.to(self._front.module, "cuda" if torch.cuda.is_available() else "cpu")
         check_memory(self._front.config.get_text_config(), settings, self._dtype)
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
-            self._family.write_engine_folder(self._front, Path(folder))
+            family.write_engine_folder(self._front, Path(folder))
             self._engine = EngineProcess(
                 self._front,
                 Path(folder),
@@ -109,7 +109,7 @@ class InterleavedEngine:
         if not job.request.prompt.pixels:
             return tokens_input(job.prompt_ids.tolist())
         with torch.inference_mode():
-            embedded = self._family.embed_prompt(self._front, job.prompt_ids, job.request.prompt.pixels)
+            embedded = self._front.embed_row(job.row([], self._front.device))
         return embeds_input(embedded.to(self._dtype).cpu())
 
     def _params(self, job: Job, rules: Rules, seed: int) -> "SamplingParams":

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from unirl.models.interleaved import ChatLayout
+from unirl.models.interleaved import ChatLayout, PackedRow
 from unirl.rollout.interleaved_grammar import Grammar, Progress, ReplySegment
 from unirl.rollout.interleaved_law import InterleavedSampling
 from unirl.types import FinishReason, TokenSequence
@@ -68,6 +69,11 @@ class Job:
     prompt_ids: NDArray[np.int32]
     opened: list[int]
     """Ids of an image that the prompt leaves unfinished."""
+
+    def row(self, ids: list[int], device: torch.device) -> PackedRow:
+        """Prompt and the ids so far as a row of one document."""
+        history = torch.tensor([*self.prompt_ids.tolist(), *ids], device=device)
+        return PackedRow(ids=history, lengths=(len(history),), pixels=tuple(self.request.prompt.pixels))
 
     def reply(self, rules: Rules, seed: int, ids: NDArray[np.int32], logprobs: NDArray[np.float32]) -> Reply:
         """The reply with these ids [T]."""

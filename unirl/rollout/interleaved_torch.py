@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unirl.models.interleaved import InterleavedPolicy, PackedRow
+from unirl.models.interleaved import InterleavedPolicy
 from unirl.rollout.gumbel import gumbel_argmax, step_seeds
 from unirl.rollout.interleaved_grammar import BatchGrammar
 from unirl.rollout.interleaved_law import InterleavedSampling, drawing_logprobs
@@ -46,9 +46,8 @@ class InterleavedTorch:
         progress, drawings = rules.progress(job.opened), (rules.sampling.text, rules.sampling.image)
         ids, logprobs = list[int](), list[float]()
         while len(ids) < rules.sampling.max_tokens and ids[-1:] != [rules.grammar.end]:
-            history = torch.tensor([*job.prompt_ids.tolist(), *ids], device=device)
-            row = PackedRow(ids=history, lengths=(len(history),), pixels=job.request.prompt.pixels)
-            logits = self.policy.logits(self.policy.hidden_states_of(row)[-1:], "both")
+            hidden = self.policy.hidden_states_of(job.row(ids, device))
+            logits = self.policy.logits(hidden[-1:], "both")
             place, may_begin = (torch.tensor([x], device=device) for x in (progress.place, progress.may_begin))
             law = drawing_logprobs(logits, place, may_begin, grammar, drawings)
             drawn = int(gumbel_argmax(law, step_seeds([generator]).to(device)))

@@ -8,14 +8,12 @@ are mixed. One request stays one sequence for the scheduler, so its two streams 
 import copy
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
@@ -173,27 +171,6 @@ class JanusForRollout(nn.Module):
 def load_front(config: ModelConfig, path: Path) -> JanusPro:
     """The family without its trunk, which the engine holds."""
     return JanusPro.load(config, path, trunk=False)
-
-
-def embed_prompt(front: JanusPro, ids: NDArray[np.int32], pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Input embeddings [P, H] of ids [P] over the joint vocabulary, features of each image in its placeholders.
-
-    Raises:
-        ValueError: not as many placeholders as the images have.
-    """
-    on_device = torch.from_numpy(ids).long().to(front.device)
-    first_code, placeholder = len(front.allowed_text_ids), front.prompts.ids.placeholder
-    codes, places = on_device >= first_code, on_device == placeholder
-    embedded = front.embed_text(on_device.masked_fill(codes, 0))
-    embedded[codes] = front.embed_codes(on_device[codes] - first_code).to(embedded.dtype)
-    shown = torch.full((len(pixels), front.num_image_tokens), placeholder, device=front.device)
-    if (found := int(places.sum())) != shown.numel():
-        raise ValueError(
-            f"prompt: expected {shown.numel()} image placeholders for {len(pixels)} images; got {found}; keep the "
-            "pixels of a sequence with its ids"
-        )
-    embedded[places] = front.embed_prompts(shown, torch.ones_like(shown), pixels).flatten(0, 1)
-    return embedded
 
 
 def write_engine_folder(policy: JanusPro, folder: Path, num_streams: int = 1) -> None:

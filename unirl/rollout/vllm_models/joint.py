@@ -12,29 +12,22 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 
 from unirl.config import ModelConfig
-from unirl.models.joint_policy import HEAD, JointPolicy
+from unirl.models.joint_policy import EMBEDDING, HEAD, JointPolicy
 
-EMBEDDING = "model.embed_tokens.weight"
 NO_ENGINE_KEYS = ("vq_config", "vocabulary_map", "transformers_version")
 """Of a family's configuration; the rest describes its trunk under the names that vLLM's trunks read."""
 
+NOT_THE_TRUNK = {"model.vqmodel.": None, "vqmodel.": None}
+"""Beginnings of the names of an image tokenizer that is stored with the language model."""
+
 
 class JointLlama(LlamaForCausalLM):
-    """A Llama trunk whose checkpoint may hold an image tokenizer beside it, or name the trunk as a part."""
-
-    checkpoint_names = WeightsMapper(
-        orig_to_new_prefix={
-            "model.vqmodel.": None,
-            "vqmodel.": None,
-            "model.text_model.": "model.",
-            "text_model.model.": "model.",
-            "text_model.lm_head.": "lm_head.",
-        }
-    )
+    """A Llama trunk whose checkpoint may hold an image tokenizer beside it, or name the trunk as a part of a whole."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take weights under the checkpoint's names."""
-        named = self.checkpoint_names.apply(weights)
+        renamed = {theirs: ours for ours, theirs in self.config.naming.items()}
+        named = WeightsMapper(orig_to_new_prefix=NOT_THE_TRUNK | renamed).apply(weights)
         return AutoWeightsLoader(self).load_weights(with_own_head(named) if self.config.tied else named)
 
 
@@ -75,6 +68,7 @@ def write_folder(policy: JointPolicy, folder: Path, model: type, **changes: Any)
     config |= {
         "architectures": [architecture],
         "head_dtype": "float32",
+        "naming": dict(policy.naming),
         "tied": policy.config.tie_word_embeddings,
         "tie_word_embeddings": False,
         **changes,

@@ -1,0 +1,89 @@
+"""Learner ranks as Ray actors that start, work and end together."""
+
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from unirl.cluster.placement import Placement
+from unirl.config import LearnerConfig
+
+log = logging.getLogger(__name__)
+
+
+def own_address() -> tuple[str, int]:
+    """This node and a free port of it, for rank 0 to listen on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+class Gang:
+    """W actors of one class behind calls that return when all of them are done.
+
+    The class has `address()`, which gives `own_address()` where the actor is, and `setup(*arguments, rank, address)`.
+    """
+
+    def __init__(
+        self, actor: Any, learner: LearnerConfig, placement: Placement, timeout_s: float, *arguments: object
+    ) -> None:
+        """Start the actors and wait until all of them are set up.
+
+        Raises:
+            RuntimeError: they are not up within `timeout_s`.
+        """
+        self._ranks: list[Any] = [
+            actor.options(
+                num_cpus=learner.num_cpus, num_gpus=learner.num_gpus, scheduling_strategy=placement.for_rank(rank)
+            ).remote()
+            for rank in range(learner.num_ranks)
+        ]
+        try:
+            address = ray.get(self._ranks[0].address.remote(), timeout=timeout_s)
+            calls = [rank.setup.remote(*arguments, index, address) for index, rank in enumerate(self._ranks)]
+            ray.get(calls, timeout=timeout_s)
+        except GetTimeoutError:
+            raise RuntimeError(
+                f"learner: expected {learner.num_ranks} ranks to be up within {timeout_s:g} s "
+                "(cluster.start_timeout_s); some are not; look at their logs, or allow more time"
+            ) from None
+        except RayTaskError as error:
+            raise error.cause from None
+
+    def all(self, method: str, *arguments: object) -> list[Any]:
+        """Call every rank; the first failure ends the gang, since the others would wait for the lost rank.
+
+        Raises:
+            RuntimeError: a rank died.
+        """
+        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        try:
+            return ray.get(calls)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            self.close()
+            raise RuntimeError(
+                f"learner: expected every rank to finish {method}; got a dead one ({error}); the last committed "
+                "checkpoint is whole: resume with --resume"
+            ) from error
+
+    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """Commit a checkpoint of weights, optimizer and `state`."""
+        self.all("save", folder, step, state)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Load the newest committed checkpoint; returns the state that was saved with it."""
+        return self.all("restore", folder)[0]
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a checkpoint folder in its public layout."""
+        self.all("export", folder)
+
+    def close(self) -> None:
+        """End every rank."""
+        for rank in self._ranks:
+            ray.kill(rank)

@@ -1,0 +1,105 @@
+"""Fine-tuning's ranks as Ray actors, and the encoders of its pictures as a Ray Data pipeline."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from unirl.cluster.actor_log import open_actor_log
+from unirl.cluster.gang import Gang, own_address
+from unirl.cluster.placement import Placement
+from unirl.cluster.sft_worker import SftWorker, TokenSources
+from unirl.config import SftConfig
+from unirl.data.token_store import Unit, encode_unit
+from unirl.models.policy import load_encoder
+
+log = logging.getLogger(__name__)
+
+
+@ray.remote(max_restarts=0)
+class SftRank:
+    """One rank."""
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 will listen."""
+        return own_address()
+
+    def setup(
+        self, config: SftConfig, checkpoint: Path, tokens: TokenSources, rank: int, address: tuple[str, int]
+    ) -> None:
+        """Join the process group and load the weights; blocks until every rank is there."""
+        open_actor_log(f"learner-{rank}")
+        log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
+        self._worker = SftWorker(config, checkpoint, tokens, rank, address)
+        log.info("rank %d of %d is up", rank, config.learner.num_ranks)
+
+    def update(self, step: int) -> dict[str, float]:
+        """This rank's share of the update; the metrics are those of all ranks."""
+        return self._worker.update(step)
+
+    def evaluate(self) -> dict[str, float]:
+        """This rank's share of the evaluation."""
+        return self._worker.evaluate()
+
+    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """This rank's part of a checkpoint."""
+        self._worker.save(folder, step, state)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Load the newest committed checkpoint; returns the state saved with it."""
+        return self._worker.restore(folder)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a checkpoint folder."""
+        self._worker.export(folder)
+
+
+class SftGroup:
+    """W ranks behind calls that return when all of them are done."""
+
+    def __init__(self, config: SftConfig, checkpoint: Path, tokens: TokenSources, placement: Placement) -> None:
+        timeout_s = config.cluster.start_timeout_s
+        self._gang = Gang(SftRank, config.learner, placement, timeout_s, config, checkpoint, tokens)
+        self.save, self.restore, self.export = self._gang.save, self._gang.restore, self._gang.export
+        self.close = self._gang.close
+
+    def update(self, step: int) -> dict[str, float]:
+        """One optimizer step; the longest wait for data of any rank."""
+        metrics = self._gang.all("update", step)
+        return metrics[0] | {"sft/data_wait_s": max(own["sft/data_wait_s"] for own in metrics)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and accuracy over the held-out sequences."""
+        return self._gang.all("evaluate")[0]
+
+
+class _Encoder:
+    """One Ray Data worker: loads the image tokenizer once, then makes the shards of unit after unit."""
+
+    def __init__(self, config: SftConfig, checkpoint: Path, folder: Path) -> None:
+        self._encode = load_encoder(config.model, checkpoint, config.data)
+        self._folder, self._size = folder, config.data.samples_per_shard
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        (unit,) = batch["item"]
+        notes = [str(note) for note in encode_unit(unit, self._folder, self._encode, self._size)]
+        return {"notes": np.array(["\n".join(notes)])}
+
+
+def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Path, folder: Path) -> Iterator[Path]:
+    """Make the shards of all units on the run's Ray; yields the notes of a unit's shards when it is done."""
+    workers = config.data.encoders
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    done = ray.data.from_items(list(units), override_num_blocks=len(units)).map_batches(
+        _Encoder,
+        fn_constructor_args=(config, checkpoint, folder),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(units))),
+        num_cpus=workers.num_cpus,
+        num_gpus=workers.num_gpus or None,
+    )
+    for row in done.iter_rows():
+        yield from map(Path, str(row["notes"]).splitlines())

@@ -1,0 +1,277 @@
+"""Conversations as tokens on disk: shards that are made once, each whole or not at all, and then read in place.
+
+A shard holds the sequences of up to `samples_per_shard` consecutive rows of one source file, with a note beside it
+(what it holds, its checksum, what was left out). A store is finished when its manifest says so. Arrow files hold plain
+values and are mapped into memory, so that ranks on one machine share them.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from unirl.data.atomic import DataError, atomic_file
+from unirl.data.checksums import check_file, file_facts
+from unirl.data.interleaved import MANIFEST, data_files, sample_of
+from unirl.data.messages import COLUMNS
+from unirl.data.records import Rejected, decode_image, encode_png, write_rejected
+from unirl.data.tables import stream_rows
+from unirl.types import InterleavedSample, TokenSequence
+
+VERSION = 1
+REJECTED = "rejected.jsonl"
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "subset": pa.string(),
+        "ids": pa.list_(pa.int32()),
+        "kinds": pa.list_(pa.uint8()),
+        "in_loss": pa.list_(pa.uint8()),
+        "pixels": pa.list_(pa.binary()),
+    }
+)
+_log = logging.getLogger(__name__)
+
+Encode = Callable[[Sequence[InterleavedSample]], list[list[TokenSequence] | ValueError]]
+"""For each sample its sequences, or why there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A share of a source file: those of its shards whose number leaves `part` when divided by `num_parts`."""
+
+    file: Path
+    index: int
+    """Of the file among those of the source."""
+    part: int = 0
+    num_parts: int = 1
+
+
+def units_of(source: Path, num_parts: int) -> list[Unit]:
+    """The work of encoding a source: its files, or where it has fewer than `num_parts`, shares of them.
+
+    Raises:
+        DataError: as `data_files`.
+    """
+    files = data_files(source)
+    shares = -(-num_parts // len(files))
+    return [
+        Unit(file=file, index=index, part=part, num_parts=shares)
+        for index, file in enumerate(files)
+        for part in range(shares)
+    ]
+
+
+def source_facts(source: Path) -> list[dict[str, Any]]:
+    """Name and size of the files of a source, and what else tells a changed one: checksum, or time of writing.
+
+    Raises:
+        DataError: as `data_files`.
+    """
+    manifest = source / MANIFEST
+    if manifest.is_file():
+        return [{"manifest": file_facts(manifest)["sha256"]}]
+    stats = [(file, file.stat()) for file in data_files(source)]
+    return [{"name": file.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for file, stat in stats]
+
+
+def encode_unit(unit: Unit, folder: Path, encode: Encode, samples_per_shard: int) -> Iterator[Path]:
+    """Make the shards of a unit that are not there yet; yields the note of each of its shards.
+
+    Args:
+        unit: which rows of which file.
+        folder: of the token store.
+        encode: makes sequences of samples.
+        samples_per_shard: rows of a shard.
+
+    Raises:
+        DataError: the source file is damaged, or the disk is full.
+    """
+    number, samples, rejected = -1, list[tuple[int, InterleavedSample]](), list[Rejected]()
+
+    def finish() -> Iterator[Path]:
+        if number >= 0 and number % unit.num_parts == unit.part:
+            note = _note(folder, unit.index, number)
+            if not note.is_file():
+                _write_shard(note, samples, rejected, encode, unit.file.name)
+            yield note
+
+    for place, row in enumerate(stream_rows(unit.file, COLUMNS)):
+        if place // samples_per_shard != number:
+            yield from finish()
+            number, samples, rejected = place // samples_per_shard, [], []
+        if number % unit.num_parts != unit.part or _note(folder, unit.index, number).is_file():
+            continue
+        try:
+            samples.append((place, sample_of(row, unit.file, place)))
+        except ValueError as error:
+            name = "" if isinstance(row, DataError) else str(row.get("id") or "")
+            rejected.append(Rejected(source=unit.file.name, row=place, id=name, reason=str(error)))
+    yield from finish()
+
+
+def _note(folder: Path, file: int, number: int) -> Path:
+    return folder / f"shard-{file:05d}-{number:06d}.json"
+
+
+def _write_shard(
+    note: Path, samples: Sequence[tuple[int, InterleavedSample]], rejected: list[Rejected], encode: Encode, source: str
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for (place, sample), sequences in zip(samples, encode([sample for _, sample in samples]), strict=True):
+        if isinstance(sequences, ValueError):
+            left_out = Rejected(source=source, row=place, id=sample.id, stage="tokens", reason=str(sequences))
+            rejected.append(left_out)
+            continue
+        rows += map(_to_row, sequences)
+    shard = note.with_suffix(".arrow")
+    with atomic_file(shard) as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, _SCHEMA).combine_chunks())
+    facts = {
+        "shard": shard.name,
+        **file_facts(shard),
+        "num_samples": len(samples) + sum(r.stage == "reading" for r in rejected),
+        "num_sequences": len(rows),
+        "num_tokens": sum(len(row["ids"]) for row in rows),
+        "rejected": [asdict(record) for record in rejected],
+    }
+    with atomic_file(note) as file:
+        file.write(json.dumps(facts).encode())
+
+
+def _to_row(sequence: TokenSequence) -> dict[str, Any]:
+    return {
+        "id": sequence.id,
+        "subset": sequence.subset,
+        "ids": sequence.ids,
+        "kinds": sequence.kinds,
+        "in_loss": sequence.in_loss.astype(np.uint8),
+        "pixels": [encode_png(image) for image in sequence.pixels],
+    }
+
+
+def finish_store(folder: Path, notes: Iterable[Path], fingerprint: str, *, max_rejected_fraction: float) -> None:
+    """Write the manifest of a store whose shards are all there, and rejected.jsonl where something was left out.
+
+    Raises:
+        DataError: too many samples were left out, or nothing is left.
+    """
+    facts = [json.loads(note.read_text()) for note in sorted(notes)]
+    rejected = [Rejected(**record) for shard in facts for record in shard.pop("rejected")]
+    num_samples = sum(shard["num_samples"] for shard in facts)
+    num_sequences = sum(shard["num_sequences"] for shard in facts)
+    if rejected:
+        write_rejected(folder / REJECTED, rejected)
+        _log.warning("%s: left out %d of %d samples; see %s", folder, len(rejected), num_samples, REJECTED)
+    if len(rejected) > max_rejected_fraction * num_samples or not num_sequences:
+        shown = "; ".join(f"{record.id}: {record.reason}" for record in rejected[:3])
+        raise DataError(
+            f"{folder}: expected at most {max_rejected_fraction:.2%} of {num_samples} samples to be unfit, and one "
+            f"that is fit; got {len(rejected)} unfit: {shown}; see {folder / REJECTED}, repair the data, or raise "
+            "data.max_rejected_fraction"
+        )
+    manifest = {"version": VERSION, "fingerprint": fingerprint, "num_rejected": len(rejected), "shards": facts}
+    with atomic_file(folder / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+
+
+class TokenStore:
+    """The sequences of a finished store, read in place."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """Open a store and check every byte of it.
+
+        Args:
+            folder: of the store.
+            fingerprint: of the family, tokenizer, image tokenizer and settings that its tokens must be of.
+
+        Raises:
+            DataError: it is unfinished, damaged, or of another family or tokenizer.
+        """
+        self.folder = folder
+        manifest = _read_manifest(folder, fingerprint)
+        self._tables = [_open_shard(folder, facts) for facts in manifest["shards"] if facts["num_sequences"]]
+        self.num_rejected: int = manifest["num_rejected"]
+        self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
+        self.lengths = np.concatenate([_lengths(table) for table in self._tables])
+        """[N] tokens of each sequence."""
+        self.subsets = np.concatenate([np.array(table["subset"].to_pylist(), object) for table in self._tables])
+        """[N] subset of each sequence."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> TokenSequence:
+        """One sequence; its images are decoded when they are taken."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        table, place = self._tables[shard], index - int(self._starts[shard])
+        cells = {name: table[name][place] for name in _SCHEMA.names}
+        return TokenSequence(
+            id=cells["id"].as_py(),
+            subset=cells["subset"].as_py(),
+            ids=_array(cells["ids"]),
+            kinds=_array(cells["kinds"]),
+            in_loss=_array(cells["in_loss"]).astype(np.bool_),
+            pixels=_StoredImages(cells["pixels"].as_py()),
+        )
+
+
+class _StoredImages(Sequence[NDArray[np.uint8]]):
+    """Images that are decoded each time they are taken."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return decode_image(self._files[index])
+
+
+def _array(cell: Any) -> NDArray[Any]:
+    return cast("NDArray[Any]", cell.values.to_numpy(zero_copy_only=False))
+
+
+def _lengths(table: pa.Table) -> NDArray[np.int64]:
+    import pyarrow.compute as pc
+
+    return np.asarray(cast(Any, pc).list_value_length(table["ids"]), np.int64)
+
+
+def _read_manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+        version, found = manifest["version"], manifest["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder}: expected a finished token store with {MANIFEST}; got {error!r}; encode it again, which goes on "
+            "where it stopped"
+        ) from error
+    if version != VERSION or found != fingerprint:
+        raise DataError(
+            f"{folder}: expected tokens of version {VERSION} and fingerprint {fingerprint}, as model.family, its "
+            f"tokenizers and the settings of data give; got version {version}, fingerprint {found}: these shards are "
+            "of another family or checkpoint; name another data.cache_dir"
+        )
+    return manifest
+
+
+def _open_shard(folder: Path, facts: dict[str, Any]) -> pa.Table:
+    shard = folder / facts["shard"]
+    try:
+        check_file(shard, facts, whole="token shard")
+        table = pa.ipc.open_file(pa.memory_map(str(shard))).read_all()
+    except (DataError, OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{error}. To make this shard anew, delete {shard.with_suffix('.json').name}, {shard.name} and {MANIFEST} "
+            f"in {folder} and run the command again"
+        ) from error
+    return table

@@ -1,0 +1,86 @@
+"""The conversations of a fine-tuning run as token stores: made on first use, found again later."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from unirl.cluster.sft_worker import TokenSources
+from unirl.config import SftConfig, SourceConfig
+from unirl.data.atomic import atomic_folder
+from unirl.data.interleaved import MANIFEST, write_interleaved
+from unirl.data.token_store import Unit, encode_unit, finish_store, source_facts, units_of
+from unirl.lab.unified_visual import SUBSETS, heldout_samples, training_samples
+from unirl.models.conversation_encoder import ConversationEncoder
+from unirl.models.policy import load_encoder
+
+log = logging.getLogger(__name__)
+
+LAB, LAB_HELDOUT = "lab:unified_visual", "lab:unified_visual_heldout"
+LAB_SAMPLES = {LAB: 2000, LAB_HELDOUT: 60}
+"""Samples of each subset."""
+LAB_VERSION = 1
+
+EncodeAll = Callable[[Sequence[Unit], Path], Iterator[Path]]
+"""Makes the shards of units in a folder; yields their notes."""
+
+
+def token_sources(config: SftConfig, checkpoint: Path, encode_all: EncodeAll | None = None) -> TokenSources:
+    """The finished token stores of a run; what is not there yet is made, and an interrupted making goes on.
+
+    Args:
+        config: the run's.
+        checkpoint: folder of the policy, whose tokenizers are used.
+        encode_all: makes shards with the run's workers; None makes them in this process.
+
+    Raises:
+        DataError: a source is missing or damaged, or too many samples are unfit.
+        ValueError: one image alone is longer than data.max_length.
+    """
+    encoder = load_encoder(config.model, checkpoint, config.data)
+
+    def here(units: Sequence[Unit], folder: Path) -> Iterator[Path]:
+        for unit in units:
+            yield from encode_unit(unit, folder, encoder, config.data.samples_per_shard)
+
+    def made(sources: dict[str, SourceConfig]) -> dict[str, tuple[Path, str]]:
+        return {name: _store(source, config, encoder, encode_all or here) for name, source in sources.items()}
+
+    return TokenSources(training=made(config.data.sources), heldout=made(config.evaluation.sources))
+
+
+def resolve_source(path: str, cache_dir: str) -> Path:
+    """The folder or file of conversations that a source names; the lab's are written on first use."""
+    if path not in LAB_SAMPLES:
+        return Path(path)
+    folder = Path(cache_dir) / f"lab-conversations-{LAB_VERSION}" / path.removeprefix("lab:")
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make = heldout_samples if path == LAB_HELDOUT else training_samples
+        log.info("writing %d conversations of each of %d subsets to %s", LAB_SAMPLES[path], len(SUBSETS), folder)
+        with atomic_folder(folder) as temporary:
+            samples = (sample for subset in SUBSETS for sample in make(subset, LAB_SAMPLES[path], seed=0))
+            write_interleaved(temporary / "interleaved.parquet", samples)
+    return folder
+
+
+def _store(
+    source: SourceConfig, config: SftConfig, encoder: ConversationEncoder, encode_all: EncodeAll
+) -> tuple[Path, str]:
+    """Folder and fingerprint of the token store of a source."""
+    data = config.data
+    conversations = resolve_source(source.path, data.cache_dir)
+    facts = [encoder.fingerprint, source_facts(conversations), data.samples_per_shard]
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    folder = Path(data.cache_dir) / "tokens" / f"{config.model.family}-{fingerprint}"
+    if not (folder / MANIFEST).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        units = units_of(conversations, data.encoders.num_workers)
+        log.info("encoding %s into tokens of %s at %s", source.path, config.model.family, folder)
+        notes: list[Path] = []
+        for note in encode_all(units, folder):
+            notes.append(note)
+            log.info("encoded %d shards of %s", len(notes), source.path)
+        finish_store(folder, notes, fingerprint, max_rejected_fraction=data.max_rejected_fraction)
+    return folder, fingerprint

@@ -1,0 +1,260 @@
+"""Fine-tuning on conversations of text and images (UnifiedVisual): one restricted cross-entropy step after another."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from unirl.cluster.plan import (
+    cluster_address,
+    count_parameters,
+    machine_resources,
+    render_plan,
+    sft_plan,
+    shortages,
+)
+from unirl.cluster.sft_worker import SftWorker, TokenSources, num_steps, open_mixture
+from unirl.config import SftConfig, default_text
+from unirl.config_loading import load_config
+from unirl.config_rules import ConfigError, Problem
+from unirl.data.mixture import Mixture
+from unirl.jobs.assets import resolve_checkpoint
+from unirl.jobs.conversations import token_sources
+from unirl.jobs.interrupts import Interrupted, Interrupts
+from unirl.jobs.rl import is_due
+from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
+from unirl.monitoring.log_files import log_to_files
+from unirl.monitoring.run_facts import changed_settings
+from unirl.monitoring.run_log import RunLog
+from unirl.monitoring.step_clock import StepClock
+from unirl.monitoring.terminal import Terminal
+
+log = logging.getLogger(__name__)
+
+
+class Ranks(Protocol):
+    """The learner's ranks, as actors or in this process."""
+
+    def update(self, step: int) -> dict[str, float]:
+        """Learn from the sequences of a step, counted from 1; returns metrics."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and accuracy over held-out sequences; empty when there are none."""
+        ...
+
+    def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """Commit a checkpoint."""
+        ...
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Load the newest checkpoint; returns the `state` saved with it."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a checkpoint folder."""
+        ...
+
+    def close(self) -> None:
+        """Free what they hold."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's record and face."""
+
+    config: SftConfig
+    record: RunLog
+    terminal: Terminal
+    clock: StepClock
+    interrupts: Interrupts
+    last: int
+    """Its last step."""
+
+    def evaluate(self, ranks: Ranks, step: int) -> None:
+        """Score the held-out sequences."""
+        with self.clock.phase("evaluate"):
+            if result := ranks.evaluate():
+                self.record.write_evaluation(step, {"heldout": result})
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name.startswith("sft/n"))
+                log.info("held-out after step %d: %s", step, shown)
+
+    def save(self, ranks: Ranks, step: int) -> None:
+        """Commit a checkpoint from which the run goes on as if nothing had happened."""
+        with self.clock.phase("save"):
+            ranks.save(self.record.run_dir / "checkpoints", step, {"step": step})
+            self.record.sync()
+            self.record.event("checkpoint", f"saved after step {step}", {"step": step})
+
+
+def train(ranks: Ranks, run: Run, first_step: int) -> None:
+    """Steps `first_step` to the last, with evaluations and checkpoints between them.
+
+    Raises:
+        Interrupted: a signal came; the steps finished so far are saved.
+    """
+    config = run.config
+    for step in range(first_step, run.last + 1):
+        if (step == 1 or is_due(step - 1, config.evaluation.every)) and not run.record.has_evaluation(step - 1):
+            run.evaluate(ranks, step - 1)
+        with run.clock.phase("update"):
+            metrics = ranks.update(step)
+        seconds = run.clock.take_seconds()
+        metrics |= {f"time/{phase}_s": value for phase, value in seconds.items()} | {
+            "time/step_s": sum(seconds.values())
+        }
+        run.record.write_metrics(step, metrics)
+        run.terminal.step(step, metrics)
+        asked_to_end = run.interrupts.received
+        if asked_to_end or step == run.last or is_due(step, config.train.save_every):
+            run.save(ranks, step)
+        if asked_to_end:
+            run.interrupts.check()
+    run.evaluate(ranks, run.last)
+    ranks.export(run.record.run_dir / "policy")
+
+
+def main(config: SftConfig, *, local: bool = False, resume: str | None = None, dry_run: bool = False) -> int:
+    """Run or resume a fine-tuning job; returns the exit code.
+
+    Args:
+        config: all settings.
+        local: run everything in this process, without Ray.
+        resume: a run directory to go on with.
+        dry_run: show settings and memory; encode and start nothing.
+
+    Raises:
+        ConfigError: several learner ranks in one process, or settings that a run cannot change on its way.
+        DataError: conversations, tokens, a checkpoint or a run directory that cannot be used.
+        PlacementError: this machine cannot hold the learner.
+    """
+    if local and config.learner.num_ranks != 1:
+        rule = "must be 1 with --local, which has one process"
+        raise ConfigError([Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1")])
+    checkpoint = resolve_checkpoint(config.model.path)
+    if dry_run:
+        return _show_plan(config, checkpoint, local=local)
+    run_dir, resumed = choose_run_dir(config, resume)
+    changed = changed_settings(config, since=load_config([run_dir / "config.yaml"], [], SftConfig)) if resumed else {}
+    check_changes(changed, run_dir)
+    with Interrupts() as interrupts, ExitStack() as stack:
+        if not local:
+            _join_ray(config, checkpoint, stack)
+        tokens = _tokens(config, checkpoint, local=local)
+        mixture = open_mixture(tokens.training, config.data.sources, config)
+        last = num_steps(config, mixture)
+        if resumed and is_complete(run_dir, last):
+            sys.stdout.write(f"{run_dir} is finished; to go further, raise train.num_epochs\n")
+            return 0
+        record = stack.enter_context(RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed))
+        stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
+        run = _open_run(config, record, interrupts, last)
+        if changed:
+            shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
+            log.warning("resumed with other settings: %s", shown)
+            record.event("settings", "resumed with other settings", {"changed": changed})
+        run.terminal.banner(_banner(run_dir, mixture, last, local=local))
+        return _learn(run, checkpoint, tokens, resumed=resumed, local=local)
+
+
+def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, local: bool) -> int:
+    """Start the ranks and train; returns the exit code."""
+    record, run_dir = run.record, run.record.run_dir
+    try:
+        with _open_ranks(run.config, checkpoint, tokens, local=local) as ranks:
+            first_step = 1
+            if resumed and last_step(run_dir) is not None:
+                first_step = ranks.restore(run_dir / "checkpoints")["step"] + 1
+            record.accept()
+            run.terminal.banner({"ready": f"step {first_step} is next"})
+            with run.terminal:
+                run.interrupts.defer()
+                train(ranks, run, first_step)
+    except (Interrupted, KeyboardInterrupt) as ending:
+        record.end("interrupted", str(ending) or "ended at once")
+        done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
+        sys.stderr.write(f"{done}; go on with: unirl sft --resume {run_dir}\n")
+        return run.interrupts.exit_code
+    record.end("finished")
+    run.terminal.banner({"policy": run_dir / "policy", "metrics": run_dir / "metrics.jsonl"})
+    return 0
+
+
+def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: int) -> Run:
+    clock = StepClock()
+    terminal = Terminal(
+        last,
+        stall_after_s=config.monitoring.stall_after_s,
+        waiting_for=lambda: clock.current,
+        on_stall=lambda message: record.event("stall", message),
+        quiet=not log.isEnabledFor(logging.INFO),
+    )
+    return Run(config, record, terminal, clock, interrupts, last)
+
+
+def _join_ray(config: SftConfig, checkpoint: Path, stack: ExitStack) -> None:
+    import ray
+
+    from unirl.cluster.runtime import start_ray
+
+    stack.callback(ray.shutdown)
+    start_ray(config.cluster, sft_plan(config, count_parameters(checkpoint)))
+
+
+def _tokens(config: SftConfig, checkpoint: Path, *, local: bool) -> TokenSources:
+    """The token stores, made by Ray Data's workers unless everything runs in this process."""
+    if local:
+        return token_sources(config, checkpoint)
+    from unirl.cluster.sft_group import encode_in_parallel
+
+    return token_sources(
+        config, checkpoint, lambda units, folder: encode_in_parallel(units, config, checkpoint, folder)
+    )
+
+
+@contextmanager
+def _open_ranks(config: SftConfig, checkpoint: Path, tokens: TokenSources, *, local: bool) -> Iterator[Ranks]:
+    """The learner's ranks, ended whatever happens."""
+    with ExitStack() as stack:
+        if local:
+            ranks: Ranks = SftWorker(config, checkpoint, tokens, 0, ("127.0.0.1", 0))
+        else:
+            from unirl.cluster.placement import place
+            from unirl.cluster.sft_group import SftGroup
+
+            placement = place(config)
+            stack.callback(placement.release)
+            ranks = SftGroup(config, checkpoint, tokens, placement)
+        stack.callback(ranks.close)
+        yield ranks
+
+
+def _banner(run_dir: Path, mixture: Mixture, last: int, *, local: bool) -> dict[str, object]:
+    counts = ", ".join(f"{count:,} {name}" for name, count in mixture.counts().items())
+    return {
+        "run": run_dir,
+        "data": f"{counts}: {mixture.epoch_size:,} sequences an epoch, {mixture.steps_per_epoch:,} steps",
+        "steps": f"{last:,} in all",
+        "where": "all in this process" if local else "Ray actors",
+        "stop": "Ctrl-C saves and ends once steps are made; again, or during the start, ends at once",
+    }
+
+
+def _show_plan(config: SftConfig, checkpoint: Path, *, local: bool) -> int:
+    """Print settings, actors and memory of a run on stdout; 2 when it would not fit."""
+    plan = sft_plan(config, count_parameters(checkpoint))
+    changed = [f"  {key} = {default_text(value)}" for key, (_, value) in changed_settings(config).items()]
+    problems: list[str] = []
+    if local:
+        where = "--local: all of this in one process"
+    elif address := cluster_address(config.cluster):
+        where = f"CPUs and GPUs of the cluster at {address} are compared when the run starts"
+    else:
+        where, problems = "on a Ray started here", shortages(plan, machine_resources(config.cluster))
+    lines = ["settings that differ from the defaults:", *(changed or ["  none"]), "", render_plan(plan), where]
+    sys.stdout.write("\n".join(lines + [f"does not fit: {problem}" for problem in problems]) + "\n")
+    return 2 if problems else 0
