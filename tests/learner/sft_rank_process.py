@@ -21,7 +21,11 @@ NUM_STEPS = 3
 def learner_of(place: RankPlace, folder: Path, **overrides: Any) -> SftLearner:
     section = replace(SETTINGS.learner, **overrides)
     loss = replace(SETTINGS.loss, rows_at_once=10)  # ranks with unlike numbers of targets must stay in step
-    return SftLearner(anole.load_interleaved(ModelConfig(family="anole"), folder), replace(SETTINGS, learner=section, loss=loss), place)
+    return SftLearner(
+        anole.load_interleaved(ModelConfig(family="anole"), folder),
+        replace(SETTINGS, learner=section, loss=loss),
+        place,
+    )
 
 
 def take_steps(learner: SftLearner, steps: range) -> list[dict[str, float]]:

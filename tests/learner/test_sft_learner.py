@@ -108,7 +108,9 @@ def test_one_update_equals_a_plain_loop(make_learner, load, sequences, reduction
         torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("change", [{"batching": "bucketed"}, {"budget": 1000}, {"order": True}, {"form": "masked"}, {"at_once": 5}])
+@pytest.mark.parametrize(
+    "change", [{"batching": "bucketed"}, {"budget": 1000}, {"order": True}, {"form": "masked"}, {"at_once": 5}]
+)
 def test_packing_order_and_form_change_nothing(make_learner, sequences, change):
     reference = make_learner()
     expected = reference.update(reference.prepare(sequences), 1)
