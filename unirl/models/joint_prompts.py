@@ -54,6 +54,11 @@ class JointPrompts:
         """Codes of one image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def kept_ids(self) -> tuple[int, ...]:
+        """Ids of a prompt that stay without a condition: begin of text and begin of image."""
+        return (*self.layout.start, self.layout.image.begin)
+
     def find_problems(self, config: RlConfig) -> list[Problem]:
         """Settings that the family would ignore."""
         return problems_of_settings(config, self.name)
@@ -83,7 +88,7 @@ class JointPrompts:
 
     def unconditional(self, prompt_ids: Tensor) -> Tensor:
         """Null condition of generation prompts [..., P]: all but begin of text and begin of image becomes `null`."""
-        kept = torch.tensor([*self.layout.start, self.layout.image.begin], device=prompt_ids.device)
+        kept = torch.tensor(self.kept_ids, device=prompt_ids.device)
         return torch.where(torch.isin(prompt_ids, kept), prompt_ids, self.null)
 
     def _ids(self, segments: tuple[Segment, ...], codes: list[Codes], owner: str) -> NDArray[np.int32]:
