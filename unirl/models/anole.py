@@ -11,6 +11,7 @@ from typing import Any
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from unirl.config import ModelConfig
+from unirl.models import joint_generate
 from unirl.models.chameleon_vq import ChameleonVq, read_grid
 from unirl.models.checkpoint import config_of
 from unirl.models.image_codec import refuse_area
@@ -102,3 +103,4 @@ FAMILY = JointFamily(
 )
 load = load_interleaved = functools.partial(JointPolicy.load, FAMILY)
 load_prompts = functools.partial(JointPrompts.load, FAMILY)
+load_independent = functools.partial(joint_generate.load_independent, FAMILY)

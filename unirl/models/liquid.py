@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from unirl.config import ModelConfig
+from unirl.models import joint_generate
 from unirl.models.chameleon_vq import ChameleonVq, read_grid
 from unirl.models.checkpoint import config_of
 from unirl.models.image_codec import refuse_area
@@ -119,3 +120,4 @@ FAMILY = JointFamily(
 )
 load = load_interleaved = functools.partial(JointPolicy.load, FAMILY)
 load_prompts = functools.partial(JointPrompts.load, FAMILY)
+load_independent = functools.partial(joint_generate.load_independent, FAMILY)

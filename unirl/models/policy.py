@@ -243,7 +243,7 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
 def load_independent(config: ModelConfig, path: Path) -> Independent | None:
     """Another implementation of `config.family` with the checkpoint's weights in float32; None where nobody has one."""
     load = getattr(_family(config), "load_independent", None)
-    return load(path) if load else None
+    return load(config, path) if load else None
 
 
 def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:
