@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, cast, get_args
 
 from unirl.config import (
+    GenerateConfig,
     PairConfig,
     RewardConfig,
     RewardName,
@@ -76,6 +77,11 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "algorithm.diffusion_*",
             "*.diffusion_steps",
             "*.block_length",
+            "max_tokens",
+            "max_model_len",
+            "max_num_seqs",
+            "num_replies",
+            "image_size",
             "*.image.size",
             "train.num_steps",
             "evaluation.num_prompts",
@@ -104,13 +110,13 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
         "must be above 0, or all samples of a prompt are alike and carry no signal",
         _ABOVE_0,
         _LARGEST,
-        ("*.temperature",),
+        ("rollout.*.temperature",),
     ),
     (
         "must be above 0",
         _ABOVE_0,
         _LARGEST,
-        ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high", "*sources.*.weight"),
+        ("*kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high", "*sources.*.weight"),
     ),
     ("must be above 0 and at most a year, 31536000 s", _ABOVE_0, 31_536_000, ("*timeout_s", "*.stall_after_s")),
     (
@@ -133,11 +139,15 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "evaluation.every",
             "evaluation.num_examples",
             "loss.*_weight",
+            "text.temperature",
+            "image.temperature",
+            "*.top_k",
+            "max_images",
             "monitoring.*",
             "num_aligned",
         ),
     ),
-    ("must lie in [0, 1]", 0, 1, ("*_fraction",)),
+    ("must lie in [0, 1]", 0, 1, ("*_fraction", "*.top_p")),
     ("must be above 0 and at most 1", _ABOVE_0, 1, ("algorithm.clip_low",)),
     ("must be at least 0 and below 1", 0, _BELOW_1, ("learner.betas",)),
     ("must be 0, 1, 2 or 3", 0, 3, ("learner.zero_stage",)),
@@ -155,7 +165,7 @@ def bound_of(key: str) -> tuple[str, float, float] | None:
     return None
 
 
-def find_problems(config: RlConfig | SftConfig | PairConfig) -> list[Problem]:
+def find_problems(config: RlConfig | SftConfig | GenerateConfig | PairConfig) -> list[Problem]:
     """Everything in a well-typed configuration that would fail later, or make learning fail in silence."""
     problems = list(_out_of_bounds(config))
     if isinstance(config, RlConfig):
@@ -164,13 +174,15 @@ def find_problems(config: RlConfig | SftConfig | PairConfig) -> list[Problem]:
     elif isinstance(config, SftConfig):
         for rules in (_model_and_run, _conversations, _offload):
             problems += rules(config)
+    elif isinstance(config, GenerateConfig):
+        problems += _replies(config)
     elif config.encoder == "resnet50" and not config.encoder_checkpoint:
         rule, fix = "must name a weights file when encoder is resnet50", "set encoder_checkpoint=FILE or encoder=lab"
         problems.append(Problem("encoder_checkpoint", None, rule, fix))
     return problems
 
 
-def _out_of_bounds(config: RlConfig | SftConfig | PairConfig) -> Iterator[Problem]:
+def _out_of_bounds(config: RlConfig | SftConfig | GenerateConfig | PairConfig) -> Iterator[Problem]:
     for key, value in flatten(config).items():
         bound = bound_of(key)
         numbers = _numbers(value)
@@ -291,3 +303,9 @@ def _conversations(config: SftConfig) -> Iterator[Problem]:
     if config.model.family == "lumina_dimoo":
         rule = "must be a family that writes token after token"
         yield Problem("model.family", "lumina_dimoo", rule, "try anole, emu3, liquid or janus_pro")
+
+
+def _replies(config: GenerateConfig) -> Iterator[Problem]:
+    if config.max_tokens >= config.max_model_len:
+        rule = f"must be below max_model_len ({config.max_model_len}), which counts the prompt too"
+        yield Problem("max_tokens", config.max_tokens, rule, f"try max_model_len={2 * config.max_tokens}")

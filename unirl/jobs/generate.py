@@ -1,0 +1,207 @@
+"""Replies of text and images to prompts, from a checkpoint: printed, and written with their pictures."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unirl.config import GenerateConfig
+from unirl.data.atomic import DataError, atomic_file
+from unirl.data.interleaved import IMAGES, write_interleaved
+from unirl.data.interleaved_page import render_page, sample_lines
+from unirl.data.messages import COLUMNS, normalise, to_sample
+from unirl.data.records import decode_image
+from unirl.data.tables import stream_rows
+from unirl.jobs.assets import resolve_checkpoint
+from unirl.models.image_codec import ImageCodec
+from unirl.models.interleaved import ChatLayout
+from unirl.models.policy import load_codec, load_interleaved, load_layout
+from unirl.rollout.interleaved_law import Drawing, InterleavedSampling
+from unirl.rollout.interleaved_replies import InterleavedRequest, Reply
+from unirl.types import InterleavedSample, Segment, Turn
+
+REPLIES, PAGE = "replies.jsonl", "index.html"
+_UNANSWERED = {"role": "assistant", "content": "-"}
+"""Stands for the answer that a prompt does not have yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that ends with the user's turn."""
+
+    id: str
+    turns: tuple[Turn, ...]
+
+
+def prompt_of(text: str, images: Sequence[Path]) -> Prompt:
+    """The prompt of a command: its images, then its text.
+
+    Raises:
+        DataError: an image is missing or does not decode.
+    """
+    segments: list[Segment] = []
+    for path in images:
+        try:
+            segments.append(Segment(image=decode_image(path.read_bytes())))
+        except (OSError, ValueError) as error:
+            raise DataError(f"--image {path}: {error}") from error
+    if not text.strip():
+        raise DataError("--prompt: expected a text; got only blanks; say what to answer or draw")
+    return Prompt("prompt", (Turn(role="user", segments=(*segments, Segment(text=text))),))
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file: conversations in any form that `unirl data` reads, or {"prompt": text} a line.
+
+    An assistant's turn at the end is left out, so that a file of samples is answered anew.
+
+    Raises:
+        DataError: names the first row that is no prompt.
+    """
+    prompts: list[Prompt] = []
+    for place, row in enumerate(stream_rows(path, (*COLUMNS, "prompt"))):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            if "prompt" in row:
+                row = {**row, "messages": [{"role": "user", "content": row["prompt"]}]}
+            messages = row.get("messages")
+            if isinstance(messages, list) and messages and messages[-1].get("role") == "user":
+                row = {**row, "messages": [*messages, _UNANSWERED]}
+            sample = to_sample(normalise(row, default_id=f"{path.stem}-{place}"), path.parent)
+        except ValueError as error:
+            raise DataError(f"{path}, row {place}: {error}") from error
+        prompts.append(Prompt(sample.id, sample.turns[:-1]))
+    if not prompts:
+        raise DataError(f"{path}: expected prompts; got an empty file; write one a line")
+    return prompts
+
+
+def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None, as_json: bool = False) -> int:
+    """Answer the prompts, print the replies and write them; returns the exit code.
+
+    Args:
+        config: all settings.
+        prompts: to be answered.
+        out: folder for replies.jsonl, the pictures and index.html; None makes generated/<date>.
+        as_json: print a line of JSON for each reply instead of text.
+
+    Raises:
+        DataError: the checkpoint cannot be used, or the folder holds replies already.
+        ValueError: a prompt is too long, or the settings do not fit the checkpoint.
+    """
+    out = out or Path("generated") / time.strftime("%Y%m%d-%H%M%S")
+    if (out / REPLIES).exists():
+        raise DataError(
+            f"{out}: expected a folder without replies; got one that has {REPLIES}; name another with --out"
+        )
+    checkpoint = resolve_checkpoint(config.model.path)
+    layout, codec = load_layout(config.model, checkpoint), load_codec(config.model, checkpoint)
+    codec_module: torch.nn.Module = codec.module  # pyright: ignore[reportAttributeAccessIssue]
+    codec_module.to("cuda" if torch.cuda.is_available() else "cpu")
+    requests = [_request(prompt, layout, codec, config) for prompt in prompts]
+    replies = _sampled(config, checkpoint, requests, _sampling(config, codec))
+    owners = {request.request_id: prompt for request, prompt in zip(requests, prompts, strict=True)}
+    samples = [_sample(owners[reply.request_id], reply, layout, codec) for reply in replies]
+    out.mkdir(parents=True, exist_ok=True)
+    write_interleaved(out / REPLIES, samples, images=out / IMAGES)
+    with atomic_file(out / PAGE) as file:
+        file.write(render_page(samples, title=f"Replies of {config.model.path}").encode())
+    sys.stdout.writelines(_lines(replies, samples, as_json=as_json))
+    sys.stderr.write(f"{out / REPLIES}, {out / IMAGES}/ and {out / PAGE}\n")
+    return 0
+
+
+def _request(prompt: Prompt, layout: ChatLayout, codec: ImageCodec, config: GenerateConfig) -> InterleavedRequest:
+    sequence = layout.encode(prompt.turns, codec.encode(layout.images_to_code(prompt.turns)), id=prompt.id)
+    seeds = tuple(range(config.seed, config.seed + config.num_replies))
+    return InterleavedRequest(request_id=prompt.id, prompt=sequence, seeds=seeds)
+
+
+def _sampling(config: GenerateConfig, codec: ImageCodec) -> InterleavedSampling:
+    """The settings as the samplers take them; a picture's grid follows from its size."""
+    height, width = config.image_size or (1, 1)
+    grid = codec.grid(np.zeros((height, width, 3), np.uint8))
+    wanted = (height // codec.pixels_per_code, width // codec.pixels_per_code)
+    if config.image_size is not None and grid != wanted:
+        got = f"{grid[0] * codec.pixels_per_code} x {grid[1] * codec.pixels_per_code}"
+        raise ValueError(
+            f"image_size: expected a size that the checkpoint's image tokenizer keeps; got {height} x {width}, which "
+            f"it reads as {got}; leave the key out, or take that"
+        )
+    return InterleavedSampling(
+        text=Drawing(**asdict(config.text)),
+        image=Drawing(**asdict(config.image)),
+        max_tokens=config.max_tokens,
+        max_images=config.max_images,
+        grid=grid,
+    )
+
+
+def _sampled(
+    config: GenerateConfig, checkpoint: Path, requests: Sequence[InterleavedRequest], sampling: InterleavedSampling
+) -> list[Reply]:
+    if config.backend == "torch":
+        from unirl.rollout.interleaved_torch import InterleavedTorch
+
+        policy = load_interleaved(config.model, checkpoint)
+        policy.module.to("cuda" if torch.cuda.is_available() else "cpu")
+        return InterleavedTorch(policy, config.max_model_len).generate(requests, sampling)
+    from unirl.rollout.interleaved_engine import InterleavedEngine
+    from unirl.rollout.vllm_process import EngineSettings
+
+    settings = EngineSettings(
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory_gib=config.kv_cache_memory_gib,
+        enforce_eager=config.enforce_eager,
+        section="unirl generate",
+    )
+    return InterleavedEngine(config.model, checkpoint, settings).generate(requests, sampling)
+
+
+def _sample(prompt: Prompt, reply: Reply, layout: ChatLayout, codec: ImageCodec) -> InterleavedSample:
+    """The conversation with its reply, as a record like any other."""
+    segments = tuple(_segments(reply, layout, codec)) or (Segment(text="(nothing)", in_loss=True),)
+    return InterleavedSample(
+        id=f"{prompt.id}/{reply.seed}",
+        turns=(*prompt.turns, Turn(role="assistant", segments=segments)),
+        subset="generated",
+        source=f"seed {reply.seed}, ended by {reply.finish_reason}",
+    )
+
+
+def _segments(reply: Reply, layout: ChatLayout, codec: ImageCodec) -> Iterator[Segment]:
+    for segment in reply.segments:
+        if segment.codes is not None:
+            (picture,) = codec.decode([segment.codes])
+            yield Segment(image=picture, in_loss=True)
+        elif segment.text_ids is not None and (text := layout.decode_text(segment.text_ids.tolist()).strip()):
+            yield Segment(text=text, in_loss=True)
+
+
+def _lines(replies: Sequence[Reply], samples: Sequence[InterleavedSample], *, as_json: bool) -> Iterator[str]:
+    for reply, sample in zip(replies, samples, strict=True):
+        if not as_json:
+            yield "\n".join(sample_lines(sample)) + "\n"
+            continue
+        answer = sample.turns[-1].segments
+        yield (
+            json.dumps(
+                {
+                    "id": reply.request_id,
+                    "seed": reply.seed,
+                    "text": " ".join(segment.text for segment in answer if segment.text is not None),
+                    "num_images": len(sample.turns[-1].images),
+                    "finish_reason": reply.finish_reason,
+                    "well_formed": reply.well_formed,
+                    "num_tokens": len(reply.ids),
+                }
+            )
+            + "\n"
+        )
