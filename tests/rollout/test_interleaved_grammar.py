@@ -103,8 +103,10 @@ def test_a_closed_image_of_another_grid_is_history_like_any_other(grammar, make_
 
 def test_an_image_begun_with_another_grid_is_refused(make_layout):
     grammar = Grammar.of(make_layout(ROWS), 2, 3)
-    with pytest.raises(ValueError, match=r"request 0: expected a prompt that ends in text or within an image of 2 x 3"):
-        grammar.open_image([4, 10, 3, 3, 11], "request 0")
+    larger = [20 if id == ANY_CODE else id for id in Grammar.of(make_layout(ROWS), 2, 9).block]
+    for begun in ([10, 3, 3, 11], larger[:-1], [10, 2, 3, 11, 20, 5]):
+        with pytest.raises(ValueError, match=r"request 0: expected a prompt that ends in text or within an image of 2"):
+            grammar.open_image([4, *begun], "request 0")
 
 
 def test_a_reply_is_read_back(grammar):

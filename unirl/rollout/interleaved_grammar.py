@@ -90,10 +90,11 @@ class Grammar:
         Raises:
             ValueError: they are not those of an image of this grid.
         """
-        if not (place := self.place(ids)):
+        begun = next((at for at in reversed(range(len(ids))) if ids[at] in (self.begin, self.block[-1])), None)
+        if begun is None or ids[begun] != self.begin:
             return []
-        opened = list(ids[len(ids) - place :])
-        if any(not self._fits(wanted, id) for wanted, id in zip(self.block, opened, strict=False)):
+        opened = list(ids[begun:])
+        if len(opened) >= len(self.block) or not all(map(self._fits, self.block, opened)):
             rows, columns = self.grid
             raise ValueError(
                 f"{owner}: expected a prompt that ends in text or within an image of {rows} x {columns} codes; got "
