@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from unirl.data.interleaved import IMAGES, write_interleaved
 from unirl.data.interleaved_page import render_page, sample_lines
 from unirl.data.messages import COLUMNS, normalise, to_sample
 from unirl.data.records import decode_image
-from unirl.data.tables import stream_rows
+from unirl.data.tables import Row, stream_rows
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.models.image_codec import ImageCodec
 from unirl.models.interleaved import ChatLayout
@@ -70,16 +71,24 @@ def read_prompts(path: Path) -> list[Prompt]:
                 raise row
             if "prompt" in row:
                 row = {**row, "messages": [{"role": "user", "content": row["prompt"]}]}
-            messages = row.get("messages")
-            if isinstance(messages, list) and messages and messages[-1].get("role") == "user":
-                row = {**row, "messages": [*messages, _UNANSWERED]}
-            sample = to_sample(normalise(row, default_id=f"{path.stem}-{place}"), path.parent)
+            sample = to_sample(normalise(_answered(row), default_id=f"{path.stem}-{place}"), path.parent)
         except ValueError as error:
             raise DataError(f"{path}, row {place}: {error}") from error
         prompts.append(Prompt(sample.id, sample.turns[:-1]))
     if not prompts:
         raise DataError(f"{path}: expected prompts; got an empty file; write one a line")
     return prompts
+
+
+def _answered(row: Row) -> Row:
+    """The row with an answer where it ends with the user's turn."""
+    for key in ("messages", "conversations"):
+        turns: Any = row.get(key)
+        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+            last: dict[str, Any] = turns[-1]
+            asked = last.get("role", last.get("from")) in ("user", "human")
+            return {**row, key: [*turns, _UNANSWERED]} if asked else row
+    return row
 
 
 def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None, as_json: bool = False) -> int:
