@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 from unirl.config import (
     GenerateConfig,
     PairConfig,
+    RepliesConfig,
     RewardConfig,
     RewardName,
     RlConfig,
@@ -77,11 +78,11 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "algorithm.diffusion_*",
             "*.diffusion_steps",
             "*.block_length",
-            "max_tokens",
-            "max_model_len",
-            "max_num_seqs",
+            "*replies.max_model_len",
+            "*replies.max_num_seqs",
             "num_replies",
-            "image_size",
+            "*.image_size",
+            "evaluation.exam_items",
             "*.image.size",
             "train.num_steps",
             "evaluation.num_prompts",
@@ -139,10 +140,9 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "evaluation.every",
             "evaluation.num_examples",
             "loss.*_weight",
-            "text.temperature",
-            "image.temperature",
+            "*replies.*.temperature",
             "*.top_k",
-            "max_images",
+            "*.max_images",
             "monitoring.*",
             "num_aligned",
         ),
@@ -175,7 +175,7 @@ def find_problems(config: RlConfig | SftConfig | GenerateConfig | PairConfig) ->
         for rules in (_model_and_run, _conversations, _offload):
             problems += rules(config)
     elif isinstance(config, GenerateConfig):
-        problems += _replies(config)
+        problems += _replies(config.replies, "replies")
     elif config.encoder == "resnet50" and not config.encoder_checkpoint:
         rule, fix = "must name a weights file when encoder is resnet50", "set encoder_checkpoint=FILE or encoder=lab"
         problems.append(Problem("encoder_checkpoint", None, rule, fix))
@@ -300,12 +300,15 @@ def _conversations(config: SftConfig) -> Iterator[Problem]:
         yield Problem(
             "data.image_pixels", data.image_pixels, "must go from the least to the greatest area", "swap them"
         )
+    if config.evaluation.exam != "none":
+        yield from _replies(config.evaluation.replies, "evaluation.replies")
     if config.model.family == "lumina_dimoo":
         rule = "must be a family that writes token after token"
         yield Problem("model.family", "lumina_dimoo", rule, "try anole, emu3, liquid or janus_pro")
 
 
-def _replies(config: GenerateConfig) -> Iterator[Problem]:
+def _replies(config: RepliesConfig, section: str) -> Iterator[Problem]:
     if config.max_tokens >= config.max_model_len:
-        rule = f"must be below max_model_len ({config.max_model_len}), which counts the prompt too"
-        yield Problem("max_tokens", config.max_tokens, rule, f"try max_model_len={2 * config.max_tokens}")
+        rule = f"must be below {section}.max_model_len ({config.max_model_len}), which counts the prompt too"
+        fix = f"try {section}.max_model_len={2 * config.max_tokens}"
+        yield Problem(f"{section}.max_tokens", config.max_tokens, rule, fix)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.joint_checkpoints import write_anole
 from tests.vq_checkpoints import write_chameleon_vq
-from unirl.config import DrawingConfig, GenerateConfig, ModelConfig
+from unirl.config import DrawingConfig, GenerateConfig, ModelConfig, RepliesConfig
 from unirl.data.atomic import DataError
 from unirl.data.interleaved import stream_interleaved
 from unirl.jobs import generate
@@ -28,13 +28,15 @@ def folder(tmp_path_factory):
 def config(folder):
     return GenerateConfig(
         model=ModelConfig(family="anole", path=str(folder / "anole"), image_tokenizer=str(folder / "vq")),
-        text=DrawingConfig(),
-        max_tokens=60,
-        max_model_len=160,
-        kv_cache_memory_gib=0.125,
-        backend="torch",
+        replies=RepliesConfig(
+            text=DrawingConfig(), max_tokens=60, max_model_len=160, kv_cache_memory_gib=0.125, backend="torch"
+        ),
         num_replies=4,
     )
+
+
+def with_replies(config, **changes):
+    return replace(config, replies=replace(config.replies, **changes))
 
 
 def replies_of(out):
@@ -63,7 +65,7 @@ def test_replies_are_printed_written_and_shown(config, folder, tmp_path, capsys)
 def test_the_engine_writes_what_the_plain_sampler_writes(config, tmp_path, capsys):
     prompts = [generate.prompt_of("draw a red circle", []), generate.Prompt("b", generate.prompt_of("it", []).turns)]
     for backend in ("torch", "vllm"):
-        generate.main(replace(config, backend=backend), prompts, out=tmp_path / backend, as_json=True)
+        generate.main(with_replies(config, backend=backend), prompts, out=tmp_path / backend, as_json=True)
     one, other = ((tmp_path / backend / "replies.jsonl").read_text() for backend in ("torch", "vllm"))
     assert one == other
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -73,7 +75,7 @@ def test_the_engine_writes_what_the_plain_sampler_writes(config, tmp_path, capsy
 
 
 def test_no_images_means_text_alone(config, tmp_path):
-    generate.main(replace(config, max_images=0), [generate.prompt_of("draw it", [])], out=tmp_path / "out")
+    generate.main(with_replies(config, max_images=0), [generate.prompt_of("draw it", [])], out=tmp_path / "out")
     assert not any(sample.turns[-1].images for sample in replies_of(tmp_path / "out"))
 
 
@@ -115,9 +117,9 @@ def test_what_cannot_be_asked_is_refused(config, folder, tmp_path):
     with pytest.raises(DataError, match="expected a text"):
         generate.prompt_of("  ", [])
     with pytest.raises(ValueError, match=r"image_size: expected a size .* got 16 x 16, which it reads as 8 x 8"):
-        generate.main(replace(config, image_size=(16, 16)), [prompt], out=tmp_path / "out")
+        generate.main(with_replies(config, image_size=(16, 16)), [prompt], out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"max_tokens of at least 19.*got 10"):
-        generate.main(replace(config, max_tokens=10), [prompt], out=tmp_path / "out")
+        generate.main(with_replies(config, max_tokens=10), [prompt], out=tmp_path / "out")
     with pytest.raises(ValueError, match="special tokens"):
         generate.main(config, [generate.prompt_of("draw </s>", [])], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

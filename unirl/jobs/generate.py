@@ -4,12 +4,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from unirl.config import GenerateConfig
 from unirl.data.atomic import DataError, atomic_file
@@ -19,24 +15,13 @@ from unirl.data.messages import COLUMNS, normalise, to_sample
 from unirl.data.records import decode_image
 from unirl.data.tables import Row, stream_rows
 from unirl.jobs.assets import resolve_checkpoint
-from unirl.models.image_codec import ImageCodec
-from unirl.models.interleaved import ChatLayout
-from unirl.models.policy import load_codec, load_interleaved, load_layout
-from unirl.rollout.interleaved_law import Drawing, InterleavedSampling
-from unirl.rollout.interleaved_replies import InterleavedRequest, Reply
+from unirl.jobs.responder import Prompt, Responder
+from unirl.rollout.interleaved_replies import Reply
 from unirl.types import InterleavedSample, Segment, Turn
 
 REPLIES, PAGE = "replies.jsonl", "index.html"
 _UNANSWERED = {"role": "assistant", "content": "-"}
 """Stands for the answer that a prompt does not have yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A conversation that ends with the user's turn."""
-
-    id: str
-    turns: tuple[Turn, ...]
 
 
 def prompt_of(text: str, images: Sequence[Path]) -> Prompt:
@@ -109,14 +94,11 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
         raise DataError(
             f"{out}: expected a folder without replies; got one that has {REPLIES}; name another with --out"
         )
-    checkpoint = resolve_checkpoint(config.model.path)
-    layout, codec = load_layout(config.model, checkpoint), load_codec(config.model, checkpoint)
-    codec_module: torch.nn.Module = codec.module  # pyright: ignore[reportAttributeAccessIssue]
-    codec_module.to("cuda" if torch.cuda.is_available() else "cpu")
-    requests = [_request(prompt, layout, codec, config) for prompt in prompts]
-    replies = _sampled(config, checkpoint, requests, _sampling(config, codec))
-    owners = {request.request_id: prompt for request, prompt in zip(requests, prompts, strict=True)}
-    samples = [_sample(owners[reply.request_id], reply, layout, codec) for reply in replies]
+    responder = Responder(config.model, resolve_checkpoint(config.model.path), config.replies)
+    requests = responder.requests(prompts, range(config.seed, config.seed + config.num_replies))
+    replies = responder.reply(requests)
+    owners = {prompt.id: prompt for prompt in prompts}
+    samples = [_sample(owners[reply.request_id], reply, responder.segments(reply)) for reply in replies]
     out.mkdir(parents=True, exist_ok=True)
     write_interleaved(out / REPLIES, samples, images=out / IMAGES)
     with atomic_file(out / PAGE) as file:
@@ -126,72 +108,15 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
     return 0
 
 
-def _request(prompt: Prompt, layout: ChatLayout, codec: ImageCodec, config: GenerateConfig) -> InterleavedRequest:
-    sequence = layout.encode(prompt.turns, codec.encode(layout.images_to_code(prompt.turns)), id=prompt.id)
-    seeds = tuple(range(config.seed, config.seed + config.num_replies))
-    return InterleavedRequest(request_id=prompt.id, prompt=sequence, seeds=seeds)
-
-
-def _sampling(config: GenerateConfig, codec: ImageCodec) -> InterleavedSampling:
-    """The settings as the samplers take them; a picture's grid follows from its size."""
-    height, width = config.image_size or (1, 1)
-    grid = codec.grid(np.zeros((height, width, 3), np.uint8))
-    wanted = (height // codec.pixels_per_code, width // codec.pixels_per_code)
-    if config.image_size is not None and grid != wanted:
-        got = f"{grid[0] * codec.pixels_per_code} x {grid[1] * codec.pixels_per_code}"
-        raise ValueError(
-            f"image_size: expected a size that the checkpoint's image tokenizer keeps; got {height} x {width}, which "
-            f"it reads as {got}; leave the key out, or take that"
-        )
-    return InterleavedSampling(
-        text=Drawing(**asdict(config.text)),
-        image=Drawing(**asdict(config.image)),
-        max_tokens=config.max_tokens,
-        max_images=config.max_images,
-        grid=grid,
-    )
-
-
-def _sampled(
-    config: GenerateConfig, checkpoint: Path, requests: Sequence[InterleavedRequest], sampling: InterleavedSampling
-) -> list[Reply]:
-    if config.backend == "torch":
-        from unirl.rollout.interleaved_torch import InterleavedTorch
-
-        policy = load_interleaved(config.model, checkpoint)
-        policy.module.to("cuda" if torch.cuda.is_available() else "cpu")
-        return InterleavedTorch(policy, config.max_model_len).generate(requests, sampling)
-    from unirl.rollout.interleaved_engine import InterleavedEngine
-    from unirl.rollout.vllm_process import EngineSettings
-
-    settings = EngineSettings(
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        kv_cache_memory_gib=config.kv_cache_memory_gib,
-        enforce_eager=config.enforce_eager,
-        section="unirl generate",
-    )
-    return InterleavedEngine(config.model, checkpoint, settings).generate(requests, sampling)
-
-
-def _sample(prompt: Prompt, reply: Reply, layout: ChatLayout, codec: ImageCodec) -> InterleavedSample:
+def _sample(prompt: Prompt, reply: Reply, segments: tuple[Segment, ...]) -> InterleavedSample:
     """The conversation with its reply, as a record like any other."""
-    segments = tuple(_segments(reply, layout, codec)) or (Segment(text="(nothing)", in_loss=True),)
+    answer = Turn(role="assistant", segments=segments or (Segment(text="(nothing)", in_loss=True),))
     return InterleavedSample(
         id=f"{prompt.id}/{reply.seed}",
-        turns=(*prompt.turns, Turn(role="assistant", segments=segments)),
+        turns=(*prompt.turns, answer),
         subset="generated",
         source=f"seed {reply.seed}, ended by {reply.finish_reason}",
     )
-
-
-def _segments(reply: Reply, layout: ChatLayout, codec: ImageCodec) -> Iterator[Segment]:
-    for segment in reply.segments:
-        if segment.codes is not None:
-            (picture,) = codec.decode([segment.codes])
-            yield Segment(image=picture, in_loss=True)
-        elif segment.text_ids is not None and (text := layout.decode_text(segment.text_ids.tolist()).strip()):
-            yield Segment(text=text, in_loss=True)
 
 
 def _lines(replies: Sequence[Reply], samples: Sequence[InterleavedSample], *, as_json: bool) -> Iterator[str]:
