@@ -1,13 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from unirl.config import PairConfig, RlConfig
+from unirl.config import PairConfig, RlConfig, SftConfig
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, find_problems
 
 ROOT = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"rl": RlConfig, "pair": PairConfig}
+SCHEMAS = {"rl": RlConfig, "sft": SftConfig, "arms": SftConfig, "pair": PairConfig}
 FILES = sorted(ROOT.rglob("*.yaml"))
 
 
@@ -33,3 +34,22 @@ def test_every_shipped_configuration_loads(file):
 
 def test_the_lab_needs_no_answer():
     assert questions_of(ROOT / "rl" / "lab.yaml", RlConfig) == []
+
+
+@pytest.mark.parametrize("arm", sorted((ROOT / "sft" / "arms").glob("*.yaml")), ids=lambda file: file.stem)
+def test_an_arm_changes_the_data_of_a_recipe_and_nothing_else(arm):
+    recipe = ROOT / "sft" / "anole_unifiedvisual.yaml"
+    whole, changed = (load_config(files, ["model.path=given"], SftConfig) for files in ([recipe], [recipe, arm]))
+    assert changed.data.sources != whole.data.sources
+    assert replace(changed, data=whole.data, train=whole.train) == whole
+    assert replace(changed.train, name=whole.train.name) == whole.train
+    assert replace(changed.data, sources=whole.data.sources) == whole.data
+
+
+@pytest.mark.parametrize("family", ["anole", "emu3", "liquid", "janus_pro_1b"])
+def test_the_recipes_of_the_paper_have_its_numbers(family):
+    file = ROOT / "sft" / f"{family}_unifiedvisual.yaml"
+    config = load_config([file], questions_of(file, SftConfig), SftConfig)
+    assert (config.train.samples_per_step, config.train.num_epochs, config.data.max_length) == (512, 2, 4096)
+    assert (config.learner.lr, config.learner.warmup_fraction, config.learner.schedule) == (2e-5, 0.05, "cosine")
+    assert config.loss.restrict

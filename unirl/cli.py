@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from unirl.config import PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
+    from unirl.config import GenerateConfig, PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
+
+    AnyConfig = RlConfig | SftConfig | GenerateConfig | PairConfig
 
 IMPORTERS = sorted(path.stem for path in (Path(__file__).parent / "data" / "importers").glob("[!_]*.py"))
 
@@ -55,14 +57,16 @@ class Job(StrEnum):
 
     train = "train"
     sft = "sft"
+    generate = "generate"
     pair = "pair"
 
 
 def complete_key(incomplete: str) -> list[str]:
     """Settings that start with what was typed, for shell completion."""
-    from unirl.config import PairConfig, RlConfig, SftConfig, setting_names
+    from unirl.config import GenerateConfig, PairConfig, RlConfig, SftConfig, setting_names
 
-    names = [name for schema in (RlConfig, SftConfig, PairConfig) for name in setting_names(schema)]
+    schemas = (RlConfig, SftConfig, GenerateConfig, PairConfig)
+    names = [name for schema in schemas for name in setting_names(schema)]
     return [f"{name}=" for name in names if name.startswith(incomplete)]
 
 
@@ -160,6 +164,32 @@ def evaluate(
     from unirl.jobs import evaluate as job
 
     raise typer.Exit(job.main(target, settings, local=local, as_json=as_json))
+
+
+@app.command()
+def generate(  # noqa: PLR0913 - one option each
+    overrides: Overrides = None,
+    config: Files = None,
+    checkpoint: Annotated[str | None, typer.Option(metavar="PATH", help="Checkpoint folder or lab:anole.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to answer or draw.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Picture before the prompt; repeat it.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Many prompts: .jsonl, .json or .parquet.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for replies, pictures and a page; default by date.")] = None,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Let a checkpoint answer prompts with text and pictures."""
+    start_logging(verbose)
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("expected one of --prompt TEXT and --prompts FILE")
+    extra = [f"model.path={checkpoint}"] if checkpoint else []
+    settings = load_generate(config or [], (overrides or []) + extra)
+    from unirl.jobs import generate as job
+
+    asked = [job.prompt_of(prompt, image or [])] if prompt is not None else job.read_prompts(cast(Path, prompts))
+    raise typer.Exit(job.main(settings, asked, out=out, as_json=as_json))
 
 
 @app.command()
@@ -374,10 +404,9 @@ def config_keys(
     """Every setting with type, default and range."""
     from dataclasses import asdict
 
-    from unirl.config import PairConfig, RlConfig, SftConfig
     from unirl.config_keys import list_settings
 
-    settings = list_settings({Job.train: RlConfig, Job.sft: SftConfig, Job.pair: PairConfig}[job])
+    settings = list_settings(type(load_job(job, [], [])))
     settings = [setting for setting in settings if setting.key.startswith(prefix.removesuffix("="))]
     if not settings:
         raise typer.BadParameter(f"no setting starts with {prefix}; without a prefix, all are listed")
@@ -476,6 +505,14 @@ def load_sft(files: Sequence[Path], overrides: Sequence[str], *, incomplete: boo
     return load_config(files, overrides, SftConfig, incomplete=incomplete)
 
 
+def load_generate(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "GenerateConfig":
+    """The settings of `unirl generate`; with `incomplete`, to look at only."""
+    from unirl.config import GenerateConfig
+    from unirl.config_loading import load_config
+
+    return load_config(files, overrides, GenerateConfig, incomplete=incomplete)
+
+
 def with_run_dir(overrides: list[str] | None, run_dir: Path | None) -> list[str]:
     """The overrides, and the run directory that was named apart."""
     return (overrides or []) + ([f"train.run_dir={run_dir}"] if run_dir else [])
@@ -509,9 +546,9 @@ def load_pair(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bo
     return load_config(files, overrides, PairConfig, incomplete=incomplete)
 
 
-def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "RlConfig | SftConfig | PairConfig":
+def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "AnyConfig":
     """The settings of the named job, to look at: what files leave open (???) stays open."""
-    load = {Job.train: load_rl, Job.sft: load_sft, Job.pair: load_pair}[job]
+    load = {Job.train: load_rl, Job.sft: load_sft, Job.generate: load_generate, Job.pair: load_pair}[job]
     return load(files, overrides, incomplete=True)
 
 

@@ -454,6 +454,45 @@ class SftTrainConfig:
 
 
 @dataclass(frozen=True)
+class DrawingConfig:
+    """How the tokens of one modality are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability; 1 keeps all."""
+
+
+@dataclass(frozen=True)
+class RepliesConfig:
+    """How replies of text and pictures are sampled."""
+
+    text: DrawingConfig = field(default_factory=lambda: DrawingConfig(temperature=0.0))
+    """How text is drawn; greedily by default, as in the paper (UnifiedVisual, section 4.3)."""
+    image: DrawingConfig = field(default_factory=DrawingConfig)
+    """How image codes are drawn."""
+    max_tokens: int = 2048
+    """Longest reply in tokens; no image is begun that would not fit."""
+    max_images: int | None = None
+    """Most images of a reply; null sets no limit, 0 gives text only."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the pictures in pixels, for families that draw pictures of any size; null takes the size
+    that a square picture is read at."""
+    backend: Literal["vllm", "torch"] = "vllm"
+    """"vllm" is the engine; "torch" the plain sampler, slow, for comparisons."""
+    max_model_len: int = 4096
+    """Longest prompt plus reply in tokens."""
+    max_num_seqs: int = 16
+    """Most replies written at once."""
+    kv_cache_memory_gib: float = 1.0
+    """Memory for the engine's key-value cache."""
+    enforce_eager: bool = True
+    """Skip torch.compile and CUDA graphs; starts faster, samples slower."""
+
+
+@dataclass(frozen=True)
 class SftEvaluationConfig:
     """Held-out measurements."""
 
@@ -461,6 +500,12 @@ class SftEvaluationConfig:
     """Held-out conversations, scored before the first step, every so often, and after the last."""
     every: int = 0
     """Steps between evaluations; 0 evaluates before the first and after the last step only."""
+    exam: Literal["none", "lab"] = "none"
+    """Before the first and after the last step, answer the embedded world's held-out prompts and judge the replies."""
+    exam_items: int = 60
+    """Prompts of each subset in the exam."""
+    replies: RepliesConfig = field(default_factory=RepliesConfig)
+    """How the exam's replies are sampled."""
 
 
 @dataclass(frozen=True)
@@ -487,6 +532,20 @@ class SftConfig:
     """Where actors run."""
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     """What is recorded."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Everything `unirl generate` needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The policy."""
+    replies: RepliesConfig = field(default_factory=RepliesConfig)
+    """Sampling."""
+    num_replies: int = 1
+    """Replies to each prompt, with consecutive seeds."""
+    seed: int = 0
+    """Of the first reply."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,22 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from unirl.config import PairConfig, RlConfig, SftConfig, default_of, entry_type, is_table, setting_names
+from unirl.config import (
+    GenerateConfig,
+    PairConfig,
+    RlConfig,
+    SftConfig,
+    default_of,
+    entry_type,
+    is_table,
+    setting_names,
+)
 from unirl.config_keys import type_name
 from unirl.config_rules import ConfigError, Problem, find_problems
 
 _UNREADABLE = (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException)
 
-Config = TypeVar("Config", RlConfig, SftConfig, PairConfig)
+Config = TypeVar("Config", RlConfig, SftConfig, GenerateConfig, PairConfig)
 
 # What people coming from other projects type, and what it is called here.
 SYNONYMS = {

@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any, cast, get_args
 
 from unirl.config import (
+    GenerateConfig,
     PairConfig,
+    RepliesConfig,
     RewardConfig,
     RewardName,
     RlConfig,
@@ -76,6 +78,11 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "algorithm.diffusion_*",
             "*.diffusion_steps",
             "*.block_length",
+            "*replies.max_model_len",
+            "*replies.max_num_seqs",
+            "num_replies",
+            "*.image_size",
+            "evaluation.exam_items",
             "*.image.size",
             "train.num_steps",
             "evaluation.num_prompts",
@@ -104,13 +111,13 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
         "must be above 0, or all samples of a prompt are alike and carry no signal",
         _ABOVE_0,
         _LARGEST,
-        ("*.temperature",),
+        ("rollout.*.temperature",),
     ),
     (
         "must be above 0",
         _ABOVE_0,
         _LARGEST,
-        ("*.kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high", "*sources.*.weight"),
+        ("*kv_cache_memory_gib", "cluster.object_store_gib", "algorithm.clip_high", "*sources.*.weight"),
     ),
     ("must be above 0 and at most a year, 31536000 s", _ABOVE_0, 31_536_000, ("*timeout_s", "*.stall_after_s")),
     (
@@ -133,11 +140,14 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "evaluation.every",
             "evaluation.num_examples",
             "loss.*_weight",
+            "*replies.*.temperature",
+            "*.top_k",
+            "*.max_images",
             "monitoring.*",
             "num_aligned",
         ),
     ),
-    ("must lie in [0, 1]", 0, 1, ("*_fraction",)),
+    ("must lie in [0, 1]", 0, 1, ("*_fraction", "*.top_p")),
     ("must be above 0 and at most 1", _ABOVE_0, 1, ("algorithm.clip_low",)),
     ("must be at least 0 and below 1", 0, _BELOW_1, ("learner.betas",)),
     ("must be 0, 1, 2 or 3", 0, 3, ("learner.zero_stage",)),
@@ -155,7 +165,7 @@ def bound_of(key: str) -> tuple[str, float, float] | None:
     return None
 
 
-def find_problems(config: RlConfig | SftConfig | PairConfig) -> list[Problem]:
+def find_problems(config: RlConfig | SftConfig | GenerateConfig | PairConfig) -> list[Problem]:
     """Everything in a well-typed configuration that would fail later, or make learning fail in silence."""
     problems = list(_out_of_bounds(config))
     if isinstance(config, RlConfig):
@@ -164,13 +174,15 @@ def find_problems(config: RlConfig | SftConfig | PairConfig) -> list[Problem]:
     elif isinstance(config, SftConfig):
         for rules in (_model_and_run, _conversations, _offload):
             problems += rules(config)
+    elif isinstance(config, GenerateConfig):
+        problems += _replies(config.replies, "replies")
     elif config.encoder == "resnet50" and not config.encoder_checkpoint:
         rule, fix = "must name a weights file when encoder is resnet50", "set encoder_checkpoint=FILE or encoder=lab"
         problems.append(Problem("encoder_checkpoint", None, rule, fix))
     return problems
 
 
-def _out_of_bounds(config: RlConfig | SftConfig | PairConfig) -> Iterator[Problem]:
+def _out_of_bounds(config: RlConfig | SftConfig | GenerateConfig | PairConfig) -> Iterator[Problem]:
     for key, value in flatten(config).items():
         bound = bound_of(key)
         numbers = _numbers(value)
@@ -288,6 +300,15 @@ def _conversations(config: SftConfig) -> Iterator[Problem]:
         yield Problem(
             "data.image_pixels", data.image_pixels, "must go from the least to the greatest area", "swap them"
         )
+    if config.evaluation.exam != "none":
+        yield from _replies(config.evaluation.replies, "evaluation.replies")
     if config.model.family == "lumina_dimoo":
         rule = "must be a family that writes token after token"
         yield Problem("model.family", "lumina_dimoo", rule, "try anole, emu3, liquid or janus_pro")
+
+
+def _replies(config: RepliesConfig, section: str) -> Iterator[Problem]:
+    if config.max_tokens >= config.max_model_len:
+        rule = f"must be below {section}.max_model_len ({config.max_model_len}), which counts the prompt too"
+        fix = f"try {section}.max_model_len={2 * config.max_tokens}"
+        yield Problem(f"{section}.max_tokens", config.max_tokens, rule, fix)

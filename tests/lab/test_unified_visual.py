@@ -196,14 +196,14 @@ def test_arms_hold_what_table_1_compares():
         "understanding_only": understanding,
         "generation_only": generation,
         "both": understanding | generation,
-        "half_and_half": understanding | generation,
+        "half_and_half": understanding | generation | {"normal"},
     }
     assert {arm: sum(subsets.values()) for arm, subsets in counts.items()} == {
         "normal_data": 2000,
         "understanding_only": 1000,
         "generation_only": 1000,
         "both": 2000,
-        "half_and_half": 1000,
+        "half_and_half": 2000,
     }
 
 

@@ -8,13 +8,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from unirl.config import PairConfig
-from unirl.data.atomic import DataError
+from unirl.data.atomic import DataError, atomic_folder
+from unirl.data.interleaved import write_interleaved
 from unirl.data.pair_store import PairSet, check_files, write_pair_set
 from unirl.data.records import Rejected, Sample, file_name, read_samples, stream_samples
 from unirl.data.teacher import Teacher
@@ -28,6 +29,10 @@ CHECKPOINTS = PACKAGE / "lab" / "checkpoints"
 """The tiny checkpoints that ship with the package, each a "lab:" name."""
 # What decides the lab's pairs: a change in any of these files makes new ones.
 _LAB_PAIR_SOURCES = ("lab/*.py", "pairing/*.py", "data/teacher.py", "data/pair_store.py", "jobs/make_pairs.py")
+
+_LAB_CONVERSATION_SOURCES = ("lab/*.py", "lab/subsets/*.py", "data/interleaved.py", "data/messages.py")
+LAB_CONVERSATIONS = {"lab:unified_visual": 2000, "lab:unified_visual_heldout": 60}
+"""Samples of each subset."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +87,29 @@ def resolve_pairs(name: str, cache_dir: str | Path, settings: PairConfig | None 
         if not folder.exists():
             _log.info("making the lab's pairs in %s", folder)
             write_pair_set(folder, pair_set_of(settings, []))
+    return folder
+
+
+def resolve_conversations(name: str, cache_dir: str | Path) -> Path:
+    """The folder or file of conversations behind a source; the lab's are made on first use and kept in `cache_dir`.
+
+    Raises:
+        DataError: there is nothing of this name.
+    """
+    if name not in LAB_CONVERSATIONS:
+        return _path(name, *LAB_CONVERSATIONS)
+    from unirl.lab.unified_visual import SUBSETS, heldout_samples, training_samples
+
+    count = LAB_CONVERSATIONS[name]
+    key = _digest(_LAB_CONVERSATION_SOURCES, {"count": count})
+    folder = Path(cache_dir) / f"{name.replace(':', '-').replace('_', '-')}-{key}"
+    with _locked(folder):
+        if not folder.exists():
+            make = heldout_samples if name.endswith("heldout") else training_samples
+            _log.info("making %d conversations of each of %d subsets in %s", count, len(SUBSETS), folder)
+            with atomic_folder(folder) as temporary:
+                samples = (sample for subset in SUBSETS for sample in make(subset, count, seed=0))
+                write_interleaved(temporary / "interleaved.parquet", samples)
     return folder
 
 
@@ -193,8 +221,13 @@ def _of_kind(sample: UnderstandingSample | GenerationSample, kind: type[Sample],
 
 
 def _lab_pairs_key(settings: PairConfig) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
-    for pattern in _LAB_PAIR_SOURCES:
+    return _digest(_LAB_PAIR_SOURCES, asdict(settings))
+
+
+def _digest(sources: Sequence[str], settings: Mapping[str, object]) -> str:
+    """Twelve hex digits that change with the settings and with any of the package's files."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for pattern in sources:
         for path in sorted(PACKAGE.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

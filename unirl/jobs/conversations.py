@@ -8,19 +8,13 @@ from pathlib import Path
 
 from unirl.cluster.sft_worker import TokenSources
 from unirl.config import SftConfig, SourceConfig
-from unirl.data.atomic import atomic_folder
-from unirl.data.interleaved import MANIFEST, write_interleaved
+from unirl.data.interleaved import MANIFEST
 from unirl.data.token_store import Unit, encode_unit, finish_store, source_facts, units_of
-from unirl.lab.unified_visual import SUBSETS, heldout_samples, training_samples
+from unirl.jobs.assets import resolve_conversations
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.policy import load_encoder
 
 log = logging.getLogger(__name__)
-
-LAB, LAB_HELDOUT = "lab:unified_visual", "lab:unified_visual_heldout"
-LAB_SAMPLES = {LAB: 2000, LAB_HELDOUT: 60}
-"""Samples of each subset."""
-LAB_VERSION = 1
 
 EncodeAll = Callable[[Sequence[Unit], Path], Iterator[Path]]
 """Makes the shards of units in a folder; yields their notes."""
@@ -50,27 +44,12 @@ def token_sources(config: SftConfig, checkpoint: Path, encode_all: EncodeAll | N
     return TokenSources(training=made(config.data.sources), heldout=made(config.evaluation.sources))
 
 
-def resolve_source(path: str, cache_dir: str) -> Path:
-    """The folder or file of conversations that a source names; the lab's are written on first use."""
-    if path not in LAB_SAMPLES:
-        return Path(path)
-    folder = Path(cache_dir) / f"lab-conversations-{LAB_VERSION}" / path.removeprefix("lab:")
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        make = heldout_samples if path == LAB_HELDOUT else training_samples
-        log.info("writing %d conversations of each of %d subsets to %s", LAB_SAMPLES[path], len(SUBSETS), folder)
-        with atomic_folder(folder) as temporary:
-            samples = (sample for subset in SUBSETS for sample in make(subset, LAB_SAMPLES[path], seed=0))
-            write_interleaved(temporary / "interleaved.parquet", samples)
-    return folder
-
-
 def _store(
     source: SourceConfig, config: SftConfig, encoder: ConversationEncoder, encode_all: EncodeAll
 ) -> tuple[Path, str]:
     """Folder and fingerprint of the token store of a source."""
     data = config.data
-    conversations = resolve_source(source.path, data.cache_dir)
+    conversations = resolve_conversations(source.path, data.cache_dir)
     facts = [encoder.fingerprint, source_facts(conversations), data.samples_per_shard]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     folder = Path(data.cache_dir) / "tokens" / f"{config.model.family}-{fingerprint}"

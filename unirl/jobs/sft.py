@@ -1,5 +1,6 @@
 """Fine-tuning on conversations of text and images (UnifiedVisual): one restricted cross-entropy step after another."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from unirl.config_rules import ConfigError, Problem
 from unirl.data.mixture import Mixture
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.jobs.conversations import token_sources
+from unirl.jobs.exam import exam_rows, take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
+from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
@@ -83,12 +86,24 @@ class Run:
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name.startswith("sft/n"))
                 log.info("held-out after step %d: %s", step, shown)
 
+    def take_exam(self, checkpoint: Path, step: int) -> None:
+        """Let a checkpoint answer the exam; the policy after `step` steps."""
+        with self.clock.phase("exam"):
+            exam = take_exam(self.config, checkpoint)
+        write_atomic(self.record.run_dir / "evaluations" / exam_name(step), json.dumps(exam).encode())
+        self.record.event("exam", f"exam after step {step}", {"step": step, "file": exam_name(step)})
+
     def save(self, ranks: Ranks, step: int) -> None:
         """Commit a checkpoint from which the run goes on as if nothing had happened."""
         with self.clock.phase("save"):
             ranks.save(self.record.run_dir / "checkpoints", step, {"step": step})
             self.record.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
+
+
+def exam_name(step: int) -> str:
+    """The file of an exam below evaluations/."""
+    return f"exam_{step:06d}.json"
 
 
 def train(ranks: Ranks, run: Run, first_step: int) -> None:
@@ -165,6 +180,8 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
     """Start the ranks and train; returns the exit code."""
     record, run_dir = run.record, run.record.run_dir
     try:
+        if run.config.evaluation.exam == "lab" and not (run_dir / "evaluations" / exam_name(0)).is_file():
+            run.take_exam(checkpoint, 0)
         with _open_ranks(run.config, checkpoint, tokens, local=local) as ranks:
             first_step = 1
             if resumed and last_step(run_dir) is not None:
@@ -179,9 +196,21 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
         done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
         sys.stderr.write(f"{done}; go on with: unirl sft --resume {run_dir}\n")
         return run.interrupts.exit_code
+    if run.config.evaluation.exam == "lab":
+        run.take_exam(run_dir / "policy", run.last)
     record.end("finished")
-    run.terminal.banner({"policy": run_dir / "policy", "metrics": run_dir / "metrics.jsonl"})
+    _show_result(run)
     return 0
+
+
+def _show_result(run: Run) -> None:
+    """The exam before and after, and where things lie."""
+    run_dir = run.record.run_dir
+    run.terminal.banner({"policy": run_dir / "policy", "metrics": run_dir / "metrics.jsonl"})
+    exams = [run_dir / "evaluations" / exam_name(step) for step in (0, run.last)]
+    if all(file.is_file() for file in exams):
+        rows = exam_rows(*(json.loads(file.read_text()) for file in exams))
+        run.terminal.table("exam, 95 % intervals", ("", "before", "after", "gain"), rows)
 
 
 def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: int) -> Run:

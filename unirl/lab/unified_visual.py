@@ -128,7 +128,7 @@ def arm_counts(arm: Arm, count: int) -> dict[Subset, int]:
     """Samples of each subset for one arm of the paper's table 1.
 
     Args:
-        arm: `half_and_half` is `both` within the budget of one half.
+        arm: `half_and_half` takes half of its generation from plain captions (section 5.2.2).
         count: samples of understanding and of generation, 120,000 each in the paper.
 
     Raises:
@@ -144,7 +144,8 @@ def arm_counts(arm: Arm, count: int) -> dict[Subset, int]:
         case "both":
             return _shares(UNDERSTANDING_SAMPLES, count) | _shares(GENERATION_SAMPLES, count)
         case "half_and_half":
-            return _shares(UNDERSTANDING_SAMPLES, count // 2) | _shares(GENERATION_SAMPLES, count - count // 2)
+            half = _shares(GENERATION_SAMPLES, count - count // 2)
+            return {**_shares(UNDERSTANDING_SAMPLES, count), **half, "normal": count // 2}
         case _:
             raise ValueError(f"expected an arm of {', '.join(ARMS)}; got {arm!r}; correct it")
 

@@ -84,6 +84,7 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
         },
         end=ids["eos"],
         encode_text=tokenizer.encode,
+        decode_text=tokenizer.decode_plain,
         plain=plain,
         system=system,
         fingerprint=tokenizer.fingerprint("emu3", TEMPLATE_VERSION, system),

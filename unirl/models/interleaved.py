@@ -118,6 +118,8 @@ class ChatLayout:
     """Ends an answer; the last of what stands behind an assistant's turn."""
     encode_text: Callable[[str], list[int]]
     """Ids of a text, without anything before or behind it."""
+    decode_text: Callable[[Sequence[int]], str]
+    """Text of ids, without special tokens."""
     plain: NDArray[np.bool_]
     """[V] true for the ids that a text of the data may hold; false for codes and every special token."""
     placeholders: Ids = ()

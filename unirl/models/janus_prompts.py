@@ -174,6 +174,7 @@ class JanusPrompts:
             },
             end=ids.eos,
             encode_text=tokenizer.encode,
+            decode_text=tokenizer.decode_plain,
             plain=plain,
             placeholders=(ids.boi, *[ids.placeholder] * self.num_image_tokens, ids.eoi),
             placeholder=ids.placeholder,

@@ -65,6 +65,7 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
         },
         end=ids["eos"],
         encode_text=tokenizer.encode,
+        decode_text=tokenizer.decode_plain,
         plain=plain,
         system=config.system_prompt or "",
         fingerprint=tokenizer.fingerprint("liquid", TEMPLATE_VERSION, config.system_prompt),

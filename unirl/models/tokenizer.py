@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,10 @@ class OpenTokenizer:
     def decode(self, ids: NDArray[np.int32]) -> str:
         """Text of ids, special tokens kept."""
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+    def decode_plain(self, ids: Sequence[int]) -> str:
+        """Text of ids without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def plain(self, size: int) -> NDArray[np.bool_]:
         """Which of `size` ids are ordinary text, bool [size]: known to the tokenizer, and special to nobody.

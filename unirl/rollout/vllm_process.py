@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +224,8 @@ def set_environment() -> None:
         ("VLLM_NO_USAGE_STATS", "1"),
     ):
         os.environ.setdefault(name, value)
+    # It looks at every name of torch.distributed, deprecated ones too.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.reduce_op`", category=FutureWarning)
 
 
 def family_file(model: ModelConfig) -> Any:

@@ -1,0 +1,128 @@
+"""`unirl generate` on a tiny random Anole: what it prints and writes, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.joint_checkpoints import write_anole
+from tests.vq_checkpoints import write_chameleon_vq
+from unirl.config import DrawingConfig, GenerateConfig, ModelConfig, RepliesConfig
+from unirl.data.atomic import DataError
+from unirl.data.interleaved import stream_interleaved
+from unirl.jobs import generate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate")
+    write_anole(folder / "anole")
+    write_chameleon_vq(folder / "vq", size=8, num_codes=16)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 13, 3), dtype=np.uint8)).save(folder / "seen.png")
+    return folder
+
+
+@pytest.fixture
+def config(folder):
+    return GenerateConfig(
+        model=ModelConfig(family="anole", path=str(folder / "anole"), image_tokenizer=str(folder / "vq")),
+        replies=RepliesConfig(
+            text=DrawingConfig(), max_tokens=60, max_model_len=160, kv_cache_memory_gib=0.125, backend="torch"
+        ),
+        num_replies=4,
+    )
+
+
+def with_replies(config, **changes):
+    return replace(config, replies=replace(config.replies, **changes))
+
+
+def replies_of(out):
+    rejected = []
+    samples = list(stream_interleaved(out / "replies.jsonl", rejected))
+    assert not rejected
+    return samples
+
+
+def test_replies_are_printed_written_and_shown(config, folder, tmp_path, capsys):
+    prompt = generate.prompt_of("what is it ?", [folder / "seen.png"])
+    assert generate.main(config, [prompt], out=tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("what is it ?") == 4
+    samples = replies_of(tmp_path / "out")
+    assert [sample.id for sample in samples] == [f"prompt/{seed}" for seed in range(4)]
+    assert all(sample.turns[0].images[0].shape == (9, 13, 3) for sample in samples)
+    drawn = [image for sample in samples for image in sample.turns[-1].images]
+    assert drawn
+    assert all(image.shape == (8, 8, 3) for image in drawn)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<img") == len(drawn) + 4
+    assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len({image.tobytes() for image in drawn}) + 1
+
+
+def test_the_engine_writes_what_the_plain_sampler_writes(config, tmp_path, capsys):
+    prompts = [generate.prompt_of("draw a red circle", []), generate.Prompt("b", generate.prompt_of("it", []).turns)]
+    for backend in ("torch", "vllm"):
+        generate.main(with_replies(config, backend=backend), prompts, out=tmp_path / backend, as_json=True)
+    one, other = ((tmp_path / backend / "replies.jsonl").read_text() for backend in ("torch", "vllm"))
+    assert one == other
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:8] == lines[8:]
+    assert {line["id"] for line in lines} == {"prompt", "b"}
+    assert all(line["well_formed"] for line in lines)
+
+
+def test_no_images_means_text_alone(config, tmp_path):
+    generate.main(with_replies(config, max_images=0), [generate.prompt_of("draw it", [])], out=tmp_path / "out")
+    assert not any(sample.turns[-1].images for sample in replies_of(tmp_path / "out"))
+
+
+def test_prompts_come_in_any_form_of_conversations(tmp_path):
+    rows = [
+        {"id": "a", "prompt": "draw it"},
+        {"messages": [{"role": "user", "content": "what is it ?"}]},
+        {"messages": [{"role": "user", "content": "draw"}, {"role": "assistant", "content": "a gold answer"}]},
+        {"conversations": [
+            {"from": "human", "value": "draw"}, {"from": "gpt", "value": "here"}, {"from": "human", "value": "again"},
+        ]},
+    ]  # fmt: skip
+    (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = generate.read_prompts(tmp_path / "ask.jsonl")
+    assert [prompt.id for prompt in prompts] == ["a", "ask-1", "ask-2", "ask-3"]
+    assert [len(prompt.turns) for prompt in prompts] == [1, 1, 1, 3]
+    assert prompts[2].turns[0].segments[0].text == "draw"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected prompts; got an empty file"),
+        ('{"prompt": "a"}\n{"id": "x"}\n', "row 1: expected a list of turns"),
+        ('{"messages": [{"role": "robot", "content": "a"}]}\n', "row 0: expected a role"),
+        ('{"prompt": "a"', "row 0: expected a JSON object"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_is_refused(tmp_path, content, message):
+    (tmp_path / "ask.jsonl").write_text(content)
+    with pytest.raises(DataError, match=message):
+        generate.read_prompts(tmp_path / "ask.jsonl")
+
+
+def test_what_cannot_be_asked_is_refused(config, folder, tmp_path):
+    prompt = generate.prompt_of("draw it", [])
+    with pytest.raises(DataError, match=r"nowhere\.png"):
+        generate.prompt_of("what is it ?", [folder / "nowhere.png"])
+    with pytest.raises(DataError, match="expected a text"):
+        generate.prompt_of("  ", [])
+    with pytest.raises(ValueError, match=r"image_size: expected a size .* got 16 x 16, which it reads as 8 x 8"):
+        generate.main(with_replies(config, image_size=(16, 16)), [prompt], out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"max_tokens of at least 19.*got 10"):
+        generate.main(with_replies(config, max_tokens=10), [prompt], out=tmp_path / "out")
+    with pytest.raises(ValueError, match="special tokens"):
+        generate.main(config, [generate.prompt_of("draw </s>", [])], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    generate.main(replace(config, num_replies=1), [prompt], out=tmp_path / "out")
+    with pytest.raises(DataError, match="expected a folder without replies"):
+        generate.main(config, [prompt], out=tmp_path / "out")
