@@ -15,23 +15,23 @@ NUM_CODES, SIZE = 16, 8
 CASES = ("anole", "liquid", "liquid tied")
 
 
-def write_case(folder, case, words=(*WORDS, "A", "B")):
+def write_case(folder, case, size=SIZE):
     """Settings and folder of a checkpoint; Anole's image tokenizer is in its file, Liquid's in a folder of its own."""
     if case == "anole":
-        write_anole(folder, num_codes=NUM_CODES, words=words)
-        keep_image_tokenizer_in(folder)
+        write_anole(folder, num_codes=NUM_CODES, words=(*WORDS, "A", "B"))
+        keep_image_tokenizer_in(folder, size)
         return ModelConfig(family="anole", frozen=()), folder
     # Heads of a size that the engine's kernels take on a CPU.
     write_liquid(folder, num_codes=NUM_CODES, head_dim=32, tied=case == "liquid tied")
-    tokenizer = write_chameleon_vq(folder / "vqgan", layout="meta-safetensors", size=SIZE, num_codes=NUM_CODES)
+    tokenizer = write_chameleon_vq(folder / "vqgan", layout="meta-safetensors", size=size, num_codes=NUM_CODES)
     return ModelConfig(family="liquid", frozen=(), image_tokenizer=str(tokenizer)), folder
 
 
-def keep_image_tokenizer_in(folder):
+def keep_image_tokenizer_in(folder, size):
     """Replace the image tokenizer of an Anole checkpoint by one that can draw."""
     config, state = read_config(folder), load_file(folder / "model.safetensors")
     language_model = {name: value for name, value in state.items() if not name.startswith("model.vqmodel.")}
-    write_chameleon_vq(folder, layout="transformers", size=SIZE, num_codes=NUM_CODES, more=language_model)
+    write_chameleon_vq(folder, layout="transformers", size=size, num_codes=NUM_CODES, more=language_model)
     config["vq_config"] = read_config(folder)["vq_config"]
     (folder / "config.json").write_text(json.dumps(config))
 
