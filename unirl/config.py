@@ -26,13 +26,14 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in sampler and learner."""
     frozen: tuple[str, ...] = ("vision", "vq")
-    """Parts that are not trained: "vision" (vision tower), "aligner", "vq" (image tokenizer). Lumina-DiMOO has only
-    the last, which is never trained."""
+    """Parts that are not trained: "vision" (vision tower), "aligner", "vq" (image tokenizer). All but Janus-Pro
+    have only the last, which they never train."""
     image_tokenizer: str | None = None
     """Folder or file of the image tokenizer, for families that keep it apart: Emu3 (BAAI/Emu3-VisionTokenizer) and
     Liquid (Chameleon's VQGAN); null where it is in the checkpoint."""
     system_prompt: str | None = None
-    """System prompt of understanding prompts, for Lumina-DiMOO of both kinds; null takes the checkpoint's, "" none."""
+    """System prompt of understanding prompts, for every family but Janus-Pro of both kinds; null takes the
+    checkpoint's, "" none."""
 
 
 @dataclass(frozen=True)
