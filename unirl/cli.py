@@ -184,9 +184,11 @@ def generate(  # noqa: PLR0913 - one option each
     start_logging(verbose)
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("expected one of --prompt TEXT and --prompts FILE")
-    extra = [f"model.path={checkpoint}"] if checkpoint else []
-    settings = load_generate(config or [], (overrides or []) + extra)
     from unirl.jobs import generate as job
+
+    # A checkpoint says of which family it is; a file or setting may say otherwise.
+    named = job.settings_of(checkpoint) if checkpoint else []
+    settings = load_generate(config or [], named + (overrides or []))
 
     asked = [job.prompt_of(prompt, image or [])] if prompt is not None else job.read_prompts(cast(Path, prompts))
     raise typer.Exit(job.main(settings, asked, out=out, as_json=as_json))
