@@ -60,7 +60,7 @@ class Job(StrEnum):
 
 def complete_key(incomplete: str) -> list[str]:
     """Settings that start with what was typed, for shell completion."""
-    from unirl.config import Family, PairConfig, RlConfig, SftConfig, setting_names
+    from unirl.config import PairConfig, RlConfig, SftConfig, setting_names
 
     names = [name for schema in (RlConfig, SftConfig, PairConfig) for name in setting_names(schema)]
     return [f"{name}=" for name in names if name.startswith(incomplete)]
@@ -370,7 +370,7 @@ def config_keys(
     """Every setting with type, default and range."""
     from dataclasses import asdict
 
-    from unirl.config import Family, PairConfig, RlConfig, SftConfig
+    from unirl.config import PairConfig, RlConfig, SftConfig
     from unirl.config_keys import list_settings
 
     settings = list_settings({Job.train: RlConfig, Job.sft: SftConfig, Job.pair: PairConfig}[job])

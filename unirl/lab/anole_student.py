@@ -3,7 +3,7 @@
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from unirl.lab.tokenizer import answer_text
 from unirl.lab.vq_training import (
     PatchDictionary,
     code_rows,
+    crowded_images,
     make_codebook,
     shuffled_cells,
     train_decoder,
@@ -44,6 +45,7 @@ class AnoleStudent:
     policy: JointPolicy
     vq: Any
     """transformers' image tokenizer with the decoder that it lacks."""
+    _dictionary: PatchDictionary = field(init=False)
 
     @property
     def module(self) -> nn.Module:
@@ -57,17 +59,26 @@ class AnoleStudent:
 
     def start_image_tokenizer(self, dictionary: PatchDictionary, seed: int) -> None:
         """Write the codebook, and freeze the VQ."""
+        self._dictionary = dictionary
         codebook = make_codebook(dictionary, NUM_CODES, CODE_DIM, seed)
         self.vq.requires_grad_(requires_grad=False).quantize.embedding.weight.copy_(codebook)
         table, first = self.policy.module.get_input_embeddings().weight.data, self.policy.layout.vocabulary.first_code
         table[first : first + NUM_CODES] = code_rows(codebook, table[first + NUM_CODES :])
 
     def train_image_tokenizer(self, side: int, corpus: Corpus, num_steps: int, seed: int) -> float:
-        """Train one half of the VQ on the pictures and on their cells shuffled, so that crowded pictures are kept."""
-        images, codes = shuffled_cells(corpus.images, corpus.codes, seed)
-        train = (train_encoder, train_decoder)[side]
-        both = np.concatenate([corpus.images, images]), torch.cat([corpus.codes, codes])
-        return train(self.vq, *both, num_steps, seed)
+        """Train one half of the VQ.
+
+        Chameleon normalises each channel over the picture, so that a patch comes out differently in another company:
+        a third of the pictures is crowded, and a third has the cells of all pictures shuffled.
+        """
+        third = len(corpus.images) // 3
+        crowded = crowded_images(third, seed)
+        shuffled = shuffled_cells(corpus.images[:third], corpus.codes[:third], seed)
+        images = np.concatenate([corpus.images[third : 2 * third], crowded, shuffled[0]])
+        codes = torch.cat([corpus.codes[third : 2 * third], self._dictionary.codes(crowded), shuffled[1]])
+        if side == 0:
+            return train_encoder(self.vq, images, codes, num_steps, seed)
+        return train_decoder(self.vq, images, codes, num_steps, seed, fourth_power=16.0)
 
     def drawing_loss(
         self, captions: Sequence[str], dropped: Sequence[bool], codes: Tensor, rng: random.Random
