@@ -34,7 +34,7 @@ from unirl.lab.world import CODE_DIM, GRID, LETTERS, NUM_CODES, question_with_ch
 from unirl.models.joint_policy import JointPolicy
 from unirl.types import Segment, TokenSequence, Turn
 
-RECIPE = Recipe(vq_steps=1200)
+RECIPE = Recipe(vq_steps=2400)
 _LETTER_IDS = torch.tensor([TOKENS.index(letter) for letter in LETTERS])
 
 
