@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from unirl.config import GenerateConfig, PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
+    from unirl.config import Family, GenerateConfig, PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
 
     AnyConfig = RlConfig | SftConfig | GenerateConfig | PairConfig
 
@@ -336,25 +336,21 @@ def lab_data(
 @lab_app.command("pretrain")
 def lab_pretrain(
     out: Annotated[Path, typer.Argument(help="New checkpoint folder.")],
-    family: Annotated[str, typer.Option(help="Which tiny model: janus_pro or lumina_dimoo.")] = "janus_pro",
+    family: Annotated[str, typer.Option(help="Which tiny model: janus_pro, lumina_dimoo or anole.")] = "janus_pro",
 ) -> None:
     """Train a tiny base model from scratch (minutes on two cores)."""
     start_logging(None)
-    from typing import get_args
-
-    from unirl.config import Family
-
-    if family not in get_args(Family):
-        raise typer.BadParameter(f"expected one of {', '.join(get_args(Family))}; got {family}", param_hint="--family")
     from unirl.jobs import lab
 
+    if family not in lab.STUDENTS:
+        raise typer.BadParameter(f"expected one of {', '.join(lab.STUDENTS)}; got {family}", param_hint="--family")
     raise typer.Exit(lab.pretrain(out, family=cast("Family", family)))
 
 
 @lab_app.command("show")
 def lab_show(
     out: Annotated[Path, typer.Argument(help="Folder for the contact sheet, lab.png.")],
-    checkpoint: Annotated[str, typer.Option(help="Folder, or lab:janus or lab:lumina_dimoo.")] = "lab:janus",
+    checkpoint: Annotated[str, typer.Option(help="Folder, or lab:janus, lab:lumina_dimoo or lab:anole.")] = "lab:janus",
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Scenes.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and samples.")] = 0,
     guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 1.0,

@@ -22,7 +22,8 @@ class ModelConfig:
     family: Family = "janus_pro"
     """Which file of unirl/models loads the checkpoint."""
     path: str = "lab:janus"
-    """Folder of a Hugging Face checkpoint, or "lab:janus" or "lab:lumina_dimoo" for the tiny ones of the package."""
+    """Folder of a Hugging Face checkpoint, or "lab:janus", "lab:lumina_dimoo" or "lab:anole" for the tiny ones of the
+    package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in sampler and learner."""
     frozen: tuple[str, ...] = ("vision", "vq")
