@@ -34,18 +34,18 @@ def code_name(code):
     return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
 
 
-def write_anole(folder, *, num_codes=16, layers=2, hidden=64, seed=0, dtype=torch.float32):
+def write_anole(folder, *, num_codes=16, layers=2, hidden=64, seed=0, dtype=torch.float32, words=WORDS):
     """Anole's layout: codes from id 4, eoss and break behind them, the language model and an image tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ["<s>", "<pad>", "</s>", "<unk>", *map(code_name, range(num_codes)), "<eoss>", "<racm3:break>"]
-    names += ["<reserved08706>", "<reserved08707>", *WORDS]
-    special = [name for name in names if name not in WORDS]
+    names += ["<reserved08706>", "<reserved08707>", *words]
+    special = [name for name in names if name not in words]
     write_tokenizer(
         folder, {name: id for id, name in enumerate(names)}, special,
         bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
     )  # fmt: skip
     config = ChameleonConfig(
-        vocab_size=64, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        vocab_size=max(64, len(names)), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
         num_attention_heads=hidden // 32, num_key_value_heads=hidden // 32, max_position_embeddings=512,
         pad_token_id=1, bos_token_id=0, eos_token_id=2, tie_word_embeddings=False,
         vocabulary_map={name: id for id, name in enumerate(names)} | {"<image>": names.index("<reserved08707>")},

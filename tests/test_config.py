@@ -245,6 +245,7 @@ def test_nothing_is_endless(name):
         (["rollout.sampling.image.approximate_cache=true"], "rollout.sampling.image.approximate_cache"),
         (["algorithm.diffusion_steps_per_update=0"], "algorithm.diffusion_steps_per_update"),
         (["rollout.sampling.image.size=[0, 512]"], "rollout.sampling.image.size"),
+        (["model.family=emu3"], "model.family"),
     ],
 )
 def test_settings_that_would_fail_late_or_silently_are_refused_early(overrides, key):

@@ -223,6 +223,9 @@ def _sampling(config: RlConfig) -> Iterator[Problem]:
         rule = "must be false for rollouts: the learner could not reproduce the log-probabilities of an approximation"
         key = "rollout.sampling.image.approximate_cache"
         yield Problem(key, True, rule, "to measure with it set evaluation.approximate_cache=true")
+    if config.model.family == "emu3":
+        rule = "must be a family whose pictures are codes alone: Emu3 ends their rows with ids that nobody samples"
+        yield Problem("model.family", "emu3", rule, "try anole, liquid, janus_pro or lumina_dimoo; unirl sft takes it")
 
 
 def _rewards(config: RlConfig) -> Iterator[Problem]:

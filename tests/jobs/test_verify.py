@@ -10,6 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from tests.janus_checkpoints import write_janus
+from tests.joint_rollouts import write_case
+from tests.vq_checkpoints import noise
 from unirl import cli
 from unirl.config import ModelConfig, RlConfig, RolloutConfig, SamplingConfig
 from unirl.data.records import file_name, write_samples
@@ -360,6 +362,44 @@ def test_a_random_checkpoint_passes_every_gate_as_json(random_janus):
             ]
         ).keys()
     )
+
+
+@pytest.fixture(scope="module", params=["anole", "liquid"])
+def random_joint(request, tmp_path_factory):
+    """The same of a family with one joint vocabulary, and the settings of its checkpoint."""
+    folder = tmp_path_factory.mktemp("joint")
+    model, _ = write_case(folder / "checkpoint", request.param)
+    words = ("red", "green", "circle")
+    questions = [
+        UnderstandingSample(
+            id=f"q{i}", image=noise(9, 7, i), question=f"what color is a {word} ?", choices=("red", "green"), answer="A"
+        )
+        for i, word in enumerate(words)
+    ]
+    drawings = [GenerationSample(id=f"g{i}", prompt=f"draw a {word}") for i, word in enumerate(words)]
+    (folder / "prompts").mkdir()
+    for kind, samples in ((UnderstandingSample, questions), (GenerationSample, drawings)):
+        write_samples(folder / "prompts" / file_name(kind), samples, kind)
+    settings = [f"model.family={model.family}", "model.frozen=[]"]
+    return folder, settings + [f"model.image_tokenizer={model.image_tokenizer}"] * bool(model.image_tokenizer)
+
+
+def test_a_joint_vocabulary_passes_every_gate(random_joint):
+    folder, settings = random_joint
+    result = CliRunner().invoke(cli.app, settings_of(folder, "--json", *settings))
+    assert result.exit_code == 0, result.output
+    gates = json.loads(result.stdout)["gates"]
+    assert {row["verdict"] for row in gates} == {"pass", "information"}
+    passed = {row["gate"] for row in gates if row["verdict"] == "pass" and row["dtype"] == "float32"}
+    assert passed == {
+        "layout",
+        "agreement",
+        "greedy tokens",
+        "batch company",
+        "weight sync",
+        "learning rate 0",
+        "gradient",
+    }
 
 
 @pytest.mark.parametrize(

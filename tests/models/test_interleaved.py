@@ -313,8 +313,10 @@ def test_only_families_that_offer_it_are_loaded(folders):
         with pytest.raises(ValueError, match=r"expected one of janus_pro, .*got 'emu4'"):
             load(replace(config, family="emu4"), folder)
     for load in (load_policy, load_prompts):
-        with pytest.raises(ValueError, match="by reinforcement learning; got anole; set it to one of janus_pro, lu"):
-            load(config, folder)
+        with pytest.raises(
+            ValueError, match="by reinforcement learning; got emu3; set it to one of janus_pro, lumina_"
+        ):
+            load(replace(config, family="emu3"), folder)
 
 
 @only_these(*ONE_EACH)

@@ -5,14 +5,19 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from unirl.rollout.modality_mask import ModalityMask
+from unirl.rollout.modality_mask import MODALITIES, ModalityMask
+
+
+def make_mask(first_code):
+    facts = SimpleNamespace(vocab_size=6, first_code=first_code, num_codes=2, forbidden_text_ids=[0])
+    model = SimpleNamespace(hf_config=facts)
+    config = SimpleNamespace(model_config=model, scheduler_config=SimpleNamespace(max_num_seqs=4))
+    return ModalityMask(config, torch.device("cpu"), False)
 
 
 @pytest.fixture
 def mask():
-    model = SimpleNamespace(hf_config=SimpleNamespace(vocab_size=6, text_vocab_size=4, forbidden_text_ids=[0]))
-    config = SimpleNamespace(model_config=model, scheduler_config=SimpleNamespace(max_num_seqs=4))
-    return ModalityMask(config, torch.device("cpu"), False)
+    return make_mask(4)
 
 
 def update(mask, size, added=(), removed=(), moved=()):
@@ -31,6 +36,17 @@ def test_rows_follow_requests_that_enter_leave_and_move(mask):
     assert update(mask, 3, added=[(2, "image")]) == ["text", "text", "image"]
     mask.update_state(None)
     assert not mask.is_argmax_invariant()
+
+
+def test_codes_may_lie_between_text_ids():
+    mask = make_mask(2)
+    rows = [
+        (row, SamplingParams(extra_args={"modality": modality}), None, []) for row, modality in enumerate(MODALITIES)
+    ]
+    mask.update_state(BatchUpdate(batch_size=2, removed=(), added=rows, moved=()))
+    text, image = torch.isfinite(mask.apply(torch.zeros(2, 6))).tolist()
+    assert text == [False, True, False, False, True, True]
+    assert image == [False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"modality": "sound"}])

@@ -11,11 +11,14 @@ from typing import Any
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from unirl.config import ModelConfig
-from unirl.models.chameleon_vq import ChameleonVq
+from unirl.models import joint_generate
+from unirl.models.chameleon_vq import ChameleonVq, read_grid
 from unirl.models.checkpoint import config_of
 from unirl.models.image_codec import refuse_area
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
-from unirl.models.joint_policy import JointFamily, JointPolicy
+from unirl.models.joint_family import JointDrawing, JointFamily
+from unirl.models.joint_policy import JointPolicy
+from unirl.models.joint_prompts import JointPrompts
 from unirl.models.tokenizer import OpenTokenizer, code_range, open_tokenizer
 
 TOKEN_STRINGS = {
@@ -77,16 +80,28 @@ def _own_config(path: Path) -> dict[str, Any]:
     return config_of(path, "anole", "chameleon")
 
 
+def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
+    """The checkpoint's own image tokenizer, or that of `config.image_tokenizer`; its pictures have one size."""
+    refuse_area(area, "anole")
+    return ChameleonVq.load(_tokenizer_folder(config, path))
+
+
+def _tokenizer_folder(config: ModelConfig, path: Path) -> Path:
+    return Path(config.image_tokenizer) if config.image_tokenizer else path
+
+
 FAMILY = JointFamily(
     module=ChameleonForConditionalGeneration,
     read_config=lambda path: ChameleonConfig.from_dict(_own_config(path)),
     load_layout=load_layout,
     drop=("vqmodel",),
+    drawing=JointDrawing(
+        name="Anole",
+        load_codec=load_codec,
+        read_grid=lambda config, path: read_grid(_tokenizer_folder(config, path)),
+        null=("<pad>",),
+    ),
 )
-load_interleaved = functools.partial(JointPolicy.load, FAMILY)
-
-
-def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
-    """The checkpoint's own image tokenizer, or that of `config.image_tokenizer`; its pictures have one size."""
-    refuse_area(area, "anole")
-    return ChameleonVq.load(Path(config.image_tokenizer) if config.image_tokenizer else path)
+load = load_interleaved = functools.partial(JointPolicy.load, FAMILY)
+load_prompts = functools.partial(JointPrompts.load, FAMILY)
+load_independent = functools.partial(joint_generate.load_independent, FAMILY)

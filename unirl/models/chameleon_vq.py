@@ -134,7 +134,8 @@ class ChameleonVq:
             FileNotFoundError: the folder lacks a file.
             ValueError: another layout, truncated or unfit weights, no decoder, or a pickle with more than tensors.
         """
-        config, stored, read, described_by = _meta_layout(folder) if (folder / META_CONFIG).is_file() else _hf(folder)
+        config, described_by = _read_config(folder)
+        stored, read = _stored(folder, described_by)
         with torch.device("meta"):
             module: Any = ChameleonVQVAE(config)
             module.decoder = Decoder(config)
@@ -157,7 +158,7 @@ class ChameleonVq:
     @property
     def pixels_per_code(self) -> int:
         """Side of the square of pixels that one code stands for."""
-        return 2 ** (len(self.module.config.channel_multiplier) - 1)
+        return _pixels_per_code(self.module.config)
 
     @property
     def size(self) -> int:
@@ -201,8 +202,7 @@ class ChameleonVq:
 
     @property
     def _grid(self) -> tuple[int, int]:
-        side = self.size // self.pixels_per_code
-        return side, side
+        return _grid(self.module.config)
 
     @property
     def _device(self) -> torch.device:
@@ -216,19 +216,40 @@ class ChameleonVq:
         return codes.view(grid).int().cpu().numpy()
 
 
-def _hf(folder: Path) -> tuple[ChameleonVQVAEConfig, StoredTensors, Read, str]:
+def read_grid(folder: Path) -> tuple[int, int]:
+    """Rows and columns of codes of every picture of a folder's tokenizer; no weights are read.
+
+    Raises:
+        FileNotFoundError: the folder has no configuration.
+        ValueError: one of another layout.
+    """
+    return _grid(_read_config(folder)[0])
+
+
+def _grid(config: ChameleonVQVAEConfig) -> tuple[int, int]:
+    side = config.resolution // _pixels_per_code(config)
+    return side, side
+
+
+def _pixels_per_code(config: ChameleonVQVAEConfig) -> int:
+    return 2 ** (len(config.channel_multiplier) - 1)
+
+
+def _read_config(folder: Path) -> tuple[ChameleonVQVAEConfig, str]:
+    """What the tokenizer is, and the file that says so."""
+    if (folder / META_CONFIG).is_file():
+        return _meta_config(folder), META_CONFIG
     raw = read_json(folder / "config.json")
     if raw.get("model_type") not in ("chameleon", "chameleon_vqgan"):
         raise ValueError(
             f"{folder}: expected a checkpoint of model_type 'chameleon' with its image tokenizer, or Meta's "
             f"{META_CONFIG}; got model_type {raw.get('model_type')!r}; point at the folder of the tokenizer"
         )
-    config = ChameleonVQVAEConfig.from_dict(raw.get("vq_config") or {} if raw["model_type"] == "chameleon" else raw)
-    stored = stored_tensors(folder)
-    return config, stored, stored.read, "config.json"
+    own = raw.get("vq_config") or {} if raw["model_type"] == "chameleon" else raw
+    return ChameleonVQVAEConfig.from_dict(own), "config.json"
 
 
-def _meta_layout(folder: Path) -> tuple[ChameleonVQVAEConfig, StoredTensors, Read, str]:
+def _meta_config(folder: Path) -> ChameleonVQVAEConfig:
     try:
         params = yaml.safe_load((folder / META_CONFIG).read_text(encoding="utf-8"))["model"]["params"]
         numbers = {own: params["ddconfig"][name] for name, own in META_FIELDS.items()}
@@ -240,12 +261,17 @@ def _meta_layout(folder: Path) -> tuple[ChameleonVQVAEConfig, StoredTensors, Rea
             f"({' '.join(str(error).split())[:200]}); get it again"
         ) from error
     config.attn_type = params["ddconfig"].get("attn_type", "vanilla")
-    if (folder / META_WEIGHTS).is_file():
-        stored = stored_tensors(folder, folder / META_WEIGHTS)
-        return config, stored, stored.read, META_CONFIG
-    tensors = _unpickled(folder / META_PICKLE)
-    stored = StoredTensors(folder, {name: tuple(value.shape) for name, value in tensors.items()}, {})
-    return config, stored, lambda names: ((name, tensors[name]) for name in names), META_CONFIG
+    return config
+
+
+def _stored(folder: Path, described_by: str) -> tuple[StoredTensors, Read]:
+    """The weights of the layout that the file `described_by` belongs to."""
+    if described_by == META_CONFIG and not (folder / META_WEIGHTS).is_file():
+        tensors = _unpickled(folder / META_PICKLE)
+        stored = StoredTensors(folder, {name: tuple(value.shape) for name, value in tensors.items()}, {})
+        return stored, lambda names: ((name, tensors[name]) for name in names)
+    stored = stored_tensors(folder, folder / META_WEIGHTS if described_by == META_CONFIG else None)
+    return stored, stored.read
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:

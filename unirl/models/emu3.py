@@ -15,7 +15,8 @@ from unirl.config import ModelConfig
 from unirl.models.checkpoint import config_of
 from unirl.models.emu3_vq import Emu3Vq
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
-from unirl.models.joint_policy import JointFamily, JointPolicy
+from unirl.models.joint_family import JointFamily
+from unirl.models.joint_policy import JointPolicy
 from unirl.models.tokenizer import OpenTokenizer, code_range, open_tokenizer
 
 TOKEN_STRINGS = {

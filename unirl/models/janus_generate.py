@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusImageProcessor
 
+from unirl.config import ModelConfig
 from unirl.models.janus_prompts import JanusPrompts
 
 
@@ -52,7 +53,7 @@ class JanusGenerate:
         return prompt, torch.ones_like(prompt)
 
 
-def load_independent(path: Path) -> JanusGenerate:
+def load_independent(config: ModelConfig, path: Path) -> JanusGenerate:
     """The checkpoint folder's model in transformers' hands, in float32."""
     module: Any = JanusForConditionalGeneration.from_pretrained(path, dtype=torch.float32, local_files_only=True)
     nn.Module.to(module, "cuda" if torch.cuda.is_available() else "cpu")
@@ -60,5 +61,5 @@ def load_independent(path: Path) -> JanusGenerate:
     for name in ("top_k", "top_p", "temperature", "max_new_tokens"):
         setattr(module.generation_config, name, None)
     image_processor = JanusImageProcessor.from_pretrained(path, local_files_only=True)
-    allowed = JanusPrompts.load(path, None).allowed_text_ids(module.config.text_config.vocab_size)
+    allowed = JanusPrompts.load(path, config.system_prompt).allowed_text_ids(module.config.text_config.vocab_size)
     return JanusGenerate(module.eval(), image_processor, (~allowed).nonzero().flatten().tolist())

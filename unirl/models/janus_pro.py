@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import Cache, JanusConfig, JanusForConditionalGeneration, JanusImageProcessor
 from transformers.initialization import no_init_weights
 
-from unirl.algorithms.logprobs import token_entropies, token_logprobs
 from unirl.config import ModelConfig, RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.models import janus_generate
+from unirl.models.autoregressive import left_padded, run_trunk, score_completions, tokens_in_pass
 from unirl.models.checkpoint import config_of, copy_into, read_json, start_folder, stored_tensors, write_weights
 from unirl.models.image_codec import refuse_area
 from unirl.models.interleaved import ChatLayout, PackedRow, Part
@@ -121,6 +121,11 @@ class JanusPro:
         return self.prompts.num_image_tokens
 
     @property
+    def first_code(self) -> int:
+        """Id of image code 0 in the joint vocabulary."""
+        return self.layout.vocabulary.first_code
+
+    @property
     def num_codes(self) -> int:
         """Size of the image vocabulary."""
         return self.config.vq_config.num_embeddings
@@ -200,12 +205,7 @@ class JanusPro:
 
     def pad_prompts(self, prompts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
         """Prompt ids int64 [B, P] and mask int64 [B, P], padded on the left to the longest."""
-        longest = max(len(prompt) for prompt in prompts)
-        ids = np.full((len(prompts), longest), self.pad_id, np.int64)
-        mask = np.zeros_like(ids)
-        for index, prompt in enumerate(prompts):
-            ids[index, longest - len(prompt) :], mask[index, longest - len(prompt) :] = prompt, 1
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        return left_padded(prompts, self.pad_id, self.device)
 
     def embed_prompts(self, ids: Tensor, mask: Tensor, images: Sequence[NDArray[np.uint8] | None]) -> Tensor:
         """Input embeddings [B, P, H] of padded prompts, features of each image in the places of its placeholders.
@@ -238,22 +238,8 @@ class JanusPro:
         return self.module.model.generation_aligner(self.module.model.generation_embeddings(codes))
 
     def hidden_states(self, embeddings: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """Last hidden states [B, T, H] of input embeddings [B, T, H].
-
-        Args:
-            embeddings: new positions; with a cache, those after the cached ones.
-            mask: int64 [B, S + T] 1 where a position exists, over cached and new positions; padding is on the left.
-            cache: keys and values of S positions, extended in place.
-        """
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        output = self.module.model.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return output.last_hidden_state
+        """Last hidden states [B, T, H] of input embeddings [B, T, H] that follow the cached ones."""
+        return run_trunk(self.module.model.language_model, embeddings, mask, cache)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Logits float32 [..., V] of the next text id."""
@@ -303,22 +289,12 @@ class JanusPro:
         return self.text_logits(hidden) if part == "text" else self.code_logits(hidden)
 
     def score(self, rows: Sequence[LearnerRow], scoring: Scoring) -> Iterator[TokenScores]:
-        """Score the completions of rows of one task in one teacher-forced pass.
-
-        Temperature 0 is scored at 1, as `Trajectory.logprobs` records it.
-
-        Raises:
-            ValueError: rows of both tasks, an image that is missing or of the wrong length, or an answer with an id
-                that no sampler may draw.
-        """
-        tasks = {row.task for row in rows}
-        if len(tasks) != 1:
-            raise ValueError(f"score: expected rows of one task; got {sorted(tasks)}; make micro-batches per task")
-        yield self._score_images(rows, scoring) if tasks == {"generation"} else self._score_text(rows, scoring)
+        """Scores of the completions of rows of one task, in one pass; see `score_completions`."""
+        yield score_completions(self, rows, scoring)
 
     def tokens_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
         """Tokens that scoring this row puts through the trunk, both streams counted."""
-        return (len(row.prompt_ids) + len(row.completion_ids)) * self._num_streams(row, scoring)
+        return tokens_in_pass(row, scoring)
 
     def passes_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
         """One."""
@@ -336,66 +312,6 @@ class JanusPro:
         config.dtype = state[EMBEDDING].dtype
         config.save_pretrained(folder)
         write_weights(folder, state)
-
-    def _num_streams(self, row: LearnerRow, scoring: Scoring) -> int:
-        guided = scoring.guidance_scale != 1.0 and scoring.image_logprob == "guided"
-        return 2 if row.task == "generation" and guided else 1
-
-    def _score_text(self, rows: Sequence[LearnerRow], scoring: Scoring) -> TokenScores:
-        tokens, mask, scored = self._completions(rows)
-        ids, prompt_mask = self.pad_prompts([row.prompt_ids for row in rows])
-        prompts = self.embed_prompts(ids, prompt_mask, [row.image for row in rows])
-        embeddings = torch.cat([prompts, self.embed_text(tokens)], dim=1)
-        hidden = self.hidden_states(embeddings, torch.cat([prompt_mask, mask], dim=1))
-        logits = self.text_logits(hidden[:, ids.shape[1] - 1 : -1])
-        temperature = scoring.text_temperature or 1.0
-        allowed = self.allowed_text_ids.to(logits.device)
-        return TokenScores(
-            logprobs=token_logprobs(logits, tokens, temperature, allowed, loss_mask=scored),
-            scored=scored,
-            entropy=token_entropies(logits, temperature, allowed, loss_mask=scored),
-        )
-
-    def _score_images(self, rows: Sequence[LearnerRow], scoring: Scoring) -> TokenScores:
-        for row in rows:
-            if len(row.completion_ids) != self.num_image_tokens:
-                raise ValueError(
-                    f"score: expected images of {self.num_image_tokens} codes; got {len(row.completion_ids)}; sample "
-                    "whole images"
-                )
-        tokens, mask, scored = self._completions(rows)
-        num_streams = self._num_streams(rows[0], scoring)
-        ids, prompt_mask = self.pad_prompts([row.prompt_ids for row in rows])
-        prompts = self.embed_text(torch.cat([ids, self.unconditional(ids)]) if num_streams == 2 else ids)
-        # The last code is predicted, never read.
-        codes = self.embed_codes(tokens[:, :-1]).repeat(num_streams, 1, 1)
-        whole_mask = torch.cat([prompt_mask, mask[:, :-1]], dim=1).repeat(num_streams, 1)
-        hidden = self.hidden_states(torch.cat([prompts, codes], dim=1), whole_mask)
-        cond, *others = self.code_logits(hidden[:, ids.shape[1] - 1 :]).split(len(rows))
-        temperature = scoring.image_temperature or 1.0
-        uncond = others[0] if others else None
-        scale = scoring.guidance_scale if others else 1.0
-        logprobs = token_logprobs(
-            cond, tokens, temperature, loss_mask=scored, uncond_logits=uncond, guidance_scale=scale
-        )
-        entropy = token_entropies(cond, temperature, loss_mask=scored, uncond_logits=uncond, guidance_scale=scale)
-        metrics = {}
-        if others:
-            with torch.no_grad():
-                alone = token_logprobs(cond.detach(), tokens, temperature, loss_mask=scored)
-                metrics["guidance_gap"] = (logprobs.detach() - alone).abs().sum()
-        return TokenScores(logprobs=logprobs, scored=scored, entropy=entropy, metrics=metrics)
-
-    def _completions(self, rows: Sequence[LearnerRow]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids int64, which of them exist int64 and which count bool, all [B, T], padded on the right."""
-        shape = (len(rows), max(len(row.completion_ids) for row in rows))
-        tokens, exists, counts = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
-        for index, row in enumerate(rows):
-            length = len(row.completion_ids)
-            tokens[index, :length], exists[index, :length] = row.completion_ids, 1
-            counts[index, :length] = row.loss_mask
-        on_device = [torch.from_numpy(array).to(self.device) for array in (tokens, exists, counts)]
-        return on_device[0], on_device[1], on_device[2]
 
     def _seen(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Aligned features [n, H] of images one behind the other; for none, no row of a blank image's."""

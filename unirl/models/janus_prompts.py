@@ -12,6 +12,7 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
+from unirl.models.autoregressive import CHOICE_TEMPLATE, problems_of_settings, question_text
 from unirl.models.checkpoint import read_json
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
 from unirl.models.policy import EncodedPrompt
@@ -28,9 +29,6 @@ TOKEN_STRINGS = {
 }
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 CHAT_VERSION = 1
-CHOICE_TEMPLATE = "{letter} {choice}"
-"""How a line of a multiple-choice question reads; a checkpoint overrides it by the key `choice_template` of its
-tokenizer_config.json, e.g. "{letter}. {choice}". Blanks only, because a word-level tokenizer has no full stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,20 +96,8 @@ class JanusPrompts:
         )
 
     def find_problems(self, config: RlConfig) -> list[Problem]:
-        """Settings that Janus-Pro would ignore: it draws pictures of one size, token after token."""
-        size, steps = (
-            config.rollout.sampling.image.size,
-            "must be left out for Janus-Pro, which draws token after token",
-        )
-        settings = (
-            ("rollout.sampling.image.size", size, None, "must be null for Janus-Pro, which draws pictures of one size"),
-            ("algorithm.diffusion_steps_per_update", config.algorithm.diffusion_steps_per_update, None, steps),
-            ("algorithm.diffusion_shrink", config.algorithm.diffusion_shrink, 1, steps),
-            ("evaluation.approximate_cache", config.evaluation.approximate_cache, False, steps),
-        )
-        return [
-            Problem(key, value, rule, "leave the key out") for key, value, wanted, rule in settings if value != wanted
-        ]
+        """Settings that Janus-Pro would ignore."""
+        return problems_of_settings(config, "Janus-Pro")
 
     def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
         """The prompt of a question or of a picture to draw.
@@ -132,13 +118,7 @@ class JanusPrompts:
             ValueError: question or choices contain a special token.
         """
         image = TOKEN_STRINGS["boi"] + TOKEN_STRINGS["placeholder"] * self.num_image_tokens + TOKEN_STRINGS["eoi"]
-        template = self.tokenizer.init_kwargs.get("choice_template", CHOICE_TEMPLATE)
-        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        options = [
-            template.format(letter=letter, choice=choice)
-            for letter, choice in zip(letters, sample.choices, strict=False)
-        ]
-        question = "\n".join((sample.question, *options))
+        question = question_text(sample, self.tokenizer.init_kwargs.get("choice_template", CHOICE_TEMPLATE))
         self._check_plain(question, f"understanding sample {sample.id}")
         return self._encode(f"{self.system_prompt}{USER}: {image}\n{question}\n\n{ASSISTANT}:")
 

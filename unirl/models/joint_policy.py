@@ -2,20 +2,27 @@
 
 A family's file says how to read its configuration, how to write its conversations, and which image tokenizer it uses.
 The image tokenizer is no part of the module: it is never trained, and `save` copies it from where it was loaded.
+Conversations are packed into one row; completions of reinforcement learning stand in rows padded on the left.
 """
 
+import functools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Cache
 from transformers.initialization import no_init_weights
 
-from unirl.config import ModelConfig
+from unirl.config import ModelConfig, RlConfig, SamplingConfig
+from unirl.config_rules import Problem
+from unirl.models.autoregressive import left_padded, run_trunk, score_completions, tokens_in_pass
 from unirl.models.checkpoint import (
     StoredTensors,
     copy_into,
@@ -24,10 +31,16 @@ from unirl.models.checkpoint import (
     stored_tensors,
     write_weights,
 )
-from unirl.models.interleaved import ChatLayout, PackedRow, Part
+from unirl.models.interleaved import ChatLayout, Codes, PackedRow, Part
+from unirl.models.joint_family import JointFamily
+from unirl.models.joint_prompts import JointPrompts
 from unirl.models.packed_attention import document_arguments, use_packed_attention
+from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
+from unirl.types import GenerationSample, LearnerRow, UnderstandingSample
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+IMAGES_KEPT = 64
+"""Images of questions whose codes are kept at a time."""
 
 
 class JointHead(nn.Linear):
@@ -49,26 +62,13 @@ class JointHead(nn.Linear):
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JointFamily:
-    """What one family states about its checkpoints."""
-
-    module: Any
-    """transformers' class of the language model: has `model`, the trunk, and `lm_head`."""
-    read_config: Callable[[Path], Any]
-    """The language model's transformers configuration of a checkpoint folder."""
-    load_layout: Callable[[ModelConfig, Path], ChatLayout]
-    """How a checkpoint folder's tokenizer writes conversations."""
-    namings: tuple[Mapping[str, str], ...] = ({},)
-    """How checkpoints of the family may name the language model's weights: by beginnings of the module's names, what
-    stands in their place. A checkpoint has the first under which its embedding is found."""
-    drop: tuple[str, ...] = ()
-    """Parts of the trunk that do not belong to the language model."""
-
-
 @dataclass(slots=True)
 class JointPolicy:
-    """Meets `unirl.models.interleaved.InterleavedPolicy`."""
+    """A policy over a joint vocabulary.
+
+    What each method promises is in `unirl.models.policy.AutoregressivePolicy` and, for conversations, in
+    `unirl.models.interleaved.InterleavedPolicy`.
+    """
 
     module: Any
     config: Any
@@ -79,6 +79,14 @@ class JointPolicy:
     shapes: dict[str, tuple[int, ...]]
     naming: Mapping[str, str]
     """How the checkpoint names the weights; see `JointFamily.namings`."""
+    allowed_text_ids: Tensor
+    """Which ids an answer may hold, bool [V]: all that text may, but for the begin of an image."""
+    prompts: Callable[[], JointPrompts]
+    """Made when first asked for, since conversations need none."""
+    codec: Callable[[], Any]
+    """The image tokenizer, loaded when first asked for, since a learner needs none."""
+    seen: dict[int, tuple[NDArray[np.uint8], Codes]] = field(default_factory=dict)
+    """Questions' images by their id(), with their codes."""
 
     @classmethod
     def load(cls, family: JointFamily, config: ModelConfig, path: Path, *, weights: bool = True) -> "JointPolicy":
@@ -111,12 +119,117 @@ class JointPolicy:
         for source, value in stored.read(set(names) if weights else set()):
             copy_into(targets, names[source], value)
         use_packed_attention(module)
-        return cls(module=module, config=settings, layout=layout, folder=path, shapes=shapes, naming=naming)
+        allowed = torch.from_numpy(layout.vocabulary.drawable_text.copy())
+        allowed[layout.image.begin] = False
+        return cls(
+            module=module,
+            config=settings,
+            layout=layout,
+            folder=path,
+            shapes=shapes,
+            naming=naming,
+            allowed_text_ids=allowed,
+            prompts=functools.cache(functools.partial(JointPrompts.load, family, config, path)),
+            codec=functools.cache(functools.partial(_load_codec, family, config, path, layout)),
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.module.parameters()).device
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Codes of one image."""
+        return self.prompts().num_image_tokens
+
+    @property
+    def first_code(self) -> int:
+        """Id of image code 0."""
+        return self.layout.vocabulary.first_code
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the image vocabulary."""
+        return self.layout.vocabulary.num_codes
+
+    @property
+    def end_id(self) -> int:
+        """Text id that ends an answer."""
+        return self.layout.end
+
+    def find_problems(self, config: RlConfig) -> list[Problem]:
+        """Settings that the family would ignore."""
+        return self.prompts().find_problems(config)
+
+    def encode(self, sample: UnderstandingSample | GenerationSample, sampling: SamplingConfig) -> EncodedPrompt:
+        """The prompt of a question, its image as codes, or of a picture to draw."""
+        codes = self._codes_of(sample.image) if isinstance(sample, UnderstandingSample) else None
+        return self.prompts().encode(sample, sampling, codes)
+
+    def decode_text(self, ids: NDArray[np.int32]) -> str:
+        """Text of completion ids, special tokens kept."""
+        return self.prompts().tokenizer.decode(ids)
+
+    def decode_images(
+        self, codes: Sequence[NDArray[np.int32]], prompts: Sequence[NDArray[np.int32]] = ()
+    ) -> list[NDArray[np.uint8]]:
+        """Pictures [height, width, 3] of image codes [N] each.
+
+        Raises:
+            ValueError: codes of another shape or outside the codebook.
+        """
+        if not len(codes):
+            return []
+        if wrong := {np.shape(row) for row in codes} - {(self.num_image_tokens,)}:
+            raise ValueError(
+                f"decode_images: expected codes [{self.num_image_tokens}] each; got {wrong}; sample whole images"
+            )
+        return self.codec().decode([row.reshape(self.prompts().grid) for row in codes])
+
+    def pad_prompts(self, prompts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+        """Prompt ids int64 [B, P] and mask int64 [B, P], padded on the left to the longest."""
+        return left_padded(prompts, self.prompts().null, self.device)
+
+    def unconditional(self, prompt_ids: Tensor) -> Tensor:
+        """Null condition of generation prompts [..., P], of the same length."""
+        return self.prompts().unconditional(prompt_ids)
+
+    def embed_prompts(self, ids: Tensor, mask: Tensor, images: Sequence[NDArray[np.uint8] | None]) -> Tensor:
+        """Input embeddings [B, P, H] of padded prompts, which hold the codes of their images."""
+        return self.embed_text(ids)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., H] of ids [...]."""
+        return self.module.get_input_embeddings()(ids)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Input embeddings [..., H] of image codes [...]."""
+        return self.embed_text(codes + self.first_code)
+
+    def hidden_states(self, embeddings: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
+        """Last hidden states [B, T, H] of input embeddings [B, T, H] that follow the cached ones."""
+        return run_trunk(self.module.model, embeddings, mask, cache)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., V] of the next id, codes among them."""
+        return self.module.lm_head(hidden, "both", torch.float32)
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [..., num_codes] of the next image code."""
+        return self.module.lm_head(hidden, "image", torch.float32)
+
+    def score(self, rows: Sequence[LearnerRow], scoring: Scoring) -> Iterator[TokenScores]:
+        """Scores of the completions of rows of one task, in one pass; see `score_completions`."""
+        yield score_completions(self, rows, scoring)
+
+    def tokens_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
+        """Tokens that scoring this row puts through the trunk, both streams counted."""
+        return tokens_in_pass(row, scoring)
+
+    def passes_per_row(self, row: LearnerRow, scoring: Scoring) -> int:
+        """One."""
+        return 1
 
     def hidden_states_of(self, row: PackedRow) -> Tensor:
         """Last hidden states [T, H]; a document sees itself alone."""
@@ -147,6 +260,15 @@ class JointPolicy:
         raw["tie_word_embeddings"] = tied
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
+    def _codes_of(self, image: NDArray[np.uint8]) -> Codes:
+        """Codes of a question's image; those of the last few images are kept, since questions share them."""
+        if id(image) not in self.seen:
+            if len(self.seen) == IMAGES_KEPT:
+                self.seen.clear()
+            (codes,) = self.codec().encode([image])
+            self.seen[id(image)] = image, codes
+        return self.seen[id(image)][1]
+
 
 def stored_name(name: str, naming: Mapping[str, str]) -> str:
     """Name in a checkpoint of a weight of the module."""
@@ -154,6 +276,24 @@ def stored_name(name: str, naming: Mapping[str, str]) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
+
+
+def _load_codec(family: JointFamily, config: ModelConfig, path: Path, layout: ChatLayout) -> Any:
+    """The image tokenizer, on a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: unfit weights, or a codebook of another size than the vocabulary's.
+    """
+    assert family.drawing is not None, "families without one offer no load"
+    codec = family.drawing.load_codec(config, path, None)
+    if codec.num_codes != layout.vocabulary.num_codes:
+        raise ValueError(
+            f"model.image_tokenizer: expected a codebook of {layout.vocabulary.num_codes} codes, as {path} has; got "
+            f"{codec.num_codes}; name the folder of the tokenizer that the checkpoint was trained with"
+        )
+    codec.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    return codec
 
 
 def _is_tied(settings: Any, stored: StoredTensors, naming: Mapping[str, str]) -> bool:

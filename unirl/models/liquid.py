@@ -9,11 +9,14 @@ from pathlib import Path
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from unirl.config import ModelConfig
-from unirl.models.chameleon_vq import ChameleonVq
+from unirl.models import joint_generate
+from unirl.models.chameleon_vq import ChameleonVq, read_grid
 from unirl.models.checkpoint import config_of
 from unirl.models.image_codec import refuse_area
 from unirl.models.interleaved import ChatLayout, ImageMarkup, JointVocabulary, Markup
-from unirl.models.joint_policy import JointFamily, JointPolicy
+from unirl.models.joint_family import JointDrawing, JointFamily
+from unirl.models.joint_policy import JointPolicy
+from unirl.models.joint_prompts import JointPrompts
 from unirl.models.tokenizer import OpenTokenizer, open_tokenizer
 
 TOKEN_STRINGS = {
@@ -90,16 +93,32 @@ def _read_config(path: Path) -> GemmaConfig:
     return GemmaConfig.from_dict(config_of(path, "liquid", "gemma"))
 
 
-FAMILY = JointFamily(module=GemmaForCausalLM, read_config=_read_config, load_layout=load_layout)
-load_interleaved = functools.partial(JointPolicy.load, FAMILY)
-
-
 def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
     """Chameleon's image tokenizer from the folder `config.image_tokenizer`; Liquid's checkpoint has none."""
     refuse_area(area, "liquid")
+    return ChameleonVq.load(_tokenizer_folder(config, path))
+
+
+def _tokenizer_folder(config: ModelConfig, path: Path) -> Path:
     if not config.image_tokenizer:
         raise FileNotFoundError(
             f"model.image_tokenizer: expected the folder of Chameleon's VQGAN (vqgan.yaml, vqgan.ckpt), which {path} "
             "does not hold; got null; download it and name its folder"
         )
-    return ChameleonVq.load(Path(config.image_tokenizer))
+    return Path(config.image_tokenizer)
+
+
+FAMILY = JointFamily(
+    module=GemmaForCausalLM,
+    read_config=_read_config,
+    load_layout=load_layout,
+    drawing=JointDrawing(
+        name="Liquid",
+        load_codec=load_codec,
+        read_grid=lambda config, path: read_grid(_tokenizer_folder(config, path)),
+        null=("<unconditional>", "<pad>"),
+    ),
+)
+load = load_interleaved = functools.partial(JointPolicy.load, FAMILY)
+load_prompts = functools.partial(JointPrompts.load, FAMILY)
+load_independent = functools.partial(joint_generate.load_independent, FAMILY)

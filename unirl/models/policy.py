@@ -151,6 +151,11 @@ class AutoregressivePolicy(Policy, Protocol):
         ...
 
     @property
+    def first_code(self) -> int:
+        """Id of image code 0 where an engine numbers text ids and codes as one vocabulary."""
+        ...
+
+    @property
     def num_codes(self) -> int:
         """Size of the image vocabulary."""
         ...
@@ -250,7 +255,7 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
 def load_independent(config: ModelConfig, path: Path) -> Independent | None:
     """Another implementation of `config.family` with the checkpoint's weights in float32; None where nobody has one."""
     load = getattr(_family(config), "load_independent", None)
-    return load(path) if load else None
+    return load(config, path) if load else None
 
 
 def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:

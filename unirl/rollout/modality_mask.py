@@ -12,7 +12,7 @@ MODALITIES = ("text", "image")
 class ModalityMask(LogitsProcessor):
     """Masks each row by the modality that its request names in `extra_args`.
 
-    The model's configuration gives `text_vocab_size`, `vocab_size` (text and codes) and `forbidden_text_ids`.
+    The model's configuration gives `vocab_size` (text and codes), `first_code`, `num_codes` and `forbidden_text_ids`.
     """
 
     @classmethod
@@ -29,9 +29,11 @@ class ModalityMask(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         config = vllm_config.model_config.hf_config
         self._forbidden = torch.zeros(len(MODALITIES), config.vocab_size, dtype=torch.bool)
-        self._forbidden[0, config.text_vocab_size :] = True
+        codes = slice(config.first_code, config.first_code + config.num_codes)
         self._forbidden[0, config.forbidden_text_ids] = True
-        self._forbidden[1, : config.text_vocab_size] = True
+        self._forbidden[0, codes] = True
+        self._forbidden[1] = True
+        self._forbidden[1, codes] = False
         self._forbidden = self._forbidden.to(device)
         self._rows = torch.zeros(vllm_config.scheduler_config.max_num_seqs, dtype=torch.long)
         self._device = device

@@ -76,11 +76,10 @@ class TorchSampler:
         if scale != 1.0:
             ids, mask = torch.cat([ids, self.policy.unconditional(ids)]), mask.repeat(2, 1)
         decoder = _Decoder(self.policy, requests, self.policy.embed_text(ids), mask)
-        joint_offset = len(self.policy.allowed_text_ids)
         for index in range(self.policy.num_image_tokens):
             cond, *uncond = self.policy.code_logits(decoder.last_hidden).split(decoder.num_sequences)
             logits = guided_logits(cond, uncond[0], scale) if uncond else cond
-            codes = decoder.draw(logits, sampling.image.temperature, joint_offset)
+            codes = decoder.draw(logits, sampling.image.temperature, self.policy.first_code)
             if index < self.policy.num_image_tokens - 1:
                 decoder.advance(self.policy.embed_codes(codes.repeat(1 + len(uncond))))
         return decoder.completions(None)

@@ -34,8 +34,9 @@ MODALITY: dict[str, Modality] = {"understanding": "text", "generation": "image"}
 class VllmSampler:
     """Meets `Sampler`.
 
-    The engine holds the trunk and the heads; a light copy of the family holds vision tower, embeddings and image
-    tokenizer, since answers are sampled from prompt embeddings. Text runs in one stream even where images take two.
+    The engine holds the trunk and the heads; a light copy of the family holds the image tokenizer. Where questions'
+    images are seen by their pixels it also holds vision tower and embeddings, since answers are then sampled from
+    prompt embeddings. Text runs in one stream even where images take two.
     """
 
     def __init__(self, model: ModelConfig, path: Path, rollout: RolloutConfig, role: str) -> None:
@@ -51,7 +52,9 @@ class VllmSampler:
 
         family = family_file(model)
         self._front = family.load_front(model, path)
-        nn.Module.to(self._front.module, device)
+        self._sees_pixels = self._front.layout.sees_pixels
+        if self._sees_pixels:
+            nn.Module.to(self._front.module, device)
         self._dtype = getattr(torch, model.dtype)
         settings = EngineSettings(
             max_model_len=rollout.max_model_len,
@@ -59,7 +62,7 @@ class VllmSampler:
             kv_cache_memory_gib=rollout.kv_cache_memory_gib,
             enforce_eager=rollout.enforce_eager,
         )
-        check_memory(self._front.config.text_config, settings, self._dtype, self._num_streams)
+        check_memory(self._front.config.get_text_config(), settings, self._dtype, self._num_streams)
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
             family.write_engine_folder(self._front, Path(folder), self._num_streams)
             self._engine = EngineProcess(
@@ -69,7 +72,7 @@ class VllmSampler:
                 settings,
                 processor=ModalityMask,
                 logprobs_mode="processed_logprobs",
-                prompt_embeds=True,
+                prompt_embeds=self._sees_pixels,
             )
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
@@ -134,7 +137,7 @@ class VllmSampler:
     def _engine_prompts(
         self, requests: Sequence[RolloutRequest], prompts: Sequence[NDArray[np.int32]]
     ) -> list["EngineInput"]:
-        """Questions as embeddings with their image, pictures as ids.
+        """Ids, but questions as embeddings with their image where the family sees it by its pixels.
 
         The salt keeps a prefix from being reused where other streams ran.
         """
@@ -145,7 +148,7 @@ class VllmSampler:
         questions = {
             index: request.sample.image
             for index, request in enumerate(requests)
-            if isinstance(request.sample, UnderstandingSample)
+            if self._sees_pixels and isinstance(request.sample, UnderstandingSample)
         }
         if questions:
             with torch.inference_mode():
@@ -170,13 +173,13 @@ class VllmSampler:
 
     def _completion(self, output: "RequestOutput", request: RolloutRequest) -> Completion:
         ids, logprobs = ids_and_logprobs(output.outputs[0])
-        text_vocab_size = len(self._front.allowed_text_ids)
-        reason = "stop"
+        codes = ids - np.int32(self._front.first_code)
+        is_code, reason = (codes >= 0) & (codes < self._front.num_codes), "stop"
         if request.task == "generation":
             assert len(ids) == self._front.num_image_tokens, f"request {request.request_id}: {len(ids)} image codes"
-            assert (ids >= text_vocab_size).all(), f"request {request.request_id}: text ids in an image: {ids}"
-            ids = ids - np.int32(text_vocab_size)
+            assert is_code.all(), f"request {request.request_id}: text ids in an image: {ids}"
+            ids = codes
         else:
-            assert (ids < text_vocab_size).all(), f"request {request.request_id}: image codes in an answer: {ids}"
+            assert not is_code.any(), f"request {request.request_id}: image codes in an answer: {ids}"
             reason = "stop" if ids[-1] == self._front.end_id else "length"
         return Completion(ids, logprobs, reason)

@@ -52,15 +52,15 @@ class HeadNormAttention(LlamaAttention):
 
 
 class AnoleForRollout(JointLlama):
-    """The vLLM model; its configuration is written by `write_engine_folder`."""
+    """The language model; its configuration is written by `write_engine_folder`."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         layer: Any = functools.partial(LlamaDecoderLayer, attn_layer_type=HeadNormAttention)
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer)
 
 
-def write_engine_folder(policy: JointPolicy, folder: Path) -> None:
-    """Make a folder that vLLM can load.
+def write_engine_folder(policy: JointPolicy, folder: Path, num_streams: int = 1) -> None:
+    """Make a folder that vLLM can load; two streams are for guidance inside the model.
 
     Raises:
         ValueError: a Chameleon that normalises behind its layers, as the one with 34 billion weights.
@@ -70,7 +70,7 @@ def write_engine_folder(policy: JointPolicy, folder: Path) -> None:
             f"{policy.folder}: expected a checkpoint with swin_norm false, as Anole's; got true; this trunk normalises "
             "before its layers alone"
         )
-    write_folder(policy, folder, AnoleForRollout, model_type="llama")
+    write_folder(policy, folder, AnoleForRollout, num_streams, model_type="llama")
 
 
 load_front = load_joint_front

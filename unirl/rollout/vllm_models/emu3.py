@@ -6,9 +6,9 @@ from unirl.models.joint_policy import JointPolicy
 from unirl.rollout.vllm_models.joint import JointLlama, load_joint_front, write_folder
 
 
-def write_engine_folder(policy: JointPolicy, folder: Path) -> None:
-    """Make a folder that vLLM can load."""
-    write_folder(policy, folder, JointLlama, model_type="llama")
+def write_engine_folder(policy: JointPolicy, folder: Path, num_streams: int = 1) -> None:
+    """Make a folder that vLLM can load; two streams are for guidance inside the model."""
+    write_folder(policy, folder, JointLlama, num_streams, model_type="llama")
 
 
 load_front = load_joint_front

@@ -11,16 +11,16 @@ from unirl.rollout.vllm_models.joint import load_joint_front, with_own_head, wri
 
 
 class LiquidForRollout(GemmaForCausalLM):
-    """The vLLM model; its configuration is written by `write_engine_folder`."""
+    """The language model; its configuration is written by `write_engine_folder`."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take weights under the checkpoint's names."""
         return super().load_weights(with_own_head(weights) if self.config.tied else weights)
 
 
-def write_engine_folder(policy: JointPolicy, folder: Path) -> None:
-    """Make a folder that vLLM can load."""
-    write_folder(policy, folder, LiquidForRollout)
+def write_engine_folder(policy: JointPolicy, folder: Path, num_streams: int = 1) -> None:
+    """Make a folder that vLLM can load; two streams are for guidance inside the model."""
+    write_folder(policy, folder, LiquidForRollout, num_streams)
 
 
 load_front = load_joint_front
