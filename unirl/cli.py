@@ -167,6 +167,28 @@ def evaluate(
 
 
 @app.command()
+def recipe(
+    overrides: Overrides = None,
+    config: Files = None,
+    local: Annotated[bool, typer.Option("--local", help="Each stage in one process, without Ray.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of both runs; one that is there already is gone on with.")
+    ] = None,
+    verbose: Loudness = None,
+) -> None:
+    """Fine-tune, then post-train with PairGRPO, then compare base, fine-tuned and final policy in one report."""
+    start_logging(verbose)
+    extra = [f"run_dir={run_dir}"] if run_dir else []
+    from unirl.config import RecipeConfig
+    from unirl.config_loading import load_config
+
+    settings = load_config(config or [], (overrides or []) + extra, RecipeConfig)
+    from unirl.jobs import recipe as job
+
+    raise typer.Exit(job.main(settings, local=local))
+
+
+@app.command()
 def generate(  # noqa: PLR0913 - one option each
     overrides: Overrides = None,
     config: Files = None,

@@ -581,6 +581,20 @@ class PairConfig:
     """Samples per task drawn from the lab when the sources are "lab:..."."""
 
 
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Everything `unirl recipe` needs: fine-tuning, then reinforcement learning from its policy."""
+
+    sft: SftConfig = field(default_factory=SftConfig)
+    """The first stage."""
+    train: RlConfig = field(default_factory=RlConfig)
+    """The second; its model.path is the first stage's policy, whatever stands here."""
+    run_dir: str | None = None
+    """Folder of both runs and the report; null makes runs/<date>-<name>."""
+    name: str = "recipe"
+    """Short name of the recipe."""
+
+
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
     """Every setting by its dotted key, e.g. {"learner.lr": 0.0003, ...}; free-form options stay one value."""
     flat: dict[str, Any] = {}

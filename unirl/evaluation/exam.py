@@ -47,6 +47,12 @@ def exam_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ExamR
     return rows
 
 
+def means_of(exam: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Mean and interval of every metric that judged at least two items."""
+    found = {metric: list(scores_of(exam, metric).values()) for metric in metric_names(exam)}
+    return {metric: _estimate(np.array(scores)) for metric, scores in found.items() if len(scores) > 1}
+
+
 def metric_names(exam: Mapping[str, Any]) -> list[str]:
     """Every "subset/name" of an exam, in its order."""
     return list(dict.fromkeys(f"{item['subset']}/{name}" for item in exam["items"] for name in item["scores"]))
