@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from unirl.cli import app
-from unirl.config import PairConfig, RlConfig
+from unirl.config import GenerateConfig, PairConfig, RlConfig, SftConfig
 from unirl.config_keys import Setting, list_settings
 
 WIDTH = 96
@@ -28,7 +28,13 @@ def configuration_page() -> Iterator[str]:
     """Every setting of every job, by group."""
     yield "# All settings"
     yield "\n`unirl config keys --docs` prints the same. How settings are given: [](../../configuration.md).\n"
-    for title, schema in (("unirl train and eval", RlConfig), ("unirl pair make", PairConfig)):
+    jobs = (
+        ("unirl train and eval", RlConfig),
+        ("unirl sft", SftConfig),
+        ("unirl generate", GenerateConfig),
+        ("unirl pair make", PairConfig),
+    )
+    for title, schema in jobs:
         yield f"## {title}\n"
         for group, settings in groupby(list_settings(schema), key=lambda setting: setting.key.rpartition(".")[0]):
             if group:

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from unirl.config import PairConfig, RlConfig, SftConfig
+from unirl.config import PairConfig, RecipeConfig, RlConfig, SftConfig
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, find_problems
 
 ROOT = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"rl": RlConfig, "sft": SftConfig, "arms": SftConfig, "pair": PairConfig}
+SCHEMAS = {"rl": RlConfig, "sft": SftConfig, "arms": SftConfig, "pair": PairConfig, "recipes": RecipeConfig}
 FILES = sorted(ROOT.rglob("*.yaml"))
 
 

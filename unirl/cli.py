@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from unirl.config import GenerateConfig, PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
+    from unirl.config import Family, GenerateConfig, PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
 
     AnyConfig = RlConfig | SftConfig | GenerateConfig | PairConfig
 
@@ -167,6 +167,28 @@ def evaluate(
 
 
 @app.command()
+def recipe(
+    overrides: Overrides = None,
+    config: Files = None,
+    local: Annotated[bool, typer.Option("--local", help="Each stage in one process, without Ray.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of both runs; one that is there already is gone on with.")
+    ] = None,
+    verbose: Loudness = None,
+) -> None:
+    """Fine-tune, then post-train with PairGRPO, then compare base, fine-tuned and final policy in one report."""
+    start_logging(verbose)
+    extra = [f"run_dir={run_dir}"] if run_dir else []
+    from unirl.config import RecipeConfig
+    from unirl.config_loading import load_config
+
+    settings = load_config(config or [], (overrides or []) + extra, RecipeConfig)
+    from unirl.jobs import recipe as job
+
+    raise typer.Exit(job.main(settings, local=local))
+
+
+@app.command()
 def generate(  # noqa: PLR0913 - one option each
     overrides: Overrides = None,
     config: Files = None,
@@ -184,9 +206,11 @@ def generate(  # noqa: PLR0913 - one option each
     start_logging(verbose)
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("expected one of --prompt TEXT and --prompts FILE")
-    extra = [f"model.path={checkpoint}"] if checkpoint else []
-    settings = load_generate(config or [], (overrides or []) + extra)
     from unirl.jobs import generate as job
+
+    # A checkpoint says of which family it is; a file or setting may say otherwise.
+    named = job.settings_of(checkpoint) if checkpoint else []
+    settings = load_generate(config or [], named + (overrides or []))
 
     asked = [job.prompt_of(prompt, image or [])] if prompt is not None else job.read_prompts(cast(Path, prompts))
     raise typer.Exit(job.main(settings, asked, out=out, as_json=as_json))
@@ -334,25 +358,21 @@ def lab_data(
 @lab_app.command("pretrain")
 def lab_pretrain(
     out: Annotated[Path, typer.Argument(help="New checkpoint folder.")],
-    family: Annotated[str, typer.Option(help="Which tiny model: janus_pro or lumina_dimoo.")] = "janus_pro",
+    family: Annotated[str, typer.Option(help="Which tiny model: janus_pro, lumina_dimoo or anole.")] = "janus_pro",
 ) -> None:
     """Train a tiny base model from scratch (minutes on two cores)."""
     start_logging(None)
-    from typing import get_args
-
-    from unirl.config import Family
-
-    if family not in get_args(Family):
-        raise typer.BadParameter(f"expected one of {', '.join(get_args(Family))}; got {family}", param_hint="--family")
     from unirl.jobs import lab
 
+    if family not in lab.STUDENTS:
+        raise typer.BadParameter(f"expected one of {', '.join(lab.STUDENTS)}; got {family}", param_hint="--family")
     raise typer.Exit(lab.pretrain(out, family=cast("Family", family)))
 
 
 @lab_app.command("show")
 def lab_show(
     out: Annotated[Path, typer.Argument(help="Folder for the contact sheet, lab.png.")],
-    checkpoint: Annotated[str, typer.Option(help="Folder, or lab:janus or lab:lumina_dimoo.")] = "lab:janus",
+    checkpoint: Annotated[str, typer.Option(help="Folder, or lab:janus, lab:lumina_dimoo or lab:anole.")] = "lab:janus",
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Scenes.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and samples.")] = 0,
     guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 1.0,

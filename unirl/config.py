@@ -22,7 +22,8 @@ class ModelConfig:
     family: Family = "janus_pro"
     """Which file of unirl/models loads the checkpoint."""
     path: str = "lab:janus"
-    """Folder of a Hugging Face checkpoint, or "lab:janus" or "lab:lumina_dimoo" for the tiny ones of the package."""
+    """Folder of a Hugging Face checkpoint, or "lab:janus", "lab:lumina_dimoo" or "lab:anole" for the tiny ones of the
+    package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights in sampler and learner."""
     frozen: tuple[str, ...] = ("vision", "vq")
@@ -579,6 +580,20 @@ class PairConfig:
     """Seed of the clustering."""
     lab_samples: int = 1600
     """Samples per task drawn from the lab when the sources are "lab:..."."""
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Everything `unirl recipe` needs: fine-tuning, then reinforcement learning from its policy."""
+
+    sft: SftConfig = field(default_factory=SftConfig)
+    """The first stage."""
+    train: RlConfig = field(default_factory=RlConfig)
+    """The second; its model.path is the first stage's policy, whatever stands here."""
+    run_dir: str | None = None
+    """Folder of both runs and the report; null makes runs/<date>-<name>."""
+    name: str = "recipe"
+    """Short name of the recipe."""
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from yaml import YAMLError
 from unirl.config import (
     GenerateConfig,
     PairConfig,
+    RecipeConfig,
     RlConfig,
     SftConfig,
     default_of,
@@ -25,7 +26,7 @@ from unirl.config_rules import ConfigError, Problem, find_problems
 
 _UNREADABLE = (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException)
 
-Config = TypeVar("Config", RlConfig, SftConfig, GenerateConfig, PairConfig)
+Config = TypeVar("Config", RlConfig, SftConfig, GenerateConfig, RecipeConfig, PairConfig)
 
 # What people coming from other projects type, and what it is called here.
 SYNONYMS = {

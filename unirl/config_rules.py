@@ -5,13 +5,14 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, cast, get_args
 
 from unirl.config import (
     GenerateConfig,
     PairConfig,
+    RecipeConfig,
     RepliesConfig,
     RewardConfig,
     RewardName,
@@ -165,8 +166,14 @@ def bound_of(key: str) -> tuple[str, float, float] | None:
     return None
 
 
-def find_problems(config: RlConfig | SftConfig | GenerateConfig | PairConfig) -> list[Problem]:
+AnyConfig = RlConfig | SftConfig | GenerateConfig | RecipeConfig | PairConfig
+
+
+def find_problems(config: AnyConfig) -> list[Problem]:
     """Everything in a well-typed configuration that would fail later, or make learning fail in silence."""
+    if isinstance(config, RecipeConfig):
+        stages = {"sft": find_problems(config.sft), "train": find_problems(config.train)}
+        return [replace(problem, key=f"{stage}.{problem.key}") for stage, own in stages.items() for problem in own]
     problems = list(_out_of_bounds(config))
     if isinstance(config, RlConfig):
         for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
@@ -182,7 +189,7 @@ def find_problems(config: RlConfig | SftConfig | GenerateConfig | PairConfig) ->
     return problems
 
 
-def _out_of_bounds(config: RlConfig | SftConfig | GenerateConfig | PairConfig) -> Iterator[Problem]:
+def _out_of_bounds(config: AnyConfig) -> Iterator[Problem]:
     for key, value in flatten(config).items():
         bound = bound_of(key)
         numbers = _numbers(value)

@@ -23,7 +23,7 @@ from unirl.types import GenerationSample, UnderstandingSample
 SMALL = PairConfig(lab_samples=40, num_aligned=10)
 
 
-@pytest.mark.parametrize("name", ["lab:janus", "lab:lumina_dimoo"])
+@pytest.mark.parametrize("name", ["lab:janus", "lab:lumina_dimoo", "lab:anole"])
 def test_the_labs_checkpoints_are_in_the_package(name):
     assert (resolve_checkpoint(name) / "model.safetensors").is_file()
 

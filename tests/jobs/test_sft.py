@@ -83,8 +83,7 @@ def test_a_run_learns_and_records_what_it_did(undisturbed):
     assert steps[-1]["sft/nats/text"] < 0.5 * steps[0]["sft/nats/text"]
     assert steps[-1]["sft/nats/image"] < steps[0]["sft/nats/image"]
     before, after = (
-        json.loads((undisturbed / "evaluations" / f"step_{step:06d}.json").read_text())["heldout"]
-        for step in (0, STEPS)
+        json.loads((undisturbed / "evaluations" / f"heldout_{step:06d}.json").read_text()) for step in (0, STEPS)
     )
     assert after["sft/nats/image"] < before["sft/nats/image"]
     assert after["sft/num_targets/image"] == before["sft/num_targets/image"] == 10 * 16

@@ -12,8 +12,8 @@ from unirl.lab.noise import true_answer
 from unirl.lab.pretrain import make_scenes
 from unirl.lab.show import show
 from unirl.lab.student import Corpus
-from unirl.lab.tiny_lumina import NUM_TEXT_IDS, ROLES, completion, make_tokenizer, write_checkpoint
-from unirl.lab.tokenizer import WORDS
+from unirl.lab.tiny_lumina import NUM_TEXT_IDS, ROLES, make_tokenizer, write_checkpoint
+from unirl.lab.tokenizer import WORDS, answer_text
 from unirl.lab.vq_training import build_dictionary
 from unirl.lab.world import LETTERS, NUM_CODES, caption, render
 from unirl.models.lumina_dimoo import LuminaDimoo
@@ -70,7 +70,7 @@ def test_letters_weigh_more_in_an_answer(student, corpus):
     assert same == letter
     share = (weighted.item() - plain.item()) / (2 * letter)
     assert 0.02 < share < 0.3, "hidden letters among all hidden tokens"
-    assert completion(answers[0]).split()[-2] in LETTERS
+    assert answer_text(answers[0]).split()[-2] in LETTERS
 
 
 def test_a_few_steps_teach_each_half_of_the_image_tokenizer(corpus):

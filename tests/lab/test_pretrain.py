@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unirl.lab import janus_pro_student, lumina_dimoo_student
+from unirl.lab import anole_student, janus_pro_student, lumina_dimoo_student
 from unirl.lab.competence import answer_accuracy, drawing_scores, wilson_interval
 from unirl.lab.exam import make_exam
 from unirl.lab.plain_sampling import PlainJanus
 from unirl.lab.pretrain import SummedGradients, make_scenes, pretrain, recipe_hash
 from unirl.lab.student import Phase, Recipe
+from unirl.lab.tiny_janus import load_model
 from unirl.lab.world import is_heldout
 
 TINY = Recipe(
@@ -23,6 +24,10 @@ TINY = Recipe(
         Phase(name="noise", num_steps=2, first_rate=1e-4, last_rate=1e-4, restart=False, noisy=True),
     ),
 )
+
+
+def load_janus(folder):
+    return PlainJanus(load_model(folder))
 
 
 def test_the_recipe_hash_follows_the_recipe():
@@ -48,7 +53,12 @@ def test_gradients_are_views_of_one_buffer(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("janus", janus_pro_student.RECIPE), ("lumina_dimoo", lumina_dimoo_student.RECIPE)]
+    ("name", "recipe"),
+    [
+        ("janus", janus_pro_student.RECIPE),
+        ("lumina_dimoo", lumina_dimoo_student.RECIPE),
+        ("anole", anole_student.RECIPE),
+    ],
 )
 def test_the_shipped_files_match_their_checksums_and_the_default_recipe(shipped_path, name, recipe):
     folder = shipped_path.parent / name
@@ -61,8 +71,9 @@ def test_the_shipped_files_match_their_checksums_and_the_default_recipe(shipped_
     assert facts["recipe"] == json.loads(json.dumps(asdict(recipe)))
 
 
-def test_the_shipped_figures_meet_the_targets(shipped_path):
-    measured = json.loads((shipped_path / "lab.json").read_text())["measured"]
+@pytest.mark.parametrize("name", ["janus", "anole"])
+def test_the_shipped_figures_meet_the_targets(shipped_path, name):
+    measured = json.loads((shipped_path.parent / name / "lab.json").read_text())["measured"]
     clean, base = measured["clean"], measured["noisy_base"]
     assert clean["num_prompts"] == base["num_prompts"] == 480
     assert clean["understanding_sampled"] >= 0.85
@@ -71,20 +82,21 @@ def test_the_shipped_figures_meet_the_targets(shipped_path):
     assert 0.28 <= base["exact_sampled_guidance_1"] <= 0.55
 
 
-def test_the_shipped_base_is_as_good_as_its_lab_json_says(base, shipped_path):
-    measured = json.loads((shipped_path / "lab.json").read_text())["measured"]["noisy_base"]
+@pytest.mark.parametrize(("name", "load"), [("janus", load_janus), ("anole", anole_student.load_model)])
+def test_the_shipped_base_is_as_good_as_its_lab_json_says(shipped_path, name, load):
+    folder = shipped_path.parent / name
+    model, measured = load(folder), json.loads((folder / "lab.json").read_text())["measured"]["noisy_base"]
     exam = make_exam(measured["num_prompts"])
     # The same prompts and sampling seeds: only kernels that round differently may flip a few draws.
-    assert answer_accuracy(PlainJanus(base), exam, greedy=False) == pytest.approx(
-        measured["understanding_sampled"], abs=0.03
-    )
-    exact, partial = drawing_scores(PlainJanus(base), exam, greedy=False, guidance=1.0)
+    accuracy = answer_accuracy(model, exam, greedy=False)
+    assert accuracy == pytest.approx(measured["understanding_sampled"], abs=0.03)
+    exact, partial = drawing_scores(model, exam, greedy=False, guidance=1.0)
     assert exact == pytest.approx(measured["exact_sampled_guidance_1"], abs=0.03)
     assert partial == pytest.approx(measured["partial_sampled_guidance_1"], abs=0.03)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["janus_pro", "lumina_dimoo"])
+@pytest.mark.parametrize("family", ["janus_pro", "lumina_dimoo", "anole"])
 def test_equal_seeds_train_equal_weights_and_lab_json_tells_all(tmp_path, family):
     facts = [pretrain(tmp_path / name, family, TINY) for name in ("one", "two")]
     assert facts[0]["measured"] == facts[1]["measured"]

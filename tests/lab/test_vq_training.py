@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from unirl.lab.tiny_janus import make_model
-from unirl.lab.vq_training import build_dictionary, make_codebook, train_decoder, train_encoder
+from unirl.lab.verifier import detect
+from unirl.lab.vq_training import (
+    build_dictionary,
+    crowded_images,
+    make_codebook,
+    shuffled_cells,
+    train_decoder,
+    train_encoder,
+)
 from unirl.lab.world import CODE_DIM, NUM_CODES, render, sample_scene
 
 
@@ -59,3 +67,18 @@ def test_a_few_steps_teach_the_codes_and_only_the_trained_half_moves(images, dic
     losses = [train_decoder(vq, images, codes, num_steps=n, seed=0) for n in (1, 4)]
     assert losses[1] < losses[0]
     assert torch.equal(vq.quantize.embedding.weight, before["quantize.embedding.weight"])
+
+
+def test_shuffled_cells_keep_their_codes_and_their_number(images, dictionary):
+    codes = dictionary.codes(images)
+    shuffled, moved = shuffled_cells(images, codes, seed=0)
+    assert torch.equal(dictionary.codes(shuffled), moved)
+    assert torch.equal(moved.flatten().sort()[0], codes.flatten().sort()[0])
+    assert (moved == codes).float().mean() < 0.9
+
+
+def test_crowded_pictures_show_three_or_four_objects_made_of_known_patches(dictionary):
+    crowded = crowded_images(30, seed=0)
+    dictionary.codes(crowded)
+    assert {len(detect(image).objects) for image in crowded} == {3, 4}
+    assert np.array_equal(crowded, crowded_images(30, seed=0))

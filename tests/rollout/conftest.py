@@ -133,6 +133,7 @@ def chat_layout():
             turns={},
             end=end,
             encode_text=lambda text: [],
+            decode_text=lambda ids: "",
             plain=plain,
             fingerprint="by hand",
             **more,

@@ -5,8 +5,9 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from unirl.evaluation.charts import Line, histogram, line_chart, smooth, stacked_bar
+from unirl.evaluation.charts import Line, histogram, line_chart, smooth
 from unirl.evaluation.evaluate import Estimate, EvaluationResult, Measure, find_measures
+from unirl.evaluation.page import alerts, charts, timing, write_page
 from unirl.evaluation.run_reader import RunRecord, read_run
 from unirl.evaluation.side_by_side import side_by_side
 from unirl.types import Task
@@ -74,62 +75,21 @@ def write_report(
     examples = "" if last is None else side_by_side(run_dir, first, last, num_examples)
     sections = (
         ("Held-out evaluation", _notes(notes) + _evaluation(record, first, last, ceiling or {})),
-        ("Rewards while training", _charts(_reward_charts(record))),
+        ("Rewards while training", charts(_reward_charts(record))),
         ("Held-out pairs, before and after", examples and _examples_note(last) + examples),
         ("By category", _categories(first, last)),
-        ("Policy and learner", _charts(_policy_charts(record))),
-        ("Pairs", _charts([_weights(record)])),
-        ("Where the time went", _timing(record)),
-        ("Alerts", _alerts(record)),
+        ("Policy and learner", charts(_policy_charts(record))),
+        ("Pairs", charts([_weights(record)])),
+        ("Where the time went", timing(record)),
+        ("Alerts", alerts(record)),
     )
-    body = "".join(f"<section><h2>{escape(title)}</h2>{html}</section>" for title, html in sections if html)
-    title = escape(str(record.run.get("id", run_dir.name)))
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{style}</style></head><body>{_header(record, title)}<main>{body}</main>{_footer(record)}</body>"
-        "</html>\n"
-    )
-    path = run_dir / "report.html"
-    temporary = run_dir / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_page(record, sections)
 
 
 def _first_and_last(record: RunRecord) -> tuple[EvaluationResult | None, EvaluationResult | None]:
     """The first evaluation is None when there is only one."""
     results = list(record.evaluations.values())
     return (results[0] if len(results) > 1 else None), (results[-1] if results else None)
-
-
-def _header(record: RunRecord, title: str) -> str:
-    run = record.run
-    status = str(run.get("status", "unknown"))
-    steps = record.metrics[-1]["step"] if record.metrics else 0
-    seconds = sum(value for _, value in record.series("time/step_s"))
-    facts = {
-        "steps": steps,
-        "training time": f"{seconds / 60:.1f} min",
-        "started": run.get("created"),
-        "starts": run.get("attempt", 0) + 1,
-        "host": run.get("host"),
-        "commit": str(run.get("git_commit") or "unknown")[:12],
-        **(run.get("versions") or {}),
-    }
-    items = "".join(f"<li>{escape(str(name))} <b>{escape(str(fact))}</b></li>" for name, fact in facts.items())
-    reason = f"<p class=note>{escape(str(run['reason']))}</p>" if run.get("reason") else ""
-    changed = run.get("changed") or {}
-    rows = "".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(str(default))}</td><td>{escape(str(value))}</td></tr>"
-        for key, (default, value) in changed.items()
-    )
-    table = f"<table><tr><th>setting</th><th>default</th><th>this run</th></tr>{rows}</table>" if rows else ""
-    shown = " open" if len(changed) <= 12 else ""
-    settings = f"<details{shown}><summary>{len(changed)} settings differ from the defaults</summary>{table}</details>"
-    badge = f'<span class="status {escape(status)}">{escape(status)}</span>'
-    return f'<header><div><h1>{title}</h1>{badge}</div>{reason}<ul class="facts">{items}</ul>{settings}</header>'
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -212,12 +172,7 @@ def _evaluation_curves(record: RunRecord) -> str:
             found = [(step, r.estimates.get(f"{task}/{mode}/reward")) for step, r in record.evaluations.items()]
             points = [(step, estimate.mean) for step, estimate in found if estimate]
             lines.append(Line(label=f"{task}, {mode}", points=points, color=color, dashed=mode == "greedy"))
-    return _charts([line_chart("Held-out reward by step", lines)])
-
-
-def _charts(figures: Sequence[str]) -> str:
-    shown = "".join(figures)
-    return f'<div class="charts">{shown}</div>' if shown else ""
+    return charts([line_chart("Held-out reward by step", lines)])
 
 
 def _reward_charts(record: RunRecord) -> list[str]:
@@ -296,33 +251,3 @@ def _weights(record: RunRecord) -> str:
     groups = {kind: (colors.get(kind, "c"), list(values.values())) for kind, values in weights.items() if values}
     counts = ", ".join(f"{len(values)} {kind}" for kind, (_, values) in groups.items())
     return histogram("Weights of the pairs used", groups, "weight", note=f"number of distinct pairs: {counts}")
-
-
-def _timing(record: RunRecord) -> str:
-    if not record.metrics:
-        return ""
-    phases = sorted({name for line in record.metrics for name in line if name.startswith("time/")} - {"time/step_s"})
-    means = {
-        name.removeprefix("time/").removesuffix("_s"): sum(value for _, value in record.series(name))
-        / len(record.metrics)
-        for name in phases
-    }
-    rates = {name: [value for _, value in record.series(f"rollout/{name}_per_s")] for name in ("tokens", "images")}
-    speed = "; ".join(f"{sum(v) / len(v):.0f} {name}/s" for name, v in rates.items() if v)
-    note = f"<p class=note>Mean seconds per step. Rollout: {speed}.</p>" if speed else ""
-    return note + stacked_bar(means, "s")
-
-
-def _alerts(record: RunRecord) -> str:
-    alerts = [event for event in record.events if event.get("kind") in ("alert", "stall", "actor_down")]
-    rows = "".join(
-        f"<li>step {escape(str(event.get('step', '-')))}: {escape(str(event.get('message')))}</li>"
-        for event in alerts[:50]
-    )
-    more = f"<p class=note>and {len(alerts) - 50} more in events.jsonl</p>" if len(alerts) > 50 else ""
-    return f"<details><summary>{len(alerts)} alerts</summary><ul>{rows}</ul>{more}</details>" if alerts else ""
-
-
-def _footer(record: RunRecord) -> str:
-    bad = f" {record.num_bad_lines} unreadable lines were skipped." if record.num_bad_lines else ""
-    return f'<footer class="note">Made from {escape(record.folder.resolve().name)}/ alone.{bad}</footer>'

@@ -1,22 +1,26 @@
 """The embedded world's exam: held-out prompts answered by a checkpoint, the replies judged from pixels and words."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unirl.config import SftConfig
-from unirl.evaluation.intervals import bounded_interval, t_interval
 from unirl.jobs.responder import Prompt, Responder
 from unirl.lab.unified_visual_exam import grade, make_exam
+from unirl.types import Segment
 
 log = logging.getLogger(__name__)
 
+SaveImage = Callable[[NDArray[np.uint8]], str]
+"""Keeps a picture and returns its path."""
 
-def take_exam(config: SftConfig, checkpoint: Path) -> dict[str, Any]:
-    """Scores of every item and the reply to it: {"items": [{"id", "subset", "kind", "scores", "text", ...}]}.
+
+def take_exam(config: SftConfig, checkpoint: Path, save_image: SaveImage) -> dict[str, Any]:
+    """Every item with its scores, prompt and reply: {"items": [{"id", "subset", "kind", "scores", "reply", ...}]}.
 
     Raises:
         ValueError: the checkpoint does not know the world's words, or a prompt is too long for the settings.
@@ -25,6 +29,13 @@ def take_exam(config: SftConfig, checkpoint: Path) -> dict[str, Any]:
     responder = Responder(config.model, checkpoint, config.evaluation.replies)
     requests = responder.requests([Prompt(item.id, item.prompt) for item in items], seeds=(0,))
     log.info("exam: answering %d prompts of %d subsets", len(items), len({item.subset for item in items}))
+
+    def shown(segments: Sequence[Segment]) -> list[dict[str, str]]:
+        return [
+            {"text": segment.text or ""} if segment.image is None else {"image": save_image(segment.image)}
+            for segment in segments
+        ]
+
     taken: list[dict[str, Any]] = []
     for item, reply in zip(items, responder.reply(requests), strict=True):
         segments = responder.segments(reply)
@@ -34,43 +45,10 @@ def take_exam(config: SftConfig, checkpoint: Path) -> dict[str, Any]:
                 "subset": item.subset,
                 "kind": item.kind,
                 "scores": grade(item, segments),
-                "text": [segment.text if segment.text is not None else "<image>" for segment in segments],
+                "prompt": shown([segment for turn in item.prompt for segment in turn.segments]),
+                "reply": shown(segments),
                 "finish_reason": reply.finish_reason,
                 "grammatical": reply.well_formed,
             }
         )
     return {"items": taken}
-
-
-def exam_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Metric, before, after and paired gain, each with its 95 % interval, of two exams of equal items."""
-    rows: list[tuple[str, str, str, str]] = []
-    for metric in metric_names(before):
-        first, last = scores_of(before, metric), scores_of(after, metric)
-        both = sorted(first.keys() & last.keys())
-        gains = np.array([last[name] - first[name] for name in both])
-        gain = f"{gains.mean():+.3f} {_span(t_interval(gains))}" if len(both) > 1 else ""
-        rows.append((metric, _estimate(list(first.values())), _estimate(list(last.values())), gain))
-    return rows
-
-
-def metric_names(exam: Mapping[str, Any]) -> list[str]:
-    """Every "subset/metric" of an exam, in its order."""
-    return list(dict.fromkeys(f"{item['subset']}/{name}" for item in exam["items"] for name in item["scores"]))
-
-
-def scores_of(exam: Mapping[str, Any], metric: str) -> dict[str, float]:
-    """Score of each item that the metric judged, by the item's id."""
-    subset, _, name = metric.partition("/")
-    items = [item for item in exam["items"] if item["subset"] == subset]
-    return {item["id"]: item["scores"][name] for item in items if item["scores"][name] is not None}
-
-
-def _estimate(scores: Sequence[float]) -> str:
-    if len(scores) < 2:
-        return f"{scores[0]:.3f}" if scores else ""
-    return f"{np.mean(scores):.3f} {_span(bounded_interval(np.array(scores, np.float64)))}"
-
-
-def _span(interval: tuple[float, float]) -> str:
-    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"

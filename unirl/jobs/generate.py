@@ -16,12 +16,25 @@ from unirl.data.records import decode_image
 from unirl.data.tables import Row, stream_rows
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.jobs.responder import Prompt, Responder
+from unirl.models.policy import family_of
 from unirl.rollout.interleaved_replies import Reply
 from unirl.types import InterleavedSample, Segment, Turn
 
 REPLIES, PAGE = "replies.jsonl", "index.html"
 _UNANSWERED = {"role": "assistant", "content": "-"}
 """Stands for the answer that a prompt does not have yet."""
+
+
+def settings_of(checkpoint: str) -> list[str]:
+    """The settings that name a checkpoint: a folder, a finished run, or a "lab:" name.
+
+    Raises:
+        DataError: there is no such checkpoint.
+        ValueError: it is of no family that is known.
+    """
+    run = Path(checkpoint) / "policy"
+    path = str(run) if (run / "config.json").is_file() else checkpoint
+    return [f"model.path={path}", f"model.family={family_of(resolve_checkpoint(path))}"]
 
 
 def prompt_of(text: str, images: Sequence[Path]) -> Prompt:

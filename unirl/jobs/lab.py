@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from unirl.lab.show import Shown
 
 
+STUDENTS: tuple[Family, ...] = ("janus_pro", "lumina_dimoo", "anole")
+"""The families of which the lab can make a tiny model."""
+
+
 def write_data(out: Path, *, count: int, seed: int, heldout: bool) -> int:
     """Write `count` lab samples per task into the new folder `out`, as understanding.parquet and generation.parquet.
 

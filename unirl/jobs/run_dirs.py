@@ -90,6 +90,11 @@ def is_complete(run_dir: Path, num_steps: int) -> bool:
     return num_steps == made and _facts(run_dir)["status"] == "finished"
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether the folder holds a run that came to its end."""
+    return is_run(run_dir) and _facts(run_dir)["status"] == "finished"
+
+
 def check_changes(changed: Mapping[str, Sequence[object]], run_dir: Path) -> None:
     """Refuse settings that a run cannot change on its way.
 

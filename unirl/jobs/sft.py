@@ -22,9 +22,11 @@ from unirl.config import SftConfig, default_text
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
 from unirl.data.mixture import Mixture
+from unirl.evaluation.exam import exam_rows
+from unirl.evaluation.sft_report import write_sft_report
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.jobs.conversations import token_sources
-from unirl.jobs.exam import exam_rows, take_exam
+from unirl.jobs.exam import take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
@@ -82,14 +84,21 @@ class Run:
         """Score the held-out sequences."""
         with self.clock.phase("evaluate"):
             if result := ranks.evaluate():
-                self.record.write_evaluation(step, {"heldout": result})
+                write_atomic(self._evaluation(f"heldout_{step:06d}.json"), json.dumps(result).encode())
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name.startswith("sft/n"))
                 log.info("held-out after step %d: %s", step, shown)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the held-out sequences were scored after this step."""
+        return self._evaluation(f"heldout_{step:06d}.json").is_file()
+
+    def _evaluation(self, name: str) -> Path:
+        return self.record.run_dir / "evaluations" / name
 
     def take_exam(self, checkpoint: Path, step: int) -> None:
         """Let a checkpoint answer the exam; the policy after `step` steps."""
         with self.clock.phase("exam"):
-            exam = take_exam(self.config, checkpoint)
+            exam = take_exam(self.config, checkpoint, self.record.save_evaluation_image)
         write_atomic(self.record.run_dir / "evaluations" / exam_name(step), json.dumps(exam).encode())
         self.record.event("exam", f"exam after step {step}", {"step": step, "file": exam_name(step)})
 
@@ -114,7 +123,7 @@ def train(ranks: Ranks, run: Run, first_step: int) -> None:
     """
     config = run.config
     for step in range(first_step, run.last + 1):
-        if (step == 1 or is_due(step - 1, config.evaluation.every)) and not run.record.has_evaluation(step - 1):
+        if (step == 1 or is_due(step - 1, config.evaluation.every)) and not run.is_evaluated(step - 1):
             run.evaluate(ranks, step - 1)
         with run.clock.phase("update"):
             metrics = ranks.update(step)
@@ -206,11 +215,16 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
 def _show_result(run: Run) -> None:
     """The exam before and after, and where things lie."""
     run_dir = run.record.run_dir
-    run.terminal.banner({"policy": run_dir / "policy", "metrics": run_dir / "metrics.jsonl"})
+    run.terminal.banner({"report": write_sft_report(run_dir), "policy": run_dir / "policy"})
     exams = [run_dir / "evaluations" / exam_name(step) for step in (0, run.last)]
     if all(file.is_file() for file in exams):
         rows = exam_rows(*(json.loads(file.read_text()) for file in exams))
-        run.terminal.table("exam, 95 % intervals", ("", "before", "after", "gain"), rows)
+        cells = [(row.metric, *map(_shown, (row.before, row.after, row.gain))) for row in rows]
+        run.terminal.table("exam, 95 % intervals", ("", "before", "after", "gain"), cells)
+
+
+def _shown(estimate: tuple[float, float, float]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*estimate)
 
 
 def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: int) -> Run:

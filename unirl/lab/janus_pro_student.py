@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import JanusForConditionalGeneration
 
-from unirl.config import SamplingConfig, TextSampling
+from unirl.config import ModelConfig, SamplingConfig, TextSampling
 from unirl.lab.lab_model import LabModel
+from unirl.lab.letter_loss import letter_weighted
 from unirl.lab.noise import Answer
 from unirl.lab.plain_sampling import PaddedText, PlainJanus, encode, image_logits, null_prompts, text_logits
+from unirl.lab.sampled_model import SampledModel
 from unirl.lab.student import Corpus, Recipe
 from unirl.lab.tiny_janus import make_model, to_pixels, write_checkpoint
 from unirl.lab.tokenizer import completion, generation_prompt, make_tokenizer, understanding_prompt
@@ -22,7 +24,6 @@ from unirl.lab.vq_training import PatchDictionary, make_codebook, train_decoder,
 from unirl.lab.world import CODE_DIM, LETTERS, NUM_CODES
 
 RECIPE = Recipe()
-SAMPLING = SamplingConfig(text=TextSampling(max_tokens=20))
 _LETTER_IDS = torch.tensor(make_tokenizer().convert_tokens_to_ids(list(LETTERS)))
 
 
@@ -72,10 +73,7 @@ class JanusStudent:
         prompts = encode([understanding_prompt(q.text, q.choices) for q in questions], prompts=True)
         logits = text_logits(self.module, prompts, to_pixels(corpus.images[list(rows)]), texts)
         nats = cross_entropy(logits.flatten(0, 1), texts.ids.flatten(), reduction="none").view_as(texts.ids)
-        is_letter = torch.isin(texts.ids, _LETTER_IDS)
-        first_letter = (is_letter & (is_letter.cumsum(1) == 1)).float()
-        loss = (nats * texts.mask * (1 + (letter_weight - 1) * first_letter)).sum() / texts.mask.sum()
-        return loss, float((nats * first_letter).sum() / first_letter.sum())
+        return letter_weighted(nats, texts.mask, torch.isin(texts.ids, _LETTER_IDS), letter_weight)
 
     def as_model(self) -> LabModel:
         """The plain sampler around the weights."""
@@ -89,3 +87,9 @@ class JanusStudent:
 def make_student(seed: int) -> JanusStudent:
     """A tiny Janus with random weights."""
     return JanusStudent(make_model(seed))
+
+
+def load_model(path: Path) -> SampledModel:
+    """A checkpoint as a run samples it."""
+    sampling = SamplingConfig(text=TextSampling(max_tokens=20))
+    return SampledModel.load(ModelConfig(family="janus_pro"), path, sampling)

@@ -18,8 +18,9 @@ from unirl.lab.lab_model import LabModel
 from unirl.lab.noise import Answer
 from unirl.lab.sampled_model import SampledModel
 from unirl.lab.student import Corpus, Phase, Recipe
-from unirl.lab.tiny_lumina import ANSWER_CELLS, completion, make_model, make_vq, write_checkpoint
-from unirl.lab.vq_training import COSINE_SCALE, PatchDictionary, make_codebook, train_part
+from unirl.lab.tiny_lumina import ANSWER_CELLS, make_model, make_vq, write_checkpoint
+from unirl.lab.tokenizer import answer_text
+from unirl.lab.vq_training import COSINE_SCALE, PatchDictionary, code_rows, make_codebook, train_part
 from unirl.lab.world import CODE_DIM, GRID, LETTERS, NUM_CODES
 from unirl.models.llada import LladaForDiffusion
 from unirl.models.lumina_dimoo import LuminaDimoo
@@ -77,11 +78,9 @@ class LuminaStudent:
         codebook = make_codebook(dictionary, NUM_CODES, CODE_DIM, seed)
         self.vq.requires_grad_(requires_grad=False)
         self.vq.quantize.embedding.weight.copy_(codebook)
-        # Image tokens start with the geometry of the codes, which resembles that of the patches.
         inputs: Any = self.module.get_input_embeddings()
         table = inputs.weight.data
-        axes = torch.linalg.qr(table[:CODE_DIM].T).Q.T
-        table[-NUM_CODES:] = codebook @ axes * table[:-NUM_CODES].norm(dim=1).mean()
+        table[-NUM_CODES:] = code_rows(codebook, table[:-NUM_CODES])
 
     def train_image_tokenizer(self, side: int, corpus: Corpus, num_steps: int, seed: int) -> float:
         """Train one half of the VQ; pixels lie in [0, 1]."""
@@ -137,7 +136,7 @@ class LuminaStudent:
             )
             codes = corpus.codes[row].view(GRID, GRID).numpy().astype(np.int32)
             canvas = prompts.answering(sample, codes, ANSWER_CELLS)
-            lessons.append(answer_lesson(prompts, canvas, completion(answer)))
+            lessons.append(answer_lesson(prompts, canvas, answer_text(answer)))
         nats, values = self._nats(lessons, "understanding", rng)
         letters = torch.tensor(prompts.tokenizer.convert_tokens_to_ids(list(LETTERS)))
         is_letter = torch.isin(values, letters).float()
@@ -173,3 +172,8 @@ class LuminaStudent:
 def make_student(seed: int) -> LuminaStudent:
     """A tiny Lumina-DiMOO with random weights."""
     return LuminaStudent(make_model(seed), make_vq(seed))
+
+
+def load_model(path: Path) -> SampledModel:
+    """A checkpoint as a run samples it."""
+    return SampledModel.load(ModelConfig(family="lumina_dimoo"), path, SAMPLING)

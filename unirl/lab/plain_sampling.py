@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, JanusForConditionalGeneration
 
 from unirl.lab.lab_model import SamplingPlan
@@ -79,7 +79,9 @@ def image_logits(model: JanusForConditionalGeneration, prompts: PaddedText, code
     drawn = model.prepare_embeddings_for_image_generation(codes[:, :-1])
     embeddings = torch.cat([model.get_input_embeddings()(prompts.ids), drawn], 1)
     mask = torch.cat([prompts.mask, torch.ones_like(codes[:, 1:])], 1)
-    return model.model.generation_head(_hidden(model, embeddings, mask)[:, -NUM_IMAGE_TOKENS:])
+    return model.model.generation_head(
+        hidden_states(model.model.language_model, embeddings, mask)[:, -NUM_IMAGE_TOKENS:]
+    )
 
 
 def text_logits(
@@ -87,7 +89,7 @@ def text_logits(
 ) -> Tensor:
     """Logits [B, T, vocabulary] of the answers under their prompts and pixels float [B, 3, 20, 20]."""
     embeddings = torch.cat([_with_image(model, prompts, pixels), model.get_input_embeddings()(answers.ids)], 1)
-    hidden = _hidden(model, embeddings, torch.cat([prompts.mask, answers.mask], 1))
+    hidden = hidden_states(model.model.language_model, embeddings, torch.cat([prompts.mask, answers.mask], 1))
     return model.lm_head(hidden[:, prompts.ids.shape[1] - 1 : -1])
 
 
@@ -100,11 +102,11 @@ def sample_codes(model: JanusForConditionalGeneration, prompts: PaddedText, plan
     embeddings = model.get_input_embeddings()(torch.cat([stream.ids for stream in streams]))
     generator, cache, codes = torch.Generator().manual_seed(plan.seed), DynamicCache(), []
     for _ in range(NUM_IMAGE_TOKENS):
-        logits = model.model.generation_head(_hidden(model, embeddings, mask, cache)[:, -1])
+        logits = model.model.generation_head(hidden_states(model.model.language_model, embeddings, mask, cache)[:, -1])
         if guided:
             conditional, null = logits.chunk(2)
             logits = null + plan.guidance * (conditional - null)
-        codes.append(_draw(logits, plan, generator))
+        codes.append(draw_tokens(logits, plan, generator))
         embeddings = model.prepare_embeddings_for_image_generation(codes[-1].repeat(len(streams))[:, None])
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     return torch.stack(codes, 1)
@@ -119,8 +121,8 @@ def sample_answers(
     generator, cache, columns = torch.Generator().manual_seed(plan.seed), DynamicCache(), []
     open_rows = torch.ones(len(mask), dtype=torch.bool)
     while open_rows.any() and len(columns) < MAX_ANSWER_TOKENS:
-        logits = model.lm_head(_hidden(model, embeddings, mask, cache)[:, -1])
-        tokens = _draw(logits.masked_fill(_FORBIDDEN, -torch.inf), plan, generator)
+        logits = model.lm_head(hidden_states(model.model.language_model, embeddings, mask, cache)[:, -1])
+        tokens = draw_tokens(logits.masked_fill(_FORBIDDEN, -torch.inf), plan, generator)
         columns.append(tokens.where(open_rows, torch.tensor(_IDS[PAD])))
         open_rows &= tokens != _IDS[EOS]
         embeddings = model.get_input_embeddings()(columns[-1][:, None])
@@ -128,19 +130,17 @@ def sample_answers(
     return [text.replace(PAD, "").strip() for text in _TOKENIZER.batch_decode(torch.stack(columns, 1))]
 
 
-_TOKENIZER = make_tokenizer()
-_IDS = _TOKENIZER.get_vocab()
-# Spare ids have no word, and a drawn placeholder would ask for image features that do not exist.
-_FORBIDDEN = torch.arange(EMBEDDING_ROWS) >= len(_TOKENIZER)
-_FORBIDDEN[[_IDS[token] for token in SPECIAL_TOKENS if token != EOS]] = True
+def hidden_states(trunk: nn.Module, embeddings: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    """Last hidden states [B, L, H] of a transformers decoder.
 
-
-def _hidden(
-    model: JanusForConditionalGeneration, embeddings: Tensor, mask: Tensor, cache: DynamicCache | None = None
-) -> Tensor:
-    """Hidden states [B, L, hidden] of the embeddings [B, L, hidden]; the mask [B, past + L] covers the cache too."""
+    Args:
+        trunk: the decoder without its head.
+        embeddings: [B, L, H] of the new tokens.
+        mask: [B, past + L], 1 on real tokens, those of the cache included; positions count them.
+        cache: keys and values of what came before; takes those of the new tokens.
+    """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-    output = model.model.language_model(
+    output = trunk(
         inputs_embeds=embeddings,
         attention_mask=mask,
         position_ids=positions,
@@ -150,6 +150,20 @@ def _hidden(
     return output.last_hidden_state
 
 
+def draw_tokens(logits: Tensor, plan: SamplingPlan, generator: torch.Generator) -> Tensor:
+    """Token ids [B] from logits [B, V], at temperature 1 or greedily."""
+    if plan.greedy:
+        return logits.argmax(-1)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+_TOKENIZER = make_tokenizer()
+_IDS = _TOKENIZER.get_vocab()
+# Spare ids have no word, and a drawn placeholder would ask for image features that do not exist.
+_FORBIDDEN = torch.arange(EMBEDDING_ROWS) >= len(_TOKENIZER)
+_FORBIDDEN[[_IDS[token] for token in SPECIAL_TOKENS if token != EOS]] = True
+
+
 def _with_image(model: JanusForConditionalGeneration, prompts: PaddedText, pixels: Tensor) -> Tensor:
     """Prompt embeddings with the picture's features in place of the placeholders."""
     inner: Any = model.model  # its annotations ask for FloatTensor
@@ -157,10 +171,3 @@ def _with_image(model: JanusForConditionalGeneration, prompts: PaddedText, pixel
     placeholders = (prompts.ids == _IDS[IMAGE_PLACEHOLDER]).unsqueeze(-1)
     embeddings = model.get_input_embeddings()(prompts.ids)
     return embeddings.masked_scatter(placeholders, features.reshape(-1, features.shape[-1]))
-
-
-def _draw(logits: Tensor, plan: SamplingPlan, generator: torch.Generator) -> Tensor:
-    """Token ids [B] from logits [B, V], at temperature 1 or greedily."""
-    if plan.greedy:
-        return logits.argmax(-1)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]

@@ -212,7 +212,11 @@ def _make_optimizers(student: Student) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices of the layers, which then need 2 to 3 times fewer steps; AdamW for the rest."""
     trained = [(name, parameter) for name, parameter in student.module.named_parameters() if parameter.requires_grad]
     layers = (".layers.", ".blocks.")
-    names = {name for name, parameter in trained if parameter.ndim == 2 and any(part in name for part in layers)}
+    names = {
+        name
+        for name, parameter in trained
+        if parameter.ndim == 2 and "norm" not in name and any(part in name for part in layers)
+    }
     matrices = [parameter for name, parameter in trained if name in names]
     rest = [parameter for name, parameter in trained if name not in names]
     return (

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from unirl.config import Family, ModelConfig
+from unirl.config import Family
 from unirl.lab.exam import make_exam
 from unirl.lab.lab_model import SamplingPlan
-from unirl.lab.sampled_model import SampledModel
 from unirl.lab.tokenizer import answered_letter
 from unirl.lab.verifier import verify
 from unirl.lab.world import IMAGE_PX, caption, question_with_choices
 from unirl.models.checkpoint import read_json
 
-_FAMILIES: dict[str, Family] = {"janus": "janus_pro", "llada": "lumina_dimoo"}
+_FAMILIES: dict[str, Family] = {"janus": "janus_pro", "llada": "lumina_dimoo", "chameleon": "anole"}
 """By model_type in config.json."""
 _ZOOM = 8
 _COLUMNS = 4
@@ -62,8 +61,7 @@ def show(checkpoint: Path, out_dir: Path, n: int = 12, seed: int = 0, guidance: 
         raise ValueError(
             f"{checkpoint}: expected a checkpoint of {', '.join(_FAMILIES)}; got another; correct the path"
         )
-    sampling = import_module(f"unirl.lab.{family}_student").SAMPLING
-    model, exam = SampledModel.load(ModelConfig(family=family), checkpoint, sampling), make_exam(n, seed)
+    model, exam = import_module(f"unirl.lab.{family}_student").load_model(checkpoint), make_exam(n, seed)
     plan = SamplingPlan(seed=seed, guidance=guidance)
     images = model.draw([caption(scene.spec) for scene in exam.scenes], plan)
     answers = model.answer(exam.images, exam.questions, plan)

@@ -15,7 +15,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from unirl.lab.checkpoint_folder import write_folder
-from unirl.lab.noise import Answer
 from unirl.lab.tokenizer import WORDS
 from unirl.lab.world import CODE_DIM, IMAGE_PX, NUM_CODES
 from unirl.models.checkpoint import write_weights
@@ -84,12 +83,6 @@ def make_vq(seed: int) -> Any:
             lookup_from_codebook=True,
         )
     return vq.eval()
-
-
-def completion(answer: Answer) -> str:
-    """What the model should write, as the lab's Janus does; the end token follows by itself."""
-    reasoning = f"<think> {answer.description} : {answer.word} {answer.letter} </think>"
-    return f"{reasoning} <answer> {answer.letter} </answer>"
 
 
 def write_checkpoint(model: LladaForDiffusion, vq: nn.Module, path: Path, facts: dict[str, Any] | None = None) -> None:

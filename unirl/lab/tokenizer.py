@@ -62,14 +62,19 @@ def generation_prompt(prompt: str) -> str:
     return f"{USER}: {prompt}\n\n{ASSISTANT}:{BEGIN_OF_IMAGE}"
 
 
-def completion(answer: Answer) -> str:
-    """What the model should write: reasoning, word, letter, answer, end.
+def answer_text(answer: Answer) -> str:
+    """What a model should write: reasoning, word, letter, answer; the end token is the family's.
 
     The letter right after the word turns the look-up of the letter into induction, which a tiny model learns;
     without it the answers stayed at chance.
     """
     reasoning = f"<think> {answer.description} : {answer.word} {answer.letter} </think>"
-    return f"{reasoning} <answer> {answer.letter} </answer> {EOS}"
+    return f"{reasoning} <answer> {answer.letter} </answer>"
+
+
+def completion(answer: Answer) -> str:
+    """What the lab's Janus should write."""
+    return f"{answer_text(answer)} {EOS}"
 
 
 def answered_letter(text: str) -> str | None:

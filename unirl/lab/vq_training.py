@@ -3,6 +3,7 @@
 With the codes known, encoder and decoder are two supervised problems that two processes can solve at once.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss, normalize
-from transformers import JanusVQVAE
 
+from unirl.lab.subsets.arrangements import free_corners, scene_of
 from unirl.lab.tiny_janus import to_pixels
-from unirl.lab.world import CELL_PX, GRID, NUM_IMAGE_TOKENS
+from unirl.lab.world import CELL_PX, COLORS, GRID, NUM_IMAGE_TOKENS, SHAPES, PlacedObject, render
 
 _BATCH_SIZE = 32
 _LEARNING_RATE = 2e-3
@@ -75,8 +76,50 @@ def make_codebook(dictionary: PatchDictionary, num_codes: int, code_dim: int, se
     return noise
 
 
-def train_encoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_steps: int, seed: int) -> float:
-    """Teach the encoder each patch's code in place; returns the last cross-entropy in nats per token."""
+def code_rows(codebook: Tensor, text_rows: Tensor) -> Tensor:
+    """First embeddings [num_codes, H] of image tokens, as long as those of text, [N, H] with random directions.
+
+    They have the geometry of the codes [num_codes, code_dim], which resembles that of the patches.
+    """
+    axes = torch.linalg.qr(text_rows[: codebook.shape[1]].T).Q.T
+    return codebook @ axes * text_rows.norm(dim=1).mean()
+
+
+def shuffled_cells(images: NDArray[np.uint8], codes: Tensor, seed: int) -> tuple[NDArray[np.uint8], Tensor]:
+    """The same cells in other places and other pictures: images [N, 20, 20, 3] and codes [N, 25].
+
+    Who learns from both forms cannot let a patch depend on its neighbours, or on what else its picture shows.
+    """
+    order = np.random.default_rng(seed).permutation(codes.numel())
+    patches = _patches_of(images)[order].reshape(-1, GRID, GRID, CELL_PX, CELL_PX, 3)
+    shuffled = np.ascontiguousarray(patches.transpose(0, 1, 3, 2, 4, 5)).reshape(images.shape)
+    return shuffled, codes.flatten()[torch.from_numpy(order)].view_as(codes)
+
+
+def crowded_images(num_images: int, seed: int) -> NDArray[np.uint8]:
+    """Pictures [N, 20, 20, 3] of three or four objects of any kinds, which the lab's captions seldom ask for."""
+    rng, images = random.Random(seed), []
+    for _ in range(num_images):
+        objects: list[PlacedObject] = []
+        wanted = rng.choice((3, 4, 4))
+        while len(objects) < wanted and (corners := free_corners(objects)):
+            row, column = rng.choice(corners)
+            objects.append(PlacedObject(shape=rng.choice(SHAPES), color=rng.choice(COLORS), row=row, column=column))
+        images.append(render(scene_of(objects)))
+    return np.stack(images)
+
+
+def train_encoder(vq: Any, images: NDArray[np.uint8], codes: Tensor, num_steps: int, seed: int) -> float:
+    """Teach the encoder each patch's code in place; returns the last cross-entropy in nats per token.
+
+    Args:
+        vq: transformers' image tokenizer of Janus or of Chameleon; the codes have length 1, so that the nearest is the
+            one of the largest product.
+        images: uint8 [N, 20, 20, 3].
+        codes: int64 [N, 25].
+        num_steps: of 32 pictures each.
+        seed: of their order.
+    """
     codebook = vq.quantize.embedding.weight.detach()
 
     def loss(batch: Tensor) -> Tensor:
@@ -87,14 +130,22 @@ def train_encoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_
     return train_part(nn.ModuleList([vq.encoder, vq.quant_conv]), loss, len(images), num_steps, seed)
 
 
-def train_decoder(vq: JanusVQVAE, images: NDArray[np.uint8], codes: Tensor, num_steps: int, seed: int) -> float:
-    """Teach the decoder each code's patch in place; returns the last L1 + squared error, pixels in [-1, 1]."""
-    quantize: Any = vq.quantize  # its annotations ask for LongTensor
+def train_decoder(
+    vq: Any, images: NDArray[np.uint8], codes: Tensor, num_steps: int, seed: int, *, fourth_power: float = 0.0
+) -> float:
+    """Teach the decoder each code's patch in place; returns the last loss.
+
+    That is L1 + squared error, pixels in [-1, 1], plus `fourth_power` times the fourth power of the error, which falls
+    on the few pixels that would be taken for another colour. The other arguments are those of `train_encoder`.
+    """
+    codebook = normalize(vq.quantize.embedding.weight.detach(), dim=-1)
 
     def loss(batch: Tensor) -> Tensor:
-        latents = vq.post_quant_conv(quantize.get_codebook_entry(codes[batch]))
+        entries = codebook[codes[batch]].view(-1, GRID, GRID, codebook.shape[1])
+        latents = vq.post_quant_conv(entries.permute(0, 3, 1, 2).contiguous())
         pixels, target = vq.decoder(latents), to_pixels(images[batch.numpy()])
-        return l1_loss(pixels, target) + mse_loss(pixels, target)
+        error = l1_loss(pixels, target) + mse_loss(pixels, target)
+        return error + fourth_power * (pixels - target).pow(4).mean() if fourth_power else error
 
     return train_part(nn.ModuleList([vq.post_quant_conv, vq.decoder]), loss, len(images), num_steps, seed)
 

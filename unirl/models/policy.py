@@ -14,6 +14,7 @@ from transformers import Cache
 
 from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig, SftDataConfig
 from unirl.config_rules import Problem
+from unirl.models.checkpoint import read_json
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.image_codec import ImageCodec
 from unirl.models.interleaved import ChatLayout, InterleavedPolicy
@@ -22,6 +23,17 @@ from unirl.types import GenerationSample, LearnerRow, Task, UnderstandingSample
 if TYPE_CHECKING:
     from unirl.models.canvases import CellLaw
     from unirl.models.llada import LladaForDiffusion
+
+
+MODEL_TYPES: dict[str, Family] = {
+    "janus": "janus_pro",
+    "llada": "lumina_dimoo",
+    "chameleon": "anole",
+    "Emu3": "emu3",
+    "emu3": "emu3",
+    "gemma": "liquid",
+}
+"""Family by model_type in config.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +307,22 @@ def load_encoder(config: ModelConfig, path: Path, data: SftDataConfig) -> Conver
     return ConversationEncoder(
         layout=load_layout(config, path), codec=codec, max_length=data.max_length, too_long=data.too_long
     )
+
+
+def family_of(path: Path) -> Family:
+    """The family of a checkpoint folder, by model_type in its config.json.
+
+    Raises:
+        FileNotFoundError: the folder has no config.json.
+        ValueError: it is of no family that is known.
+    """
+    found = read_json(path / "config.json").get("model_type")
+    if found not in MODEL_TYPES:
+        raise ValueError(
+            f"{path}: expected a checkpoint of model_type {', '.join(MODEL_TYPES)}; got {found!r}; point elsewhere, or "
+            "set model.family"
+        )
+    return MODEL_TYPES[found]
 
 
 def _offer(config: ModelConfig, name: str, what: str) -> Any:

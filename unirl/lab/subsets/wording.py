@@ -13,7 +13,12 @@ def wording(spec: Spec) -> str:
 
 def plain_request(spec: Spec) -> str:
     """The caption as a request, without any riddle."""
-    return f"draw : {caption(spec)}"
+    return as_request(caption(spec))
+
+
+def as_request(words: str) -> str:
+    """A caption as a request: "draw : a photo of a circle"."""
+    return f"draw : {words}"
 
 
 def so_draw(words: str) -> str:

@@ -1,0 +1,116 @@
+"""Fine-tuning, then PairGRPO from its policy, then one report: base, after fine-tuning, after both.
+
+Each stage is a command of its own, so that it is resumed, shown and ended like any other run.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unirl.config import RecipeConfig
+from unirl.config_loading import to_yaml
+from unirl.data.atomic import atomic_file
+from unirl.evaluation.exam import means_of
+from unirl.evaluation.stages_report import Means, Stage, write_stages_report
+from unirl.jobs.exam import take_exam
+from unirl.jobs.run_dirs import RUNS, is_finished, is_run
+from unirl.jobs.sft import exam_name
+
+log = logging.getLogger(__name__)
+
+SFT, TRAIN = "sft", "train"
+BASE_EVALUATION, FINAL_EXAM = "evaluation_base.json", "exam_final.json"
+
+
+class StageError(RuntimeError):
+    """A stage ended with an error; `exit_code` is that of its command."""
+
+    def __init__(self, command: str, code: int) -> None:
+        super().__init__(f"expected the stage `{command}` to finish; got exit code {code}; its own message is above")
+        self.exit_code = code
+
+
+def main(config: RecipeConfig, *, local: bool = False) -> int:
+    """Run both stages, or what is left of them, and write the report; returns the exit code.
+
+    Args:
+        config: all settings; `run_dir` of an unfinished recipe goes on with it.
+        local: every stage in one process, without Ray.
+
+    Raises:
+        StageError: a stage failed; run the same command again once it is mended.
+    """
+    folder = Path(config.run_dir) if config.run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    sft = replace(config.sft, evaluation=replace(config.sft.evaluation, exam="lab"))
+    model = replace(config.train.model, family=sft.model.family, image_tokenizer=sft.model.image_tokenizer)
+    train = replace(config.train, model=replace(model, path=str(folder / SFT / "policy")))
+    for name, settings in ((SFT, sft), (TRAIN, train)):
+        with atomic_file(folder / f"{name}.yaml") as file:
+            file.write(to_yaml(settings).encode())
+    where = ["--local"] if local else []
+    if not (folder / BASE_EVALUATION).is_file():
+        shown = _run("eval", sft.model.path, "-c", folder / f"{TRAIN}.yaml", "--json", *where, capture=True)
+        with atomic_file(folder / BASE_EVALUATION) as file:
+            file.write(shown.encode())
+    for name in (SFT, TRAIN):
+        _run_stage(name, folder, where)
+    if not (folder / FINAL_EXAM).is_file():
+        exam = take_exam(sft, folder / TRAIN / "policy", lambda image: "")
+        with atomic_file(folder / FINAL_EXAM) as file:
+            file.write(json.dumps(exam).encode())
+    sys.stdout.write(f"{write_stages_report(folder, config.name, stages_of(folder))}\n")
+    return 0
+
+
+def _run_stage(name: str, folder: Path, where: Sequence[str]) -> None:
+    run_dir = folder / name
+    if is_finished(run_dir):
+        log.info("%s is finished", run_dir)
+        return
+    how = ["--resume", run_dir] if is_run(run_dir) else ["-c", folder / f"{name}.yaml", "--run-dir", run_dir]
+    _run(name, *how, *where)
+
+
+def _run(*words: str | Path, capture: bool = False) -> str:
+    """Run a command of unirl; returns what it wrote to stdout when that is captured."""
+    shown = " ".join(["unirl", *map(str, words)])
+    log.info("%s", shown)
+    command = [sys.executable, "-c", "from unirl.cli import main; main()", *map(str, words)]
+    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if capture else None)
+    if done.returncode:
+        raise StageError(shown, done.returncode)
+    return done.stdout or ""
+
+
+def stages_of(folder: Path) -> list[Stage]:
+    """What was measured of the three checkpoints of a finished recipe."""
+    after_sft = sorted((folder / SFT / "evaluations").glob("exam_*.json"))[-1]
+    exams = [folder / SFT / "evaluations" / exam_name(0), after_sft, folder / FINAL_EXAM]
+    evaluations = sorted((folder / TRAIN / "evaluations").glob("step_*.json"))
+    measured = [folder / BASE_EVALUATION, evaluations[0], evaluations[-1]]
+    labels = (("base", ""), ("after fine-tuning", f"{SFT}/report.html"), ("after PairGRPO", f"{TRAIN}/report.html"))
+    return [
+        Stage(label=label, link=link, means={**_evaluation_means(_json(evaluation)), **means_of(_json(exam))})
+        for (label, link), evaluation, exam in zip(labels, measured, exams, strict=True)
+    ]
+
+
+def _evaluation_means(document: Mapping[str, Any]) -> Means:
+    """Held-out questions and prompts of the pairs, sampled and greedy."""
+    means: dict[str, tuple[float, float, float]] = {}
+    for name, found in document["estimates"].items():
+        mean = found["mean"]
+        ends = (mean if end is None else end for end in (found["low"], found["high"]))
+        means[f"held-out {name}"] = (mean, *ends)  # pyright: ignore[reportArgumentType]
+    return means
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
