@@ -8,21 +8,25 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unirl.config import RecipeConfig
+from unirl.config import RecipeConfig, SftConfig
 from unirl.config_loading import to_yaml
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.exam import means_of
 from unirl.evaluation.stages_report import Means, Stage, write_stages_report
-from unirl.jobs.exam import take_exam
+from unirl.jobs.exam import SaveImage, take_exam
 from unirl.jobs.run_dirs import RUNS, is_finished, is_run
 from unirl.jobs.sft import exam_name
 
 log = logging.getLogger(__name__)
+
+Run = Callable[..., str]
+"""Runs a command of unirl, given its words; returns what it wrote to stdout."""
+Exam = Callable[[SftConfig, Path, SaveImage], dict[str, Any]]
 
 SFT, TRAIN = "sft", "train"
 BASE_EVALUATION, FINAL_EXAM = "evaluation_base.json", "exam_final.json"
@@ -36,12 +40,14 @@ class StageError(RuntimeError):
         self.exit_code = code
 
 
-def main(config: RecipeConfig, *, local: bool = False) -> int:
+def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, exam: Exam = take_exam) -> int:
     """Run both stages, or what is left of them, and write the report; returns the exit code.
 
     Args:
         config: all settings; `run_dir` of an unfinished recipe goes on with it.
         local: every stage in one process, without Ray.
+        run: runs a command of unirl; None starts a process.
+        exam: what judges a checkpoint.
 
     Raises:
         StageError: a stage failed; run the same command again once it is mended.
@@ -54,39 +60,42 @@ def main(config: RecipeConfig, *, local: bool = False) -> int:
     for name, settings in ((SFT, sft), (TRAIN, train)):
         with atomic_file(folder / f"{name}.yaml") as file:
             file.write(to_yaml(settings).encode())
-    where = ["--local"] if local else []
+    where, run = ["--local"] if local else [], run or run_command
     if not (folder / BASE_EVALUATION).is_file():
-        shown = _run("eval", sft.model.path, "-c", folder / f"{TRAIN}.yaml", "--json", *where, capture=True)
+        shown = run("eval", sft.model.path, "-c", folder / f"{TRAIN}.yaml", "--json", *where)
         with atomic_file(folder / BASE_EVALUATION) as file:
             file.write(shown.encode())
     for name in (SFT, TRAIN):
-        _run_stage(name, folder, where)
+        if is_finished(folder / name):
+            log.info("%s is finished", folder / name)
+        else:
+            run(name, *_how(name, folder), *where)
     if not (folder / FINAL_EXAM).is_file():
-        exam = take_exam(sft, folder / TRAIN / "policy", lambda image: "")
+        taken = exam(sft, folder / TRAIN / "policy", lambda image: "")
         with atomic_file(folder / FINAL_EXAM) as file:
-            file.write(json.dumps(exam).encode())
+            file.write(json.dumps(taken).encode())
     sys.stdout.write(f"{write_stages_report(folder, config.name, stages_of(folder))}\n")
     return 0
 
 
-def _run_stage(name: str, folder: Path, where: Sequence[str]) -> None:
+def _how(name: str, folder: Path) -> list[str | Path]:
     run_dir = folder / name
-    if is_finished(run_dir):
-        log.info("%s is finished", run_dir)
-        return
-    how = ["--resume", run_dir] if is_run(run_dir) else ["-c", folder / f"{name}.yaml", "--run-dir", run_dir]
-    _run(name, *how, *where)
+    return ["--resume", run_dir] if is_run(run_dir) else ["-c", folder / f"{name}.yaml", "--run-dir", run_dir]
 
 
-def _run(*words: str | Path, capture: bool = False) -> str:
-    """Run a command of unirl; returns what it wrote to stdout when that is captured."""
+def run_command(*words: str | Path) -> str:
+    """Run a command of unirl in a process of its own, and return what it wrote to stdout.
+
+    Raises:
+        StageError: it ended with an error.
+    """
     shown = " ".join(["unirl", *map(str, words)])
     log.info("%s", shown)
     command = [sys.executable, "-c", "from unirl.cli import main; main()", *map(str, words)]
-    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if capture else None)
+    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE)
     if done.returncode:
         raise StageError(shown, done.returncode)
-    return done.stdout or ""
+    return done.stdout
 
 
 def stages_of(folder: Path) -> list[Stage]:
