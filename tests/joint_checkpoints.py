@@ -63,7 +63,7 @@ def visual_token(code):
     return f"<|visual token {code:06d}|>"
 
 
-def write_emu3(folder, *, num_codes=16, layers=2, hidden=64, seed=0, dtype=torch.float32, native=False):
+def write_emu3(folder, *, num_codes=16, layers=2, hidden=64, head_dim=16, dtype=torch.float32, native=False):
     """Emu3's layout: text, marks and then codes; as published, or as transformers converts it."""
     folder.mkdir(parents=True, exist_ok=True)
     special = [f"<|extra_{number}|>" for number in (0, 200, 201, 203, 204)]
@@ -74,12 +74,13 @@ def write_emu3(folder, *, num_codes=16, layers=2, hidden=64, seed=0, dtype=torch
     )
     sizes = dict(
         vocab_size=len(ids), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // 16, num_key_value_heads=hidden // 32, max_position_embeddings=512,
+        num_attention_heads=hidden // head_dim, num_key_value_heads=hidden // head_dim // 2,
+        max_position_embeddings=512,
         pad_token_id=ids["<|endoftext|>"], bos_token_id=ids["<|extra_203|>"], eos_token_id=ids["<|extra_204|>"],
     )  # fmt: skip
     text = Emu3TextConfig(**sizes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         if not native:
             write_model(folder, Emu3ForCausalLM(text), dtype)
             facts = sizes | {"attention_dropout": 0.1, "rope_theta": 1e6, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
@@ -96,7 +97,7 @@ def write_emu3(folder, *, num_codes=16, layers=2, hidden=64, seed=0, dtype=torch
         return write_model(folder, Emu3ForConditionalGeneration(config), dtype)
 
 
-def write_liquid(folder, *, num_codes=16, layers=2, hidden=64, seed=0, dtype=torch.float32, tied=False):
+def write_liquid(folder, *, num_codes=16, layers=2, hidden=64, head_dim=16, dtype=torch.float32, tied=False):
     """Liquid's layout: Gemma's specials first, text, and codes that the tokenizer does not know."""
     folder.mkdir(parents=True, exist_ok=True)
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<boi>", "<eoi>", "<unconditional>"]
@@ -106,11 +107,11 @@ def write_liquid(folder, *, num_codes=16, layers=2, hidden=64, seed=0, dtype=tor
     )
     config = GemmaConfig(
         vocab_size=len(ids) + num_codes, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // 16, num_key_value_heads=hidden // 16, head_dim=16, max_position_embeddings=512,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=head_dim, max_position_embeddings=512,
         pad_token_id=0, eos_token_id=1, bos_token_id=2, tie_word_embeddings=tied,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         return write_model(folder, GemmaForCausalLM(config), dtype)
 
 

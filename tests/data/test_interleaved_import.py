@@ -108,6 +108,13 @@ def test_a_resume_starts_where_a_kill_left_nothing_whole(tmp_path):
     assert len(ids(out)) == 10
 
 
+def test_progress_that_makes_no_sense_is_refused(tmp_path):
+    for text in ("{", "[]", '{"settings": {}}', '{"settings": 3, "threshold": 1}'):
+        (tmp_path / "progress.json").write_text(text)
+        with pytest.raises(DataError, match="expected the progress of an import"):
+            import_samples(tmp_path, drafts, PLAN, resume=True)
+
+
 def test_a_shard_that_was_altered_is_not_gone_on_with(tmp_path):
     out = tmp_path / "store"
     with pytest.raises(KeyboardInterrupt):

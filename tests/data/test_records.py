@@ -169,6 +169,18 @@ def test_images_are_turned_upright_and_made_rgb():
     wide.convert("LA").save(grey, format="PNG")
     assert decode_image(turned.getvalue()).shape == (9, 4, 3)
     assert decode_image(grey.getvalue()).shape == (4, 9, 3)
+    assert decode_image(turned.getvalue(), pixels=False).shape == (9, 4, 3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_size_is_read_without_the_pixels(form):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)).save(buffer, format=form)
+    half = buffer.getvalue()[: buffer.tell() // 2]
+    blank = decode_image(half, pixels=False)
+    assert (blank.shape, blank.max(), blank.strides) == ((300, 200, 3), 0, (0, 0, 0))
+    with pytest.raises(DataError, match="do not decode"):
+        decode_image(half)
 
 
 def test_sixteen_bit_images_are_refused():

@@ -17,8 +17,8 @@ UNIRL = str(Path(sys.executable).with_name("unirl"))
 IN_ONE_PROCESS = ("--local", "rollout.backend=torch")
 
 
-def start(folder, run, *arguments):
-    command = [UNIRL, "train", f"data.cache_dir={folder / 'cache'}", *arguments]
+def start(folder, run, *arguments, job="train"):
+    command = [UNIRL, job, f"data.cache_dir={folder / 'cache'}", *arguments]
     with (folder / f"{run}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2], start_new_session=True)
 

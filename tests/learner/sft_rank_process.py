@@ -20,7 +20,12 @@ NUM_STEPS = 3
 
 def learner_of(place: RankPlace, folder: Path, **overrides: Any) -> SftLearner:
     section = replace(SETTINGS.learner, **overrides)
-    return SftLearner(anole.load(ModelConfig(family="anole"), folder), replace(SETTINGS, learner=section), place)
+    loss = replace(SETTINGS.loss, rows_at_once=10)  # ranks with unlike numbers of targets must stay in step
+    return SftLearner(
+        anole.load_interleaved(ModelConfig(family="anole"), folder),
+        replace(SETTINGS, learner=section, loss=loss),
+        place,
+    )
 
 
 def take_steps(learner: SftLearner, steps: range) -> list[dict[str, float]]:

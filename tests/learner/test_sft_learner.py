@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def load(folder):
-    return lambda: anole.load(ModelConfig(family="anole"), folder)
+    return lambda: anole.load_interleaved(ModelConfig(family="anole"), folder)
 
 
 @pytest.fixture
@@ -108,14 +108,16 @@ def test_one_update_equals_a_plain_loop(make_learner, load, sequences, reduction
         torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("change", [{"batching": "bucketed"}, {"budget": 1000}, {"order": True}, {"form": "masked"}])
+@pytest.mark.parametrize(
+    "change", [{"batching": "bucketed"}, {"budget": 1000}, {"order": True}, {"form": "masked"}, {"at_once": 5}]
+)
 def test_packing_order_and_form_change_nothing(make_learner, sequences, change):
     reference = make_learner()
     expected = reference.update(reference.prepare(sequences), 1)
     other = make_learner(
         batching=change.get("batching", "packed"),
         learner={"max_tokens_per_micro_batch": change.get("budget", 64)},
-        loss={"form": change.get("form", "sliced")},
+        loss={"form": change.get("form", "sliced"), "rows_at_once": change.get("at_once", 1024)},
     )
     found = other.update(other.prepare(sequences[::-1] if "order" in change else sequences), 1)
     for name in ("learner/loss", "sft/nats/text", "sft/nats/image", "sft/accuracy/text", "sft/accuracy/image"):

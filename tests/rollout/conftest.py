@@ -7,6 +7,7 @@ import torch
 import unirl.lab
 from unirl.config import ImageSampling, ModelConfig, RolloutConfig, SamplingConfig, TextSampling
 from unirl.lab.data import make_heldout
+from unirl.models.interleaved import ChatLayout, JointVocabulary
 from unirl.models.named_arrays import checksum, to_array
 from unirl.models.policy import Scoring
 from unirl.rollout.build import build_sampler
@@ -114,3 +115,27 @@ def publication(policy, state, version, dtype=None):
     ]
     specs = tuple(TensorSpec(name=name, shape=array.shape, dtype=str(array.dtype)) for name, array in named)
     return WeightsManifest(policy_version=version, tensors=specs, checksum=checksum(named)), named
+
+
+@pytest.fixture(scope="session")
+def chat_layout():
+    """Makes the layout of a family by hand; it encodes no text."""
+
+    def make(image, *, size, codes, words, end, **more):
+        plain = np.zeros(size, np.bool_)
+        plain[[id for id in words if id != end]] = True
+        drawable = plain.copy()
+        drawable[[image.begin, end]] = True
+        return ChatLayout(
+            vocabulary=JointVocabulary(size=size, first_code=codes.start, num_codes=len(codes), drawable_text=drawable),
+            image=image,
+            start=(),
+            turns={},
+            end=end,
+            encode_text=lambda text: [],
+            plain=plain,
+            fingerprint="by hand",
+            **more,
+        )
+
+    return make

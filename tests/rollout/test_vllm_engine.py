@@ -151,15 +151,15 @@ def test_answers_run_in_one_stream_and_equal_those_of_a_one_stream_engine(engine
     ran = []
     hooks = [
         module.register_forward_hook(lambda *_: ran.append("second stream"))
-        for name, module in engine._model.named_modules()
+        for name, module in engine._engine.model.named_modules()
         if name.endswith("attn_unconditional")
     ]
-    hooks.append(engine._model.generation_head.register_forward_hook(lambda *_: ran.append("image head")))
+    hooks.append(engine._engine.model.generation_head.register_forward_hook(lambda *_: ran.append("image head")))
     requests = lab_requests(8, 0)
     answers = engine.sample(requests, sampling_with())
     assert not ran
     assert tokens(answers) == tokens(text_engine.sample(requests, sampling_with()))
-    hooks.append(engine._model.logits_processor.register_forward_hook(lambda *_: ran.append("text head")))
+    hooks.append(engine._engine.model.logits_processor.register_forward_hook(lambda *_: ran.append("text head")))
     engine.sample(lab_requests(0, 1), sampling_with())
     assert set(ran) == {"second stream", "image head"}
     ran.clear()
@@ -222,7 +222,7 @@ def test_half_loaded_weights_are_never_sampled_from(restored, plain, lab_request
 
     publication_0 = publication(plain.policy, plain.policy.module.state_dict(), 0)
     with monkeypatch.context() as patch:
-        patch.setattr(restored._llm, "collective_rpc", torn)
+        patch.setattr(restored._engine.llm, "collective_rpc", torn)
         with pytest.raises(OSError, match="connection lost"):
             restored.load_weights(*publication_0)
     with pytest.raises(RuntimeError, match="an update that failed half-way; start a new worker"):
@@ -232,7 +232,7 @@ def test_half_loaded_weights_are_never_sampled_from(restored, plain, lab_request
 def test_interrupted_call_leaves_nothing_behind(engine, lab_requests, monkeypatch):
     requests = lab_requests(3, 3)
     wanted = tokens(engine.sample(requests, sampling_with()))
-    core = engine._llm.llm_engine
+    core = engine._engine.llm.llm_engine
     step, calls = core.step, []
 
     def interrupted():
@@ -254,7 +254,7 @@ def test_long_prompt_is_refused_before_the_engine_sees_it(engine, lab_requests):
     long = replace(request, sample=replace(request.sample, prompt="a photo of " + "red circle and " * 60))
     with pytest.raises(ValueError, match=r"expected prompt and completion within rollout.max_model_len 128"):
         engine.sample([request, long], sampling_with())
-    assert not engine._llm.llm_engine.has_unfinished_requests()
+    assert not engine._engine.llm.llm_engine.has_unfinished_requests()
 
 
 def test_memory_for_less_than_one_sequence_is_refused_by_its_key(lab_folder):

@@ -38,18 +38,18 @@ def sliced_cross_entropy(
     head: Callable[[Tensor], Tensor],
     allowed: Bool[Tensor, " C"] | None = None,
     *,
-    rows_at_once: int = 1024,
+    num_parts: int = 1,
 ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
     """The same for targets of one modality, from a head that yields the logits of that modality alone.
 
-    Logits of `rows_at_once` targets exist at a time; those of more targets are computed anew in the backward pass.
+    Logits of one part exist at a time; those of several parts are computed anew in the backward pass.
 
     Args:
         hidden: states that predict the targets; may be none.
         targets: places of the targets among the modality's ids.
-        head: hidden [n, H] -> logits [n, C]; called at least once, so that ranks stay in step.
+        head: hidden [n, H] -> logits [n, C]; called once a part whatever it holds, so that ranks stay in step.
         allowed: which of the modality's ids compete; None lets all.
-        rows_at_once: targets whose logits are held at a time.
+        num_parts: in how many parts the targets are taken.
     """
 
     def part(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,14 +58,13 @@ def sliced_cross_entropy(
             logits = logits.masked_fill(~allowed, -torch.inf)
         return functional.cross_entropy(logits, wanted.long(), reduction="none"), logits.argmax(-1) == wanted
 
-    if len(targets) <= rows_at_once:
+    if num_parts == 1:
         return part(hidden, targets)
     recomputed: Any = checkpoint  # pyright: ignore[reportUnknownVariableType]
     nats: list[Tensor] = []
     hits: list[Tensor] = []
-    for start in range(0, len(targets), rows_at_once):
-        rows = slice(start, start + rows_at_once)
-        own_nats, own_hits = recomputed(part, hidden[rows], targets[rows], use_reentrant=False)
+    for rows, wanted in zip(hidden.tensor_split(num_parts), targets.tensor_split(num_parts), strict=True):
+        own_nats, own_hits = recomputed(part, rows, wanted, use_reentrant=False)
         nats.append(own_nats)
         hits.append(own_hits)
     return torch.cat(nats), torch.cat(hits)

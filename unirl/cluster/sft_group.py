@@ -76,26 +76,27 @@ class SftGroup:
         return self._gang.all("evaluate")[0]
 
 
-class _Encoder:
-    """One Ray Data worker: loads the image tokenizer once, then makes the shards of unit after unit."""
-
-    def __init__(self, config: SftConfig, checkpoint: Path, folder: Path) -> None:
-        self._encode = load_encoder(config.model, checkpoint, config.data)
-        self._folder, self._size = folder, config.data.samples_per_shard
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        (unit,) = batch["item"]
-        notes = [str(note) for note in encode_unit(unit, self._folder, self._encode, self._size)]
-        return {"notes": np.array(["\n".join(notes)])}
-
-
 def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Path, folder: Path) -> Iterator[Path]:
     """Make the shards of all units on the run's Ray; yields the notes of a unit's shards when it is done."""
+
+    # Settings travel with the class: Ray keeps arguments of a constructor in its store, where a restart may miss them.
+    class Encoder:
+        """One worker: loads the image tokenizer once, then makes the shards of unit after unit."""
+
+        def __init__(self) -> None:
+            self._encode = load_encoder(config.model, checkpoint, config.data)
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            (unit,) = batch["item"]
+            notes = encode_unit(unit, folder, self._encode, config.data.samples_per_shard)
+            return {"notes": np.array(["\n".join(map(str, notes))])}
+
     workers = config.data.encoders
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     done = ray.data.from_items(list(units), override_num_blocks=len(units)).map_batches(
-        _Encoder,
-        fn_constructor_args=(config, checkpoint, folder),
+        Encoder,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers.num_workers, len(units))),
         num_cpus=workers.num_cpus,

@@ -19,6 +19,13 @@ LARGEST_MEMBER = 2**28
 _DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
+class ArchiveError(Exception):
+    """An archive that cannot be used at all: unlike a bad record, it ends an import."""
+
+    exit_code = 4
+    """Of the process: bad data."""
+
+
 class JoinedParts(io.RawIOBase):
     """Files read as if they were one, in the order given; nothing is copied."""
 

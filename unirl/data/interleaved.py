@@ -174,6 +174,8 @@ def data_files(path: Path, *, contents: bool = False) -> list[Path]:
     Raises:
         DataError: nothing is there, an import is unfinished, or a file does not fit the manifest.
     """
+    if not path.exists():
+        raise DataError(f"{path}: expected conversations, a folder or a file; got nothing there; check the path")
     if not path.is_dir():
         files = [path]
     elif (path / MANIFEST).is_file():

@@ -175,11 +175,10 @@ class _Import:
         self._rejected: list[Rejected] = []
         self._ids: set[str] = set()
         self._spoken = time.monotonic()
-        self._progress = self._go_on(resume) if out.exists() else None
+        left = self._go_on(resume) if out.exists() else None
+        self._progress = left or _Progress(threshold=_threshold(drafts, plan))
 
     def run(self) -> dict[str, Any]:
-        if self._progress is None:
-            self._progress = _Progress(threshold=self._threshold())
         self._say("starts" if not self._progress.files else f"goes on after {len(self._progress.files)} shards")
         drafts = islice(self._chosen(), self._progress.num_read, None)
         first = next(drafts, None)  # a source that cannot be read leaves no folder
@@ -204,9 +203,12 @@ class _Import:
         if not resume or not path.is_file():
             hint = "add --resume to go on with it" if path.is_file() else "remove it or name another"
             raise DataError(f"{self._out}: expected a folder that is not there yet; got an existing one; {hint}")
-        saved = json.loads(path.read_text())
-        _require_same(self._out, saved.pop("settings"), self._plan)
-        progress = _Progress(**saved)
+        try:
+            saved = json.loads(path.read_text())
+            settings, progress = dict(saved.pop("settings")), _Progress(**saved)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: expected the progress of an import; got: {error!r}; import anew") from error
+        _require_same(self._out, settings, self._plan)
         for name, facts in progress.files.items():
             check_file(self._out / name, facts, whole="store")
             self._ids.update(row["id"] for row in stream_rows(self._out / name, ["id"]) if isinstance(row, dict))
@@ -215,35 +217,19 @@ class _Import:
             self._rejected = [Rejected(**json.loads(line)) for line in lines]
         return progress
 
-    def _threshold(self) -> int | None:
-        """The largest key among those of the records to choose."""
-        if self._plan.max_samples is None:
-            return None
-        self._say("chooses records")
-        lowest: list[int] = []
-        for draft in self._drafts():
-            key = key_of(draft.id, self._plan.seed)
-            if len(lowest) < self._plan.max_samples:
-                heapq.heappush(lowest, -key)
-            elif -key > lowest[0]:
-                heapq.heapreplace(lowest, -key)
-        return -lowest[0] if lowest else None
-
     def _chosen(self) -> Iterator[Draft]:
-        assert self._progress is not None, "chosen before the threshold is known"
         threshold = self._progress.threshold
         return (d for d in self._drafts() if threshold is None or key_of(d.id, self._plan.seed) <= threshold)
 
     def _write_shard(self, drafts: Iterator[Draft]) -> None:
         progress = self._progress
-        assert progress is not None, "a shard without progress"
         name = f"interleaved-{len(progress.files):05d}.parquet"
         images = self._out / IMAGES if self._plan.image_files else None
         try:
             write_rows(self._out / name, self._good(drafts), images=images)
         except pa.ArrowException as error:
             raise DataError(
-                f"{self._out / name}: expected rows that parquet can hold; got: {error}; report it"
+                f"{self._out / name}: expected rows that parquet can hold; got: {error}; take smaller shards"
             ) from error
         write_rejected(self._out / REJECTED, self._rejected)
         progress.files[name] = file_facts(self._out / name)
@@ -252,7 +238,6 @@ class _Import:
 
     def _good(self, drafts: Iterator[Draft]) -> Iterator[Row]:
         progress = self._progress
-        assert progress is not None, "rows without progress"
         for draft in drafts:
             place = progress.num_read
             progress.num_read += 1
@@ -271,12 +256,10 @@ class _Import:
                 self._say("goes on")
 
     def _save(self) -> None:
-        assert self._progress is not None, "nothing to save"
         _write_json(self._out / PROGRESS, {"settings": asdict(self._plan), **asdict(self._progress)})
 
     def _finish(self) -> dict[str, Any]:
         progress = self._progress
-        assert progress is not None, "finished before it started"
         if not progress.subsets:
             raise DataError(
                 f"{self._plan.source}: expected records to import; got {progress.num_read}, none of them good; see "
@@ -295,9 +278,23 @@ class _Import:
 
     def _say(self, what: str) -> None:
         self._spoken = time.monotonic()
-        num_read = self._progress.num_read if self._progress else 0
-        bad = len(self._rejected)
+        num_read, bad = self._progress.num_read, len(self._rejected)
         _log.info("%s: %s: %d read, %d kept, %d left out", self._out, what, num_read, num_read - bad, bad)
+
+
+def _threshold(drafts: Callable[[], Iterable[Draft]], plan: Plan) -> int | None:
+    """The largest key among those of the records to choose; None when all are taken."""
+    if plan.max_samples is None:
+        return None
+    _log.info("%s: chooses %d records", plan.source, plan.max_samples)
+    lowest: list[int] = []
+    for draft in drafts():
+        key = key_of(draft.id, plan.seed)
+        if len(lowest) < plan.max_samples:
+            heapq.heappush(lowest, -key)
+        elif -key > lowest[0]:
+            heapq.heapreplace(lowest, -key)
+    return -lowest[0] if lowest else None
 
 
 def _require_same(out: Path, saved: dict[str, Any], plan: Plan) -> None:

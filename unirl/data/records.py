@@ -194,7 +194,8 @@ def decode_image(data: bytes, *, pixels: bool = True) -> NDArray[np.uint8]:
                     f"{image.width} x {image.height}; convert or shrink it"
                 )
             if not pixels:
-                across = image.getexif().get(ExifTags.Base.Orientation, 1) in _LYING
+                # The base class's reading, since that of PNG decodes the pixels to look for EXIF behind them.
+                across = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _LYING
                 return np.broadcast_to(np.uint8(0), ((image.size if across else image.size[::-1]) + (3,)))
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except DataError:

@@ -54,6 +54,8 @@ class _Row:
     sequences: tuple[TokenSequence, ...]
     counted: bool
     """False for a filler, whose loss is multiplied by zero: it only keeps this rank in step with the others."""
+    num_parts: dict[Modality, int]
+    """In how many parts every rank takes the targets here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +110,16 @@ class SftLearner:
         Raises:
             ValueError: a sequence above the token budget, or nothing to learn in all of them.
         """
+        counts = [self._count(sequence) for sequence in sequences]
+        totals: dict[Modality, int] = {name: sum(count[name] for count in counts) for name in MODALITIES}
+        if not sum(totals.values()):
+            raise ValueError(
+                f"learner: expected targets in the {len(sequences)} sequences of a step; got none; mark what is to be "
+                "learned in the data, or set loss.targets=all"
+            )
         return StepWork(
-            rows=tuple(self._rows(sequences)),
-            num_targets=self._count(sequences),
+            rows=tuple(self._rows(sequences, counts)),
+            num_targets=totals,
             num_sequences=len(sequences),
             num_tokens=sum(len(sequence.ids) for sequence in sequences),
         )
@@ -157,27 +166,35 @@ class SftLearner:
     def evaluate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """Loss and accuracy of each modality over these sequences; the same on all ranks."""
         sums = _no_sums()
-        for row in self._rows(sequences):
+        for row in self._rows(sequences, [self._count(sequence) for sequence in sequences]):
             self._run(row, sums)
         return self._metrics(_added(self._engine.gather(sums)))
 
-    def _rows(self, sequences: Sequence[TokenSequence]) -> list[_Row]:
-        """What this rank runs."""
+    def _rows(self, sequences: Sequence[TokenSequence], counts: Sequence[dict[Modality, int]]) -> list[_Row]:
+        """What this rank runs, given the targets of each sequence."""
         plan = plan_rows(
             [len(sequence.ids) for sequence in sequences],
             max_tokens=self._settings.learner.max_tokens_per_micro_batch,
             num_ranks=self._engine.place.world_size,
             batching=self._settings.batching,
         )
-        shortest = min(sequences, key=lambda sequence: len(sequence.ids))
-        return [
-            _Row(tuple(_decoded(sequences[index]) for index in row) or (_decoded(shortest),), counted=bool(row))
-            for row in plan[self._engine.place.rank]
-        ]
+        shortest = min(range(len(sequences)), key=lambda index: len(sequences[index].ids))
+        rows: list[_Row] = []
+        for everyone in zip(*plan, strict=True):
+            most = {name: max(sum(counts[index][name] for index in row) for row in everyone) for name in MODALITIES}
+            own = everyone[self._engine.place.rank]
+            rows.append(
+                _Row(
+                    tuple(_decoded(sequences[index]) for index in own or (shortest,)),
+                    counted=bool(own),
+                    num_parts={name: max(1, -(-most[name] // self._settings.loss.rows_at_once)) for name in MODALITIES},
+                )
+            )
+        return rows
 
     def _run(self, row: _Row, sums: dict[Modality, _Sums]) -> dict[Modality, ModalityLoss]:
         batch = make_batch(row.sequences, self._settings.loss, self._engine.device)
-        nats = self._engine(partial(self._compute, batch))
+        nats = self._engine(partial(self._compute, batch, row.num_parts))
         losses: dict[Modality, ModalityLoss] = {
             "text": ModalityLoss(nats=nats[0], hits=nats[1]),
             "image": ModalityLoss(nats=nats[2], hits=nats[3]),
@@ -186,24 +203,15 @@ class SftLearner:
             sums[name].add(losses[name])
         return losses
 
-    def _compute(self, batch: Batch) -> tuple[Tensor, ...]:
-        losses = self._loss(self.policy, batch)
+    def _compute(self, batch: Batch, num_parts: dict[Modality, int]) -> tuple[Tensor, ...]:
+        losses = self._loss(self.policy, batch, num_parts)
         return losses["text"].nats, losses["text"].hits, losses["image"].nats, losses["image"].hits
 
-    def _count(self, sequences: Sequence[TokenSequence]) -> dict[Modality, int]:
-        """Targets of each modality in all sequences."""
-        counts: dict[Modality, int] = {"text": 0, "image": 0}
-        for sequence in sequences:
-            mask = target_mask(sequence, self._settings.loss)
-            images = int((mask & (sequence.kinds == TokenKind.CODE)).sum())
-            counts["image"] += images
-            counts["text"] += int(mask.sum()) - images
-        if not sum(counts.values()):
-            raise ValueError(
-                f"learner: expected targets in the {len(sequences)} sequences of a step; got none; mark what is to be "
-                "learned in the data, or set loss.targets=all"
-            )
-        return counts
+    def _count(self, sequence: TokenSequence) -> dict[Modality, int]:
+        """Targets of each modality."""
+        mask = target_mask(sequence, self._settings.loss)
+        images = int((mask & (sequence.kinds == TokenKind.CODE)).sum())
+        return {"text": int(mask.sum()) - images, "image": images}
 
     def _scales(self, counts: dict[Modality, int]) -> dict[Modality, float]:
         """Factor of a target's nats in the loss of the step."""

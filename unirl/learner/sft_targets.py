@@ -81,8 +81,10 @@ class RestrictedLoss:
         self._text_ids = torch.from_numpy(vocabulary.text_ids).to(device)
         self._is_code = self._is_code.to(device)
 
-    def __call__(self, policy: InterleavedPolicy, batch: Batch) -> dict[Modality, ModalityLoss]:
-        """Nats of every target of the batch; both heads are run whatever it holds, so that ranks stay in step."""
+    def __call__(
+        self, policy: InterleavedPolicy, batch: Batch, num_parts: dict[Modality, int]
+    ) -> dict[Modality, ModalityLoss]:
+        """Nats of every target of the batch, in as many parts of each modality as every rank makes here."""
         hidden = policy.hidden_states_of(batch.row)[batch.predictors]
         if self._config.form == "masked":
             logits = policy.logits(hidden, "both")
@@ -92,19 +94,18 @@ class RestrictedLoss:
                 "image": ModalityLoss(nats=nats[batch.is_code], hits=hits[batch.is_code]),
             }
         text, codes = batch.targets[~batch.is_code], batch.targets[batch.is_code]
-        rows_at_once = self._config.rows_at_once
         text_nats, text_hits = sliced_cross_entropy(
             hidden[~batch.is_code],
             self._rank[text],
             lambda rows: policy.logits(rows, "text"),
             self._allowed[self._text_ids],
-            rows_at_once=rows_at_once,
+            num_parts=num_parts["text"],
         )
         code_nats, code_hits = sliced_cross_entropy(
             hidden[batch.is_code],
             codes - self._vocabulary.first_code,
             lambda rows: policy.logits(rows, "image"),
-            rows_at_once=rows_at_once,
+            num_parts=num_parts["image"],
         )
         return {
             "text": ModalityLoss(nats=text_nats, hits=text_hits),

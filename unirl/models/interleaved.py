@@ -166,7 +166,10 @@ class ChatLayout:
         if turns[-1].role != "assistant":
             writer.add(self.turns["assistant"].before, in_loss=False)
         if left:
-            raise ValueError(f"sequence {id}: expected {len(codes) - len(left)} images in codes; got {len(codes)}")
+            raise ValueError(
+                f"sequence {id}: expected {len(codes) - len(left)} images in codes; got {len(codes)}; encode what "
+                "images_to_code() gives"
+            )
         return writer.sequence(id, subset)
 
     def _with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:

@@ -266,6 +266,16 @@ class JanusPro:
     def hidden_states_of(self, row: PackedRow) -> Tensor:
         """Last hidden states [T, H]; a document sees itself alone.
 
+        Raises:
+            ValueError: not as many placeholders as the row's images have.
+        """
+        arguments = document_arguments(row.lengths, row.ids.device)
+        trunk = self.module.model.language_model
+        return trunk(inputs_embeds=self.embed_row(row)[None], use_cache=False, **arguments).last_hidden_state[0]
+
+    def embed_row(self, row: PackedRow) -> Tensor:
+        """Input embeddings [T, H] of text, codes and pictures.
+
         Whatever the row holds, each module is called once and takes part in the backward pass, because each call is a
         collective of all ranks under ZeRO-3: the tables with no code, the vision tower with a blank image that goes
         nowhere.
@@ -284,9 +294,7 @@ class JanusPro:
             )
         for where, values in ((is_code, drawn), (places, seen)):
             embedded = embedded.masked_scatter(where[:, None], values.to(embedded.dtype))
-        arguments = document_arguments(row.lengths, row.ids.device)
-        trunk = self.module.model.language_model
-        return trunk(inputs_embeds=embedded[None], use_cache=False, **arguments).last_hidden_state[0]
+        return embedded
 
     def logits(self, hidden: Tensor, part: Part) -> Tensor:
         """Logits float32 [N, C] of hidden states [N, H]: over codes, over text ids, or over the joint vocabulary."""

@@ -85,8 +85,14 @@ class JointPolicy:
     """How the checkpoint names the weights; see `JointFamily.namings`."""
 
     @classmethod
-    def load(cls, family: JointFamily, config: ModelConfig, path: Path) -> "JointPolicy":
+    def load(cls, family: JointFamily, config: ModelConfig, path: Path, *, weights: bool = True) -> "JointPolicy":
         """The checkpoint folder's language model on the CPU, in evaluation mode.
+
+        Args:
+            family: what it states about its checkpoints.
+            config: precision, system prompt.
+            path: Hugging Face folder with weights in safetensors form.
+            weights: False reads none: for a process whose engine holds them already.
 
         Raises:
             FileNotFoundError: the folder lacks a file.
@@ -96,7 +102,8 @@ class JointPolicy:
         stored = stored_tensors(path)
         naming = next((each for each in family.namings if stored_name(EMBEDDING, each) in stored.shapes), {})
         settings.tie_word_embeddings = _is_tied(settings, stored, naming)
-        module = _empty_module(family, settings, getattr(torch, config.dtype), layout)
+        with torch.device("cpu" if weights else "meta"):
+            module = _empty_module(family, settings, getattr(torch, config.dtype), layout)
         targets = module.state_dict()
         shapes = {
             name: tuple(value.shape)
@@ -105,7 +112,7 @@ class JointPolicy:
         }
         names = {stored_name(name, naming): name for name in shapes}
         stored.check({source: shapes[name] for source, name in names.items()})
-        for source, value in stored.read(set(names)):
+        for source, value in stored.read(set(names) if weights else set()):
             copy_into(targets, names[source], value)
         use_packed_attention(module)
         return cls(module=module, config=settings, layout=layout, folder=path, shapes=shapes, naming=naming)

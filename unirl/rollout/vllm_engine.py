@@ -1,12 +1,9 @@
 """The sampler of real runs: one vLLM engine inside this process, answers and images over one joint vocabulary."""
 
-import importlib.util
-import logging
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,20 +11,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unirl.config import ModelConfig, RolloutConfig, SamplingConfig
-from unirl.models.checkpoint import copy_into
-from unirl.models.named_arrays import to_tensor
-from unirl.rollout.completions import Completion, encode_prompts, make_groups, verified_weights
+from unirl.rollout.completions import Completion, encode_prompts, make_groups
 from unirl.rollout.sampler import NamedArrays
+from unirl.rollout.vllm_process import (
+    EngineProcess,
+    EngineSettings,
+    check_memory,
+    family_file,
+    ids_and_logprobs,
+    sampling_params,
+    set_environment,
+)
 from unirl.types import Modality, RolloutGroup, RolloutRequest, UnderstandingSample, WeightsManifest
 
 if TYPE_CHECKING:
-    from vllm import LLM, RequestOutput, SamplingParams
+    from vllm import RequestOutput, SamplingParams
     from vllm.inputs.engine import EngineInput
 
-BLOCK_TOKENS = 32
-"""Tokens of one block of the key-value cache: the least that CPU kernels take; prompts share whole blocks."""
-BATCH_TOKENS = 16384
-"""Most prompt tokens read in one step, unless one prompt alone is longer."""
 MODALITY: dict[str, Modality] = {"understanding": "text", "generation": "image"}
 
 
@@ -46,18 +46,31 @@ class VllmSampler:
         self._rollout, self._role = rollout, role
         self._num_streams = 2 if role != "text" and guidance_scale != 1.0 else 1
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        _set_environment()
-        family = _family(model)
+        set_environment()
+        from unirl.rollout.modality_mask import ModalityMask
+
+        family = family_file(model)
         self._front = family.load_front(model, path)
         nn.Module.to(self._front.module, device)
         self._dtype = getattr(torch, model.dtype)
-        self._check_memory()
+        settings = EngineSettings(
+            max_model_len=rollout.max_model_len,
+            max_num_seqs=rollout.max_num_seqs,
+            kv_cache_memory_gib=rollout.kv_cache_memory_gib,
+            enforce_eager=rollout.enforce_eager,
+        )
+        check_memory(self._front.config.text_config, settings, self._dtype, self._num_streams)
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
             family.write_engine_folder(self._front, Path(folder), self._num_streams)
-            self._llm = self._start(folder, model.dtype)
-        # In one process the worker's model is this very object.
-        self._model: Any = self._llm.apply_model(lambda module: module)[0]
-        self._is_broken = False
+            self._engine = EngineProcess(
+                self._front,
+                Path(folder),
+                model.dtype,
+                settings,
+                processor=ModalityMask,
+                logprobs_mode="processed_logprobs",
+                prompt_embeds=True,
+            )
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
         """One group per request, in their order.
@@ -66,16 +79,21 @@ class VllmSampler:
             ValueError: a task that this sampler's role leaves out, guidance that needs a second stream, or a prompt
                 that is too long. Nothing has been sampled then.
         """
-        if self._is_broken:
-            raise RuntimeError(
-                "sampler: expected whole weights; got an update that failed half-way; start a new worker"
-            )
+        self._engine.check_whole()
         self._check(requests, sampling)
         prompts = encode_prompts(self._front, requests, sampling, self._rollout.max_model_len)
         if self._rollout.deterministic:
-            self._forget_prefixes()
+            self._engine.forget_prefixes()
         self._set_streams({request.task for request in requests}, sampling.image.guidance_scale)
-        outputs = self._run(self._engine_prompts(requests, prompts), requests, sampling)
+        outputs = self._engine.run(
+            {
+                f"{index}/{seed_index}": (prompt, self._params(request, seed, sampling))
+                for index, (prompt, request) in enumerate(
+                    zip(self._engine_prompts(requests, prompts), requests, strict=True)
+                )
+                for seed_index, seed in enumerate(request.seeds)
+            }
+        )
         completions = [
             [self._completion(outputs[f"{index}/{seed_index}"], request) for seed_index in range(len(request.seeds))]
             for index, request in enumerate(requests)
@@ -88,59 +106,8 @@ class VllmSampler:
         Raises:
             ValueError: the manifest or the weights do not fit; nothing is changed.
         """
-        named = verified_weights(manifest, tensors, self._front.shapes)
-        self._is_broken = True
-        weights = ((name, to_tensor(array)) for name, array in named)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        targets = self._front.module.state_dict()
-        for name, array in named:
-            if name in targets:
-                copy_into(targets, name, to_tensor(array))
-        self._forget_prefixes()
+        self._engine.load_weights(manifest, tensors)
         self.policy_version = manifest.policy_version
-        self._is_broken = False
-
-    def _start(self, folder: str, dtype: Literal["float32", "bfloat16"]) -> "LLM":
-        from vllm import LLM
-
-        from unirl.rollout.modality_mask import ModalityMask
-
-        # It complains about a missing tokenizer, which the engine is not meant to have.
-        logging.getLogger("vllm.renderers.base").addFilter(lambda record: record.levelno >= logging.ERROR)
-        rollout = self._rollout
-        return LLM(
-            folder,
-            skip_tokenizer_init=True,
-            use_tqdm_on_load=False,
-            dtype=dtype,
-            enforce_eager=rollout.enforce_eager,
-            max_model_len=rollout.max_model_len,
-            max_num_seqs=rollout.max_num_seqs,
-            # A seeded request whose prompt is read in pieces fails on the CPU, so prompts are read whole.
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=max(
-                rollout.max_model_len, min(BATCH_TOKENS, rollout.max_num_seqs * rollout.max_model_len)
-            ),
-            kv_cache_memory_bytes=int(rollout.kv_cache_memory_gib * 2**30),
-            block_size=BLOCK_TOKENS,
-            enable_prefix_caching=True,
-            enable_prompt_embeds=True,
-            logits_processors=[ModalityMask],
-            logprobs_mode="processed_logprobs",
-            seed=0,
-        )
-
-    def _check_memory(self) -> None:
-        text, rollout = self._front.config.text_config, self._rollout
-        values_per_token = 2 * self._num_streams * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        num_blocks = -(-rollout.max_model_len // BLOCK_TOKENS)
-        least = num_blocks * BLOCK_TOKENS * values_per_token * self._dtype.itemsize / 2**30
-        if rollout.kv_cache_memory_gib < least:
-            raise ValueError(
-                f"rollout.kv_cache_memory_gib: expected at least {least:.3g}, which one sequence of "
-                f"rollout.max_model_len {rollout.max_model_len} tokens takes in {self._num_streams} streams; got "
-                f"{rollout.kv_cache_memory_gib:.3g}; raise it to {least:.3g} times the sequences to decode at once"
-            )
 
     def _check(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> None:
         for request in requests:
@@ -158,7 +125,7 @@ class VllmSampler:
 
     def _set_streams(self, tasks: set[str], guidance_scale: float) -> None:
         """Tell the model what the coming steps need."""
-        streams = self._model.streams
+        streams = self._engine.model.streams
         guided = "generation" in tasks and guidance_scale != 1.0
         streams.num_active = self._num_streams if guided or self.always_all_streams else 1
         streams.modalities = frozenset(MODALITY.values() if self.always_all_streams else (MODALITY[t] for t in tasks))
@@ -173,7 +140,7 @@ class VllmSampler:
         """
         from vllm.inputs.engine import embeds_input, tokens_input
 
-        salt = f"streams-{self._model.streams.num_active}"
+        salt = f"streams-{self._engine.model.streams.num_active}"
         made: list[EngineInput] = [tokens_input(prompt.tolist(), cache_salt=salt) for prompt in prompts]
         questions = {
             index: request.sample.image
@@ -190,56 +157,19 @@ class VllmSampler:
                 made[index] = embeds_input(own, cache_salt=salt)
         return made
 
-    def _run(
-        self, prompts: Sequence["EngineInput"], requests: Sequence[RolloutRequest], sampling: SamplingConfig
-    ) -> dict[str, "RequestOutput"]:
-        engine = self._llm.llm_engine
-        outputs: dict[str, Any] = {}
-        pending: set[str] = set()
-        # vLLM compiles a helper of its log-probabilities even in eager mode, which takes half a minute on a CPU.
-        with torch.compiler.set_stance("force_eager" if self._rollout.enforce_eager else "default"):
-            try:
-                for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-                    for seed_index, seed in enumerate(request.seeds):
-                        pending.add(name := f"{index}/{seed_index}")
-                        engine.add_request(name, prompt, self._params(request, seed, sampling))
-                while engine.has_unfinished_requests():
-                    outputs |= {output.request_id: output for output in engine.step() if output.finished}
-            finally:
-                # After an interrupt nothing may linger in the engine and mix with the next call.
-                engine.abort_request(list(pending - outputs.keys()))
-        return outputs
-
     def _params(self, request: RolloutRequest, seed: int, sampling: SamplingConfig) -> "SamplingParams":
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         modality = MODALITY[request.task]
         is_text = modality == "text"
-        return SamplingParams(
+        return sampling_params(
+            seed=seed,
             temperature=sampling.text.temperature if is_text else sampling.image.temperature,
             max_tokens=sampling.text.max_tokens if is_text else self._front.num_image_tokens,
-            stop_token_ids=[self._front.end_id] if is_text else None,
-            seed=seed,
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=0,
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={"modality": modality},
+            stop=[self._front.end_id] if is_text else [],
+            modality=modality,
         )
 
     def _completion(self, output: "RequestOutput", request: RolloutRequest) -> Completion:
-        from vllm.logprobs import FlatLogprobs
-
-        completion = output.outputs[0]
-        ids = np.asarray(completion.token_ids, dtype=np.int32)
-        logprobs = completion.logprobs
-        # With logprobs=0 each position holds the sampled token alone.
-        assert isinstance(logprobs, FlatLogprobs)
-        assert logprobs.token_ids == list(completion.token_ids), (
-            f"request {request.request_id}: tokens without logprobs"
-        )
+        ids, logprobs = ids_and_logprobs(output.outputs[0])
         text_vocab_size = len(self._front.allowed_text_ids)
         reason = "stop"
         if request.task == "generation":
@@ -249,30 +179,4 @@ class VllmSampler:
         else:
             assert (ids < text_vocab_size).all(), f"request {request.request_id}: image codes in an answer: {ids}"
             reason = "stop" if ids[-1] == self._front.end_id else "length"
-        return Completion(ids, np.asarray(logprobs.logprobs, dtype=np.float32), reason)
-
-    def _forget_prefixes(self) -> None:
-        done = self._llm.reset_prefix_cache()
-        assert done, "vLLM kept its prefix cache, which it does while requests run; none may run here"
-
-
-def _set_environment() -> None:
-    """What vLLM reads when it is imported: one process, since the engine's steps are driven from here."""
-    for name, value in (
-        ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
-        ("VLLM_USE_V2_MODEL_RUNNER", "0"),
-        ("VLLM_LOGGING_LEVEL", "ERROR"),
-        ("VLLM_NO_USAGE_STATS", "1"),
-    ):
-        os.environ.setdefault(name, value)
-
-
-def _family(model: ModelConfig) -> Any:
-    """The family's file for the engine: its `load_front` and `write_engine_folder`."""
-    name = f"unirl.rollout.vllm_models.{model.family}"
-    if importlib.util.find_spec(name) is None:
-        raise ValueError(
-            f"rollout.backend: expected a family that vLLM can sample; got model.family {model.family}; set "
-            "rollout.backend=torch"
-        )
-    return importlib.import_module(name)
+        return Completion(ids, logprobs, reason)

@@ -9,6 +9,7 @@ import yaml
 from tests.data.importers.made_store import made
 from tests.data.interleaved_samples import encoded, outline
 from tests.data.test_archives import tarred
+from unirl.data.archives import ArchiveError
 from unirl.data.atomic import DataError
 
 
@@ -180,3 +181,10 @@ def test_one_file_can_be_imported_alone_and_a_named_archive_must_be_there(tmp_pa
     mapping = {"turns": "conversations", "images": "images", "archives": {"image_generation": "images/none.tar"}}
     with pytest.raises(DataError, match=r"expected the archive 'images/none\.tar', which the mapping names; got none"):
         made(tmp_path, "unifiedvisual", file, mapping=mapping)
+
+
+def test_an_archive_that_cannot_be_unpacked_ends_the_import(tmp_path, download):
+    archive = download / "images" / "Image_Correctionr.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(ArchiveError, match="expected a whole tar archive"):
+        made(tmp_path, "unifiedvisual", download, bad=[])

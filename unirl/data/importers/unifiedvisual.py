@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unirl.data.archives import unpack_tar
+from unirl.data.archives import ArchiveError, unpack_tar
 from unirl.data.atomic import DataError
 from unirl.data.interleaved_import import Draft, row_drafts, source_files
 from unirl.data.messages import MARKER, map_parts, normalise
@@ -58,6 +58,7 @@ class _Archives:
 
         Raises:
             DataError: no archive has it, or several have.
+            ArchiveError: its archive cannot be unpacked.
         """
         stems = [stem for stem in self._archives if part_of(stem, mapping.subsets) == part]
         given = mapping.archives.get(subset_of(part, mapping.subsets))
@@ -80,7 +81,10 @@ class _Archives:
     def _places(self, stem: str) -> list[Path]:
         """Where names may start in an archive: at its top, or inside a folder that holds all the rest."""
         if stem not in self._folders:
-            places = [unpack_tar(self._archives[stem], self._unpacked / stem)]
+            try:
+                places = [unpack_tar(self._archives[stem], self._unpacked / stem)]
+            except DataError as error:
+                raise ArchiveError(str(error)) from error
             while len(inside := list(islice(places[-1].iterdir(), 2))) == 1 and inside[0].is_dir():
                 places += inside
             self._folders[stem] = places

@@ -29,6 +29,7 @@ from vllm.sequence import IntermediateTensors
 from unirl.algorithms.guidance import guided_logits
 from unirl.config import ModelConfig
 from unirl.models.janus_pro import EMBEDDING, HEAD, JanusPro
+from unirl.rollout.vllm_models.joint import with_own_head
 
 ARCHITECTURE = "UnirlJanusPro"
 
@@ -157,18 +158,8 @@ class JanusForRollout(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take weights under the checkpoint's names; the parts that the engine does not run are passed over."""
-        return AutoWeightsLoader(self).load_weights(self._with_head(weights), mapper=self.hf_to_vllm_mapper)
-
-    def _with_head(self, weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
-        table = None
-        for name, weight in weights:
-            if name == HEAD and self.config.tied:
-                continue
-            if name == EMBEDDING and self.config.tied:
-                table = weight
-            yield name, weight
-        if table is not None:
-            yield HEAD, table.detach()
+        named = with_own_head(weights, HEAD, EMBEDDING) if self.config.tied else weights
+        return AutoWeightsLoader(self).load_weights(named, mapper=self.hf_to_vllm_mapper)
 
     def _embed(self, ids: Tensor) -> Tensor:
         is_code = ids >= self.text_vocab_size
@@ -182,7 +173,7 @@ def load_front(config: ModelConfig, path: Path) -> JanusPro:
     return JanusPro.load(config, path, trunk=False)
 
 
-def write_engine_folder(policy: JanusPro, folder: Path, num_streams: int) -> None:
+def write_engine_folder(policy: JanusPro, folder: Path, num_streams: int = 1) -> None:
     """Make a folder that vLLM can load: a Llama configuration over the joint vocabulary and links to the weights.
 
     Args:

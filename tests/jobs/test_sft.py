@@ -1,0 +1,180 @@
+"""`unirl sft` as a user starts it: whole runs, killed and resumed; what is wrong with the data or the checkpoint."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from transformers import ChameleonForConditionalGeneration
+
+from tests.jobs import runs
+from tests.joint_checkpoints import write_anole
+from tests.vq_checkpoints import write_chameleon_vq
+from unirl.config import LearnerConfig, ModelConfig, SftConfig, SftDataConfig, SftTrainConfig, SourceConfig
+from unirl.config_rules import ConfigError
+from unirl.data.atomic import DataError
+from unirl.data.interleaved import write_interleaved
+from unirl.jobs import sft
+from unirl.types import InterleavedSample, Segment, Turn
+
+WORDS = ("draw", "a", "red", "green", "circle", "square")
+STEPS = 12
+
+
+def conversation(index):
+    """A short one, with one picture to be drawn."""
+    rng = np.random.default_rng(index)
+    asked = " ".join(rng.choice(WORDS, rng.integers(2, 6)))
+    picture = rng.integers(0, 255, (10, 10, 3), dtype=np.uint8)
+    answer = (Segment(text="here it is :", in_loss=True), Segment(image=picture, in_loss=True))
+    turns = Turn(role="user", segments=(Segment(text=asked),)), Turn(role="assistant", segments=answer)
+    return InterleavedSample(id=f"c{index}", turns=turns, subset="drawing")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    write_anole(folder / "anole")
+    write_chameleon_vq(folder / "vq", size=8, num_codes=16)
+    write_interleaved(folder / "talks.jsonl", map(conversation, range(60)))
+    return folder
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    return SftConfig(
+        model=ModelConfig(family="anole", path=str(folder / "anole"), image_tokenizer=str(folder / "vq")),
+        data=SftDataConfig(
+            sources={"mine": SourceConfig(path=str(folder / "talks.jsonl"))}, cache_dir=str(tmp_path), max_length=64
+        ),
+        learner=LearnerConfig(max_tokens_per_micro_batch=256),
+        train=SftTrainConfig(run_dir=str(tmp_path / "run"), samples_per_step=16),
+    )
+
+
+def start(folder, run, *more):
+    arguments = (
+        f"model.path={folder / 'anole'}", "model.family=anole", f"model.image_tokenizer={folder / 'vq'}",
+        f"data.sources={{mine: {{path: {folder / 'talks.jsonl'}}}}}", "data.max_length=64", "data.samples_per_shard=16",
+        f"evaluation.sources={{held: {{path: {folder / 'talks.jsonl'}, count: 10}}}}", "learner.lr=0.002",
+        "learner.max_tokens_per_micro_batch=256", "train.samples_per_step=16", "train.num_epochs=3",
+        "train.save_every=3",
+    )  # fmt: skip
+    return runs.start(folder, run, *arguments, *more, job="sft")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    run_dir = folder / "undisturbed"
+    runs.finish(start(folder, "undisturbed", "--local", "--run-dir", str(run_dir)), folder, "undisturbed")
+    return run_dir
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_records_what_it_did(undisturbed):
+    steps = metrics(undisturbed)
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert steps[-1]["sft/nats/text"] < 0.5 * steps[0]["sft/nats/text"]
+    assert steps[-1]["sft/nats/image"] < steps[0]["sft/nats/image"]
+    before, after = (
+        json.loads((undisturbed / "evaluations" / f"step_{step:06d}.json").read_text())["heldout"]
+        for step in (0, STEPS)
+    )
+    assert after["sft/nats/image"] < before["sft/nats/image"]
+    assert after["sft/num_targets/image"] == before["sft/num_targets/image"] == 10 * 16
+
+
+def test_the_rate_warms_up_over_its_share_and_falls_as_a_cosine(undisturbed):
+    rates = [line["learner/lr"] for line in metrics(undisturbed)]
+    assert rates[0] == 0.002, "5 % of 12 steps is one step"
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert 0 < rates[-1] < 0.1 * 0.002
+
+
+def test_the_export_reloads_in_transformers(folder, undisturbed):
+    exported = undisturbed / "policy"
+    _, info = ChameleonForConditionalGeneration.from_pretrained(exported, output_loading_info=True)
+    assert not any(info.values())
+    before, after = (load_file(where / "model.safetensors") for where in (folder / "anole", exported))
+    moved = {name for name in before if (before[name] != after[name]).any()}
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"} <= moved
+    assert not any("vqmodel" in name for name in moved)
+
+
+def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(folder, undisturbed):
+    run_dir = folder / "killed"
+    process = start(folder, "killed", "--local", "--run-dir", str(run_dir))
+    runs.wait_for_step(run_dir, 4, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process = runs.start(folder, "killed", "--local", "--resume", str(run_dir), job="sft")
+    runs.finish(process, folder, "killed")
+    assert runs.weights_of(run_dir) == runs.weights_of(undisturbed)
+    last = {line["step"]: line["learner/loss"] for line in metrics(run_dir)}
+    assert last == {line["step"]: line["learner/loss"] for line in metrics(undisturbed)}
+
+
+@pytest.mark.slow
+def test_ray_two_ranks_and_parallel_encoders_learn_the_same(folder, undisturbed):
+    run_dir = folder / "ray"
+    more = (
+        "learner.num_ranks=2", "learner.zero_stage=3", "data.encoders.num_workers=2", "learner.num_cpus=0.5",
+        f"data.cache_dir={folder / 'other'}", "--run-dir", str(run_dir),
+    )  # fmt: skip
+    runs.finish(start(folder, "ray", *more), folder, "ray")
+    for one, two in zip(metrics(undisturbed), metrics(run_dir), strict=True):
+        assert two["learner/loss"] == pytest.approx(one["learner/loss"], abs=1e-4)
+        assert two["learner/grad_norm"] == pytest.approx(one["learner/grad_norm"], rel=1e-3)
+    one, two = (load_file(run / "policy" / "model.safetensors") for run in (undisturbed, run_dir))
+    assert all(np.abs(one[name] - two[name]).max() < 1e-3 for name in one)
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
+    assert sft.main(config, local=True, dry_run=True) == 0
+    shown = capsys.readouterr().out
+    assert "learner" in shown
+    assert "train.samples_per_step = 16" in shown
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model.family": "emu3"}, ValueError, "of model_type"),
+        ({"model.family": "liquid"}, ValueError, "of model_type"),
+        ({"model.image_tokenizer": "anole"}, ValueError, "decoder"),
+        ({"data.max_length": 10}, ValueError, "expected room for one image; got 10 for an image of 18 tokens"),
+        ({"data.max_length": 18 + 1}, DataError, r"expected at most 1.00% of 60 samples to be unfit"),
+        ({"data.image_pixels": (64, 128)}, ValueError, "image_pixels: expected null"),
+        ({"data.sources": {"mine": SourceConfig(path="nowhere")}}, DataError, "nowhere"),
+        ({"data.sources": {"mine": SourceConfig(path="talks", subsets=("x",))}}, DataError, "which has drawing; got x"),
+        ({"learner.num_ranks": 2}, ConfigError, "must be 1 with --local"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_by_one_error(config, folder, change, error, message):
+    (key, value), = change.items()  # fmt: skip
+    section, name = key.split(".")
+    if name == "image_tokenizer":
+        value = str(folder / value)
+    if name == "sources" and value["mine"].path == "talks":
+        value = {"mine": replace(value["mine"], path=str(folder / "talks.jsonl"))}
+    changed = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    with pytest.raises(error, match=message):
+        sft.main(changed, local=True)
+    assert not os.path.exists(config.train.run_dir)
+
+
+def test_tokens_of_a_changed_checkpoint_are_made_anew(config, folder, tmp_path):
+    short = replace(config, train=replace(config.train, max_steps=1, num_epochs=1))
+    first = sft.token_sources(short, folder / "anole")
+    again = sft.token_sources(short, folder / "anole")
+    assert first == again
+    other = replace(short, model=replace(short.model, image_tokenizer=str(tmp_path / "vq2")))
+    write_chameleon_vq(tmp_path / "vq2", size=8, num_codes=16, seed=1)
+    assert sft.token_sources(other, folder / "anole").training != first.training

@@ -1,0 +1,236 @@
+"""One vLLM engine inside this process: how it is started, stepped and given new weights, whatever it samples."""
+
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unirl.config import ModelConfig
+from unirl.models.checkpoint import copy_into
+from unirl.models.named_arrays import to_tensor
+from unirl.rollout.completions import verified_weights
+from unirl.rollout.sampler import NamedArrays
+from unirl.types import WeightsManifest
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.inputs.engine import EngineInput
+    from vllm.outputs import CompletionOutput
+
+BLOCK_TOKENS = 32
+"""Tokens of one block of the key-value cache: the least that CPU kernels take; prompts share whole blocks."""
+BATCH_TOKENS = 16384
+"""Most prompt tokens read in one step, unless one prompt alone is longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Size and habits of an engine."""
+
+    max_model_len: int
+    """Longest prompt plus completion in tokens."""
+    max_num_seqs: int
+    """Most sequences decoded at once."""
+    kv_cache_memory_gib: float
+    """Memory for the key-value cache."""
+    enforce_eager: bool = True
+    """Skip torch.compile and CUDA graphs; starts faster, samples slower."""
+    section: str = "rollout"
+    """Section of the configuration that holds these, for messages."""
+
+
+class EngineProcess:
+    """An engine for the model in a folder that a family's file wrote.
+
+    The model's weights are the engine's; `front` is the part of the policy that stays outside it.
+    """
+
+    def __init__(
+        self,
+        front: Any,
+        folder: Path,
+        dtype: Literal["float32", "bfloat16"],
+        settings: EngineSettings,
+        *,
+        processor: type,
+        logprobs_mode: Literal["processed_logprobs", "processed_logits"],
+        prompt_embeds: bool,
+    ) -> None:
+        from vllm import LLM
+
+        # It complains about a missing tokenizer, which the engine is not meant to have.
+        logging.getLogger("vllm.renderers.base").addFilter(lambda record: record.levelno >= logging.ERROR)
+        self._front, self._eager, self._is_broken = front, settings.enforce_eager, False
+        self.llm = LLM(
+            str(folder),
+            skip_tokenizer_init=True,
+            use_tqdm_on_load=False,
+            dtype=dtype,
+            enforce_eager=settings.enforce_eager,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            # A seeded request whose prompt is read in pieces fails on the CPU, so prompts are read whole.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(
+                settings.max_model_len, min(BATCH_TOKENS, settings.max_num_seqs * settings.max_model_len)
+            ),
+            kv_cache_memory_bytes=int(settings.kv_cache_memory_gib * 2**30),
+            block_size=BLOCK_TOKENS,
+            enable_prefix_caching=True,
+            enable_prompt_embeds=prompt_embeds,
+            logits_processors=[processor],
+            logprobs_mode=logprobs_mode,
+            seed=0,
+        )
+        # In one process the worker's model is this very object.
+        self.model: Any = self.llm.apply_model(lambda module: module)[0]
+
+    def check_whole(self) -> None:
+        """Refuse to sample from half-loaded weights.
+
+        Raises:
+            RuntimeError: an update failed in the middle.
+        """
+        if self._is_broken:
+            raise RuntimeError(
+                "sampler: expected whole weights; got an update that failed half-way; start a new worker"
+            )
+
+    def run(
+        self,
+        requests: Mapping[str, tuple["EngineInput", "SamplingParams"]],
+        on_done: Callable[[Any], None] | None = None,
+    ) -> dict[str, "RequestOutput"]:
+        """Outputs of requests by their names; `on_done` sees each as soon as it is finished."""
+        engine = self.llm.llm_engine
+        outputs: dict[str, Any] = {}
+        pending: set[str] = set()
+        # vLLM compiles a helper of its log-probabilities even in eager mode, which takes half a minute on a CPU.
+        with torch.compiler.set_stance("force_eager" if self._eager else "default"):
+            try:
+                for name, (prompt, params) in requests.items():
+                    pending.add(name)
+                    engine.add_request(name, prompt, params)
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        if output.finished:
+                            outputs[output.request_id] = output
+                            if on_done is not None:
+                                on_done(output)
+            finally:
+                # After an interrupt nothing may linger in the engine and mix with the next call.
+                engine.abort_request(list(pending - outputs.keys()))
+        return outputs
+
+    def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
+        """Replace the weights of engine and front in place and drop every cached prefix.
+
+        Raises:
+            ValueError: the manifest or the weights do not fit; nothing is changed.
+        """
+        named = verified_weights(manifest, tensors, self._front.shapes)
+        self._is_broken = True
+        weights = ((name, to_tensor(array)) for name, array in named)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        # On the meta device lies what the engine alone holds.
+        targets = {name: value for name, value in self._front.module.state_dict().items() if not value.is_meta}
+        for name, array in named:
+            if name in targets:
+                copy_into(targets, name, to_tensor(array))
+        self.forget_prefixes()
+        self._is_broken = False
+
+    def forget_prefixes(self) -> None:
+        """Read every coming prompt anew."""
+        done = self.llm.reset_prefix_cache()
+        assert done, "vLLM kept its prefix cache, which it does while requests run; none may run here"
+
+
+def sampling_params(*, seed: int, temperature: float, max_tokens: int, stop: Sequence[int], **extra: Any) -> Any:
+    """Parameters of one sequence, whose tokens come back with their own log-probabilities.
+
+    `extra` goes to the logits processor as it is, not copied.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        temperature=temperature,
+        max_tokens=max_tokens,
+        stop_token_ids=list(stop),
+        seed=seed,
+        ignore_eos=True,
+        detokenize=False,
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=extra,
+    )
+    params.skip_clone = True
+    return params
+
+
+def ids_and_logprobs(completion: "CompletionOutput") -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Sampled ids [T] and the values that the engine kept of them [T]."""
+    from vllm.logprobs import FlatLogprobs
+
+    logprobs = completion.logprobs
+    # With logprobs=0 each position holds the sampled token alone.
+    assert isinstance(logprobs, FlatLogprobs)
+    assert logprobs.token_ids == list(completion.token_ids), "tokens without logprobs"
+    return np.asarray(completion.token_ids, dtype=np.int32), np.asarray(logprobs.logprobs, dtype=np.float32)
+
+
+def check_memory(text: Any, settings: EngineSettings, dtype: torch.dtype, num_streams: int = 1) -> None:
+    """Refuse a key-value cache that does not hold one sequence.
+
+    Args:
+        text: transformers configuration of the trunk.
+        settings: with the memory.
+        dtype: of the cache.
+        num_streams: caches that a sequence fills.
+
+    Raises:
+        ValueError: it is too small.
+    """
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    values_per_token = 2 * num_streams * text.num_hidden_layers * text.num_key_value_heads * head_dim
+    num_blocks = -(-settings.max_model_len // BLOCK_TOKENS)
+    least = num_blocks * BLOCK_TOKENS * values_per_token * dtype.itemsize / 2**30
+    if settings.kv_cache_memory_gib < least:
+        section = settings.section
+        raise ValueError(
+            f"{section}.kv_cache_memory_gib: expected at least {least:.3g}, which one sequence of "
+            f"{section}.max_model_len {settings.max_model_len} tokens takes in {num_streams} streams; got "
+            f"{settings.kv_cache_memory_gib:.3g}; raise it to {least:.3g} times the sequences to decode at once"
+        )
+
+
+def set_environment() -> None:
+    """What vLLM reads when it is imported: one process, since the engine's steps are driven from here."""
+    for name, value in (
+        ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+        ("VLLM_USE_V2_MODEL_RUNNER", "0"),
+        ("VLLM_LOGGING_LEVEL", "ERROR"),
+        ("VLLM_NO_USAGE_STATS", "1"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def family_file(model: ModelConfig) -> Any:
+    """The family's file for the engine: its `load_front` and `write_engine_folder`."""
+    name = f"unirl.rollout.vllm_models.{model.family}"
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(
+            f"rollout.backend: expected a family that vLLM can sample; got model.family {model.family}; set "
+            "rollout.backend=torch"
+        )
+    return importlib.import_module(name)
