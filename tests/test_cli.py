@@ -15,7 +15,8 @@ HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy", "omegacon
 COMMANDS = [
     "train", "eval", "verify", "doctor", "pair make", "pair verify", "pair report", "data import", "data validate",
     "data show", "lab data", "lab pretrain",
-    "lab show", "bench diffusion", "bench shape", "config show", "config validate", "config keys", "config diff",
+    "lab show", "bench diffusion", "bench shape", "bench sft", "bench sft-shape",
+    "config show", "config validate", "config keys", "config diff",
 ]  # fmt: skip
 
 

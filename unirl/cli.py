@@ -501,6 +501,62 @@ def bench_shape(  # noqa: PLR0913 - one option each
     raise typer.Exit(bench.shape(chosen, as_json=as_json))
 
 
+@bench_app.command("sft")
+def bench_sft(  # noqa: PLR0913 - one option each
+    overrides: Overrides = None,
+    config: Files = None,
+    hidden: Annotated[int, typer.Option(min=64, help="Width of the random model; a multiple of 64.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Of the random model.")] = 4,
+    vocabulary: Annotated[int, typer.Option(min=1200, help="Of the random model; 1,024 ids are codes.")] = 4096,
+    samples: Annotated[int, typer.Option(min=4, help="Conversations of a step.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each arm.")] = 10,
+    positions: Annotated[int, typer.Option(min=4, help="Targets at which the loss's memory is taken.")] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tuning: a step against plain loops and the Trainer, memory of the loss, image tokenizer, wait for data.
+
+    Needs no checkpoint: without model.path, a random Anole stands in.
+    """
+    start_logging(None)
+    settings = load_sft(config or [], overrides or [])
+    from unirl.jobs import bench
+
+    model = bench.AnoleSize(hidden=hidden, layers=layers, vocabulary=vocabulary)
+    size = bench.SftSize(model=model, samples=samples, rounds=rounds, positions=positions)
+    raise typer.Exit(bench.sft(settings, size, as_json=as_json))
+
+
+@bench_app.command("sft-shape")
+def bench_sft_shape(  # noqa: PLR0913 - one option each
+    width: Annotated[int, typer.Option(min=32, help="Of the hidden states.")] = 4096,
+    layers: Annotated[int, typer.Option(min=1, help="Fewer than 32 extrapolate to 32, marked so.")] = 32,
+    heads: Annotated[int, typer.Option(min=1)] = 32,
+    inner: Annotated[int, typer.Option(min=1, help="Of the feed-forward layers.")] = 11008,
+    vocabulary: Annotated[int, typer.Option(min=8200, help="Text and 8,192 codes together.")] = 65536,
+    length: Annotated[int, typer.Option(min=8, help="Tokens of the row.")] = 4096,
+    steps: Annotated[int, typer.Option(min=1, help="Timed.")] = 5,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    optimizer: Annotated[bool, typer.Option(help="Take AdamW's step, moments in the weights' precision.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tuning of any shape (default Anole-7B), random weights: tokens/s, FLOP utilisation, GPU memory."""
+    start_logging(None)
+    from unirl.jobs import bench
+
+    chosen = bench.SftShape(
+        width=width,
+        layers=layers,
+        heads=heads,
+        inner=inner,
+        vocabulary=vocabulary,
+        length=length,
+        steps=steps,
+        dtype=dtype,  # pyright: ignore[reportArgumentType] - SftShape refuses what is none
+        optimizer=optimizer,
+    )
+    raise typer.Exit(bench.sft_shape(chosen, as_json=as_json))
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check that this machine can run unirl; exit 3 and name the fixes when it cannot."""

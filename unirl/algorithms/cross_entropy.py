@@ -29,7 +29,7 @@ def masked_cross_entropy(
     kept = (is_code == is_code[targets][:, None]) & allowed
     restricted = logits.float().masked_fill(~kept, -torch.inf)
     nats = functional.cross_entropy(restricted, targets.long(), reduction="none")
-    return nats, restricted.argmax(-1) == targets
+    return nats, _likeliest(restricted) == targets
 
 
 def sliced_cross_entropy(
@@ -56,7 +56,7 @@ def sliced_cross_entropy(
         logits = head(rows).float()
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        return functional.cross_entropy(logits, wanted.long(), reduction="none"), logits.argmax(-1) == wanted
+        return functional.cross_entropy(logits, wanted.long(), reduction="none"), _likeliest(logits) == wanted
 
     if num_parts == 1:
         return part(hidden, targets)
@@ -68,3 +68,8 @@ def sliced_cross_entropy(
         nats.append(own_nats)
         hits.append(own_hits)
     return torch.cat(nats), torch.cat(hits)
+
+
+def _likeliest(logits: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
+    """The first of the largest logits, as argmax, which takes twice as long on a CPU."""
+    return logits.detach().max(-1).indices

@@ -3,15 +3,21 @@
 import json
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
+from unirl.benchmarks.anole_folder import AnoleSize
 from unirl.benchmarks.diffusion import Arm, measure_sampling, measure_updates
 from unirl.benchmarks.diffusion_shape import Shape, measure_shape
-from unirl.config import RlConfig
+from unirl.benchmarks.sft import DataWait, EncodingSpeed, StepSpeed, measure_encoding, measure_steps, measure_waiting
+from unirl.benchmarks.sft_data import make_workload
+from unirl.benchmarks.sft_memory import HeadShape, LossMemory, measure_memory
+from unirl.benchmarks.sft_shape import SftShape, measure_sft_shape, memory_plan
+from unirl.config import ModelConfig, RlConfig, SftConfig
 from unirl.evaluation.evaluate import EvaluationResult
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
@@ -88,6 +94,96 @@ def shape(settings: Shape, *, as_json: bool) -> int:
         return 0
     lines = [f"{'':<40}{'seconds':>10}{'peak GiB on the GPU':>22}"]
     lines += [f"{row.part:<40}{row.seconds:>10.2f}{row.peak_gib:>22.1f}" for row in rows]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftSize:
+    """How much `sft` measures."""
+
+    model: AnoleSize = field(default_factory=AnoleSize)
+    """Of the random checkpoint that stands in where the settings name none."""
+    samples: int = 32
+    """Conversations of a step."""
+    rounds: int = 10
+    """Timed steps of each arm."""
+    positions: int = 512
+    """Targets at which the memory of the loss is taken, at Emu3's vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftFigures:
+    """What `sft` prints."""
+
+    steps: list[StepSpeed]
+    memory: list[LossMemory]
+    encoding: list[EncodingSpeed]
+    waiting: DataWait
+
+
+def sft(config: SftConfig, size: SftSize, *, as_json: bool) -> int:
+    """Speed of a fine-tuning step by arm, memory of the loss, speed of the image tokenizer, the wait for data."""
+    named = config.model.path != ModelConfig().path
+    checkpoint = resolve_checkpoint(config.model.path) if named else None
+    with tempfile.TemporaryDirectory(prefix="unirl-bench-") as folder:
+        log.info("making conversations%s", "" if named else " and a random Anole")
+        made = make_workload(Path(folder), config, checkpoint, size=size.model, num_samples=size.samples)
+        log.info("speed of a step")
+        steps = measure_steps(made, rounds=size.rounds)
+        log.info("speed of the image tokenizer")
+        encoding = measure_encoding(made, rounds=max(1, size.rounds // 2))
+        log.info("wait for data")
+        waiting = measure_waiting(made, steps=2 * size.rounds)
+    log.info("memory of the loss")
+    memory = measure_memory(HeadShape(positions=size.positions))
+    found = SftFigures(steps=steps, memory=memory, encoding=encoding, waiting=waiting)
+    sys.stdout.write((json.dumps(asdict(found), indent=2) if as_json else _sft_table(found)) + "\n")
+    return 0
+
+
+def _sft_table(found: SftFigures) -> str:
+    wait = found.waiting
+    lines = [f"{'a step':<40}{'tokens/s':>12}{'ours to it':>12}{'first loss':>12}"]
+    lines += [f"{s.arm:<40}{s.tokens_per_s:>12.0f}{s.ratio:>12.3f}{s.loss:>12.5f}" for s in found.steps]
+    lines += ["", f"{'memory of the loss':<40}{'peak MiB':>12}{'of full':>12}{'KiB/target':>12}"]
+    lines += [
+        f"{m.form:<40}{m.peak_mib:>12.0f}{m.peak_mib / found.memory[0].peak_mib:>12.2f}"
+        f"{m.bytes_per_position / 1024:>12.0f}"
+        for m in found.memory
+    ]
+    lines += ["", f"{'image tokenizer':<40}{'pictures/s':>12}{'ours to it':>12}"]
+    lines += [f"{e.way:<40}{e.images_per_s:>12.1f}{e.ratio:>12.3f}" for e in found.encoding]
+    lines += ["", f"waiting for data: {wait.share:.3%} of {wait.steps} steps of {wait.step_s:.3f} s"]
+    return "\n".join(lines)
+
+
+def sft_shape(settings: SftShape, *, as_json: bool) -> int:
+    """Time, FLOP utilisation and memory of a fine-tuning step of a network of random weights."""
+    speed, plan = measure_sft_shape(settings), memory_plan(settings)
+    if as_json:
+        result = {"shape": asdict(settings), "speed": asdict(speed), "plan_gib": plan}
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        return 0
+
+    def shown(value: float | None, form: str) -> str:
+        return "unknown" if value is None else format(value, form)
+
+    rows = {
+        "device": speed.device,
+        "weights": f"{speed.weights:,}",
+        "tokens/s": f"{speed.tokens_per_s:.1f}",
+        "seconds of a step": f"{speed.seconds:.3f}, of which the optimizer {speed.optimizer_s:.3f}",
+        "seconds of a layer": f"{speed.layer_s:.4f}",
+        "model FLOPs of a step": f"{speed.model_flops:.3e}",
+        "model-FLOP utilisation": f"{shown(speed.mfu, '.1%')} of {shown(speed.peak_tflops, '.0f')} TFLOPS",
+        "peak GiB on the GPU": shown(speed.peak_gib, ".1f"),
+    }
+    if speed.extrapolated_s is not None:
+        rows["all 32 layers, EXTRAPOLATED"] = f"{speed.extrapolated_s:.3f} seconds a step; not measured"
+    lines = [f"{name:<32}{value}" for name, value in rows.items()]
+    lines += ["", "GiB of weights, gradients and AdamW's moments, activations aside:"]
+    lines += [f"{gib:>10.1f}  {recipe}" for recipe, gib in plan.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

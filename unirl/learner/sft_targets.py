@@ -78,7 +78,9 @@ class RestrictedLoss:
         self._allowed = (is_code | drawable if config.text_ids == "drawable" else torch.ones_like(is_code)).to(device)
         # Place of each text id among the text ids.
         self._rank = (torch.cumsum(~is_code, 0) - 1).to(device)
-        self._text_ids = torch.from_numpy(vocabulary.text_ids).to(device)
+        # None spares a copy of the logits.
+        text_ids = torch.from_numpy(vocabulary.text_ids).to(device)
+        self._allowed_text = self._allowed[text_ids] if config.text_ids == "drawable" else None
         self._is_code = self._is_code.to(device)
 
     def __call__(
@@ -98,7 +100,7 @@ class RestrictedLoss:
             hidden[~batch.is_code],
             self._rank[text],
             lambda rows: policy.logits(rows, "text"),
-            self._allowed[self._text_ids],
+            self._allowed_text,
             num_parts=num_parts["text"],
         )
         code_nats, code_hits = sliced_cross_entropy(

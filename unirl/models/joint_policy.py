@@ -58,7 +58,11 @@ class JointHead(nn.Linear):
             "text": [weight[: self.codes.start], weight[self.codes.stop :]],
         }[part]
         hidden = input.to(dtype or weight.dtype)
-        logits = [functional.linear(hidden, row.to(hidden.dtype)) for row in rows if len(row)]
+        rows = [row for row in rows if len(row)]
+        # Of weights and logits what is smaller is put together.
+        if len(rows) > 1 and hidden.numel() > hidden.shape[-1] ** 2:
+            rows = [torch.cat(rows)]
+        logits = [functional.linear(hidden, row.to(hidden.dtype)) for row in rows]
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=-1)
 
 

@@ -72,16 +72,12 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
         )
         assert isinstance(output, Tensor), "log-sum-exps were not asked for"
         return output[None], None
+    lengths = [end - start for start, end in pairwise(cu_seq_lens_q.tolist())]
+    # Split rather than sliced: the gradient of a slice is as large as the row.
+    documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     parts = [
-        functional.scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        for start, end in pairwise(cu_seq_lens_q.tolist())
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in documents
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
