@@ -32,6 +32,9 @@ class ModelConfig:
     image_tokenizer: str | None = None
     """Folder or file of the image tokenizer, for families that keep it apart: Emu3 (BAAI/Emu3-VisionTokenizer) and
     Liquid (Chameleon's VQGAN); null where it is in the checkpoint."""
+    image_pixels: tuple[int, int] | None = None
+    """Least and greatest area of a picture in pixels, for families that take pictures of any size (Emu3: 512 x 512 and
+    more by default, whose 4,096 codes do not fit into 4,096 tokens); null takes the checkpoint's own."""
     system_prompt: str | None = None
     """System prompt of understanding prompts, for every family but Janus-Pro of both kinds; null takes the
     checkpoint's, "" none."""
@@ -377,7 +380,8 @@ class SourceConfig:
     count: int | None = None
     """Exactly so many samples, the same in every epoch: a part of them, or all of them several times."""
     weight: float = 1.0
-    """How often a sample is seen in an epoch: 0.5 shows a new half each epoch, 2 shows all twice. Not with `count`."""
+    """How often a sample is seen in an epoch: 0.5 shows half of them, drawn anew each epoch, 2 all twice. Not with
+    `count`."""
 
 
 @dataclass(frozen=True)
@@ -393,9 +397,6 @@ class SftDataConfig:
     too_long: Literal["split", "reject"] = "split"
     """A longer conversation is split between two exchanges, or left out; one exchange alone that is too long is left
     out. All that is left out is named in rejected.jsonl."""
-    image_pixels: tuple[int, int] | None = None
-    """Least and greatest area of a picture in pixels, for families that take pictures of any size (Emu3: 512 x 512 and
-    more by default, whose 4,096 codes do not fit into 4,096 tokens); null takes the checkpoint's own."""
     max_rejected_fraction: float = 0.01
     """Stop when more than this share of the samples cannot be used."""
     samples_per_shard: int = 1024

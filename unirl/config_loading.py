@@ -1,6 +1,7 @@
 """Reading a configuration: defaults, then files, then key=value; writing it; comparing two."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -123,6 +124,19 @@ def run_name(file: Path) -> str:
         return str(OmegaConf.select(OmegaConf.load(file), "train.name", default=""))
     except _UNREADABLE:
         return ""
+
+
+def model_settings(file: Path) -> list[str]:
+    """The model section of a run's saved settings as overrides, whatever job it is of.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        model = OmegaConf.to_container(OmegaConf.load(file).model)
+    except _UNREADABLE as error:
+        raise ConfigError([_unreadable(str(file), error)]) from error
+    return [f"model.{key}={json.dumps(value)}" for key, value in cast("dict[str, Any]", model).items()]
 
 
 def to_yaml(config: object) -> str:

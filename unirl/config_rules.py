@@ -92,7 +92,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "lab_samples",
             "*.guidance_scale",
             "data.max_length",
-            "data.image_pixels",
+            "model.image_pixels",
             "data.samples_per_shard",
             "train.num_epochs",
             "train.samples_per_step",
@@ -172,8 +172,11 @@ AnyConfig = RlConfig | SftConfig | GenerateConfig | RecipeConfig | PairConfig
 def find_problems(config: AnyConfig) -> list[Problem]:
     """Everything in a well-typed configuration that would fail later, or make learning fail in silence."""
     if isinstance(config, RecipeConfig):
-        stages = {"sft": find_problems(config.sft), "train": find_problems(config.train)}
-        return [replace(problem, key=f"{stage}.{problem.key}") for stage, own in stages.items() for problem in own]
+        model = replace(config.train.model, family=config.sft.model.family)
+        train = find_problems(replace(config.train, model=model))
+        stages = {"sft": find_problems(config.sft), "train": train}
+        found = [replace(problem, key=f"{stage}.{problem.key}") for stage, own in stages.items() for problem in own]
+        return [*found, *_name("name", config.name)]
     problems = list(_out_of_bounds(config))
     if isinstance(config, RlConfig):
         for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
@@ -206,13 +209,20 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _model_and_run(config: RlConfig | SftConfig) -> Iterator[Problem]:
+    area = config.model.image_pixels
+    if area is not None and area[0] > area[1]:
+        yield Problem("model.image_pixels", area, "must go from the least to the greatest area", "swap them")
     unknown = set(config.model.frozen) - {"vision", "aligner", "vq"}
     if unknown:
         rule = f"must hold only vision, aligner and vq, not {', '.join(sorted(unknown))}"
         yield Problem("model.frozen", list(config.model.frozen), rule, "try [vision, vq]")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.train.name):
+    yield from _name("train.name", config.train.name)
+
+
+def _name(key: str, name: str) -> Iterator[Problem]:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         rule = "must be letters, digits, dots, dashes and underscores, since a folder is named after it"
-        yield Problem("train.name", repr(config.train.name), rule, "try lab")
+        yield Problem(key, repr(name), rule, "try lab")
 
 
 def _sampling(config: RlConfig) -> Iterator[Problem]:
@@ -306,10 +316,6 @@ def _conversations(config: SftConfig) -> Iterator[Problem]:
     if not config.loss.restrict and config.loss.form == "sliced":
         rule = "must be masked when loss.restrict is false: the plain cross-entropy needs all logits"
         yield Problem("loss.form", "sliced", rule, "try loss.form=masked")
-    if data.image_pixels is not None and data.image_pixels[0] > data.image_pixels[1]:
-        yield Problem(
-            "data.image_pixels", data.image_pixels, "must go from the least to the greatest area", "swap them"
-        )
     if config.evaluation.exam != "none":
         yield from _replies(config.evaluation.replies, "evaluation.replies")
     if config.model.family == "lumina_dimoo":

@@ -26,14 +26,11 @@ class Encoder:
     def __init__(self):
         self.seen = []
 
-    def __call__(self, samples):
-        self.seen += [sample.id for sample in samples]
-        return [self._encode(sample) for sample in samples]
-
-    def _encode(self, sample):
+    def __call__(self, sample):
+        self.seen.append(sample.id)
         number = int(sample.id[1:])
         if number == 5:
-            return ValueError("expected fewer tokens; got more; shorten it")
+            raise ValueError("expected fewer tokens; got more; shorten it")
         return [self._sequence(sample, number, part) for part in range(2 if number == 3 else 1)]
 
     def _sequence(self, sample, number, part):

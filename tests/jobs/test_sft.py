@@ -150,7 +150,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
         ({"model.image_tokenizer": "anole"}, ValueError, "decoder"),
         ({"data.max_length": 10}, ValueError, "expected room for one image; got 10 for an image of 18 tokens"),
         ({"data.max_length": 18 + 1}, DataError, r"expected at most 1.00% of 60 samples to be unfit"),
-        ({"data.image_pixels": (64, 128)}, ValueError, "image_pixels: expected null"),
+        ({"model.image_pixels": (64, 128)}, ValueError, "image_pixels: expected null"),
         ({"data.sources": {"mine": SourceConfig(path="nowhere")}}, DataError, "nowhere"),
         ({"data.sources": {"mine": SourceConfig(path="talks", subsets=("x",))}}, DataError, "which has drawing; got x"),
         ({"learner.num_ranks": 2}, ConfigError, "must be 1 with --local"),

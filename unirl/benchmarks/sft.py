@@ -105,7 +105,7 @@ def measure_encoding(workload: Workload, *, rounds: int) -> list[EncodingSpeed]:
     Ours reads, resizes and checks every picture, and takes one a pass; the loops are given what the network is given.
     """
     config, images = workload.config, workload.images
-    codec: Any = load_codec(config.model, workload.checkpoint, config.data.image_pixels)
+    codec: Any = load_codec(config.model, workload.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network: Any = codec.module.to(device)
     with _recorded(network) as inputs:

@@ -107,6 +107,20 @@ def sft_plan(config: SftConfig, num_parameters: int) -> list[PlannedActor]:
     return [planned_learner(config, num_parameters)]
 
 
+def encoder_plan(config: SftConfig) -> list[PlannedActor]:
+    """The encoders of pictures, which come and go before the learner starts."""
+    workers = config.data.encoders
+    return [
+        PlannedActor(
+            role="encoder",
+            count=workers.num_workers,
+            num_cpus=workers.num_cpus,
+            num_gpus=workers.num_gpus,
+            memory_gib=2 * PROCESS_GIB,
+        )
+    ]
+
+
 def _learner_gib(config: RlConfig | SftConfig, num_parameters: int) -> float:
     """Weights, gradients and AdamW's states of one rank, sharded as its ZeRO stage does; activations not counted."""
     weights_gib = num_parameters * (2 if config.model.dtype == "bfloat16" else 4) / GIB

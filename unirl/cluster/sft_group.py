@@ -11,6 +11,7 @@ import ray
 from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.gang import Gang, own_address
 from unirl.cluster.placement import Placement
+from unirl.cluster.plan import check_plan, encoder_plan
 from unirl.cluster.sft_worker import SftWorker, TokenSources
 from unirl.config import SftConfig
 from unirl.data.token_store import Unit, encode_unit
@@ -77,7 +78,11 @@ class SftGroup:
 
 
 def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Path, folder: Path) -> Iterator[Path]:
-    """Make the shards of all units on the run's Ray; yields the notes of a unit's shards when it is done."""
+    """Make the shards of all units on the run's Ray; yields the notes of a unit's shards when it is done.
+
+    Raises:
+        PlacementError: machine or cluster cannot hold the encoders.
+    """
 
     # Settings travel with the class: Ray keeps arguments of a constructor in its store, where a restart may miss them.
     class Encoder:
@@ -92,6 +97,8 @@ def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Pat
             return {"notes": np.array(["\n".join(map(str, notes))])}
 
     workers = config.data.encoders
+    present = ray.cluster_resources()
+    check_plan(encoder_plan(config), {name: present.get(name, 0.0) for name in ("CPU", "GPU")})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

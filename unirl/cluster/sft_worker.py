@@ -27,7 +27,8 @@ def open_mixture(stores: dict[str, tuple[Path, str]], sources: dict[str, SourceC
     Raises:
         DataError: a store is damaged or of another family, or lacks a subset.
     """
-    opened = {name: TokenStore(folder, fingerprint) for name, (folder, fingerprint) in stores.items()}
+    by_folder = {folder: TokenStore(folder, fingerprint) for folder, fingerprint in set(stores.values())}
+    opened = {name: by_folder[folder] for name, (folder, _) in stores.items()}
     return Mixture(opened, sources, seed=config.train.seed, samples_per_step=config.train.samples_per_step)
 
 

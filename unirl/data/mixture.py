@@ -51,6 +51,12 @@ class Mixture:
         self._sources = [_source(name, stores[name], config) for name, config in sorted(sources.items())]
         self._seed, self._size = seed, samples_per_step
         self._order = lru_cache(maxsize=2)(self._make_order)
+        empty = [source.name for source in self._sources if not len(source.epoch(seed, 0))]
+        if empty or not self._sources:
+            raise DataError(
+                f"data.sources: expected sequences from every source; got none from {', '.join(empty) or 'anywhere'}; "
+                "raise its weight or count, or leave it out"
+            )
         self.epoch_size = len(self._make_order(0))
         """Sequences of an epoch."""
         self.steps_per_epoch = -(-self.epoch_size // samples_per_step)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,13 +33,13 @@ _SCHEMA = pa.schema(
         "ids": pa.list_(pa.int32()),
         "kinds": pa.list_(pa.uint8()),
         "in_loss": pa.list_(pa.uint8()),
-        "pixels": pa.list_(pa.binary()),
+        "pixels": pa.list_(pa.large_binary()),
     }
 )
 _log = logging.getLogger(__name__)
 
-Encode = Callable[[Sequence[InterleavedSample]], list[list[TokenSequence] | ValueError]]
-"""For each sample its sequences, or why there are none."""
+Encode = Callable[[InterleavedSample], list[TokenSequence]]
+"""The sequences of a sample; raises ValueError where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,26 +93,30 @@ def encode_unit(unit: Unit, folder: Path, encode: Encode, samples_per_shard: int
     Raises:
         DataError: the source file is damaged, or the disk is full.
     """
-    number, samples, rejected = -1, list[tuple[int, InterleavedSample]](), list[Rejected]()
+    number, num_samples, rows, rejected = -1, 0, list[dict[str, Any]](), list[Rejected]()
 
     def finish() -> Iterator[Path]:
         if number >= 0 and number % unit.num_parts == unit.part:
             note = _note(folder, unit.index, number)
             if not note.is_file():
-                _write_shard(note, samples, rejected, encode, unit.file.name)
+                _write_shard(note, rows, rejected, num_samples)
             yield note
 
     for place, row in enumerate(stream_rows(unit.file, COLUMNS)):
         if place // samples_per_shard != number:
             yield from finish()
-            number, samples, rejected = place // samples_per_shard, [], []
+            number, num_samples, rows, rejected = place // samples_per_shard, 0, [], []
         if number % unit.num_parts != unit.part or _note(folder, unit.index, number).is_file():
             continue
+        num_samples += 1
+        name = "" if isinstance(row, DataError) else str(row.get("id") or "")
+        stage: Literal["reading", "tokens"] = "reading"
         try:
-            samples.append((place, sample_of(row, unit.file, place)))
+            sample = sample_of(row, unit.file, place)
+            name, stage = sample.id, "tokens"
+            rows += map(_to_row, encode(sample))
         except ValueError as error:
-            name = "" if isinstance(row, DataError) else str(row.get("id") or "")
-            rejected.append(Rejected(source=unit.file.name, row=place, id=name, reason=str(error)))
+            rejected.append(Rejected(source=unit.file.name, row=place, id=name, stage=stage, reason=str(error)))
     yield from finish()
 
 
@@ -120,23 +124,14 @@ def _note(folder: Path, file: int, number: int) -> Path:
     return folder / f"shard-{file:05d}-{number:06d}.json"
 
 
-def _write_shard(
-    note: Path, samples: Sequence[tuple[int, InterleavedSample]], rejected: list[Rejected], encode: Encode, source: str
-) -> None:
-    rows: list[dict[str, Any]] = []
-    for (place, sample), sequences in zip(samples, encode([sample for _, sample in samples]), strict=True):
-        if isinstance(sequences, ValueError):
-            left_out = Rejected(source=source, row=place, id=sample.id, stage="tokens", reason=str(sequences))
-            rejected.append(left_out)
-            continue
-        rows += map(_to_row, sequences)
+def _write_shard(note: Path, rows: list[dict[str, Any]], rejected: list[Rejected], num_samples: int) -> None:
     shard = note.with_suffix(".arrow")
     with atomic_file(shard) as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, _SCHEMA).combine_chunks())
     facts = {
         "shard": shard.name,
         **file_facts(shard),
-        "num_samples": len(samples) + sum(r.stage == "reading" for r in rejected),
+        "num_samples": num_samples,
         "num_sequences": len(rows),
         "num_tokens": sum(len(row["ids"]) for row in rows),
         "rejected": [asdict(record) for record in rejected],

@@ -9,7 +9,7 @@ from pathlib import Path
 from unirl.cluster.sft_worker import TokenSources
 from unirl.config import SftConfig, SourceConfig
 from unirl.data.interleaved import MANIFEST
-from unirl.data.token_store import Unit, encode_unit, finish_store, source_facts, units_of
+from unirl.data.token_store import VERSION, Unit, encode_unit, finish_store, source_facts, units_of
 from unirl.jobs.assets import resolve_conversations
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.policy import load_encoder
@@ -49,10 +49,10 @@ def _store(
 ) -> tuple[Path, str]:
     """Folder and fingerprint of the token store of a source."""
     data = config.data
-    conversations = resolve_conversations(source.path, data.cache_dir)
-    facts = [encoder.fingerprint, source_facts(conversations), data.samples_per_shard]
+    conversations = resolve_conversations(source.path, data.cache_dir).absolute()
+    facts = [VERSION, encoder.fingerprint, source_facts(conversations), data.samples_per_shard]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    folder = Path(data.cache_dir) / "tokens" / f"{config.model.family}-{fingerprint}"
+    folder = Path(data.cache_dir).absolute() / "tokens" / f"{config.model.family}-{fingerprint}"
     if not (folder / MANIFEST).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         units = units_of(conversations, data.encoders.num_workers)

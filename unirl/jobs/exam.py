@@ -1,7 +1,9 @@
 """The embedded world's exam: held-out prompts answered by a checkpoint, the replies judged from pixels and words."""
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,33 @@ log = logging.getLogger(__name__)
 
 SaveImage = Callable[[NDArray[np.uint8]], str]
 """Keeps a picture and returns its path."""
+Shown = dict[str, Any]
+"""A segment as {"text": ...} or {"image": ...}."""
 
 
 def take_exam(config: SftConfig, checkpoint: Path, save_image: SaveImage) -> dict[str, Any]:
     """Every item with its scores, prompt and reply: {"items": [{"id", "subset", "kind", "scores", "reply", ...}]}.
 
+    The engine runs in a process of its own, since it and a learner would share, and end, one process group.
+
     Raises:
         ValueError: the checkpoint does not know the world's words, or a prompt is too long for the settings.
     """
+    log.info("exam: answering %d prompts of each subset", config.evaluation.exam_items)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        items = pool.submit(_answers, config, checkpoint).result()
+
+    def kept(segment: Shown) -> Shown:
+        return {"image": save_image(segment["image"])} if "image" in segment else segment
+
+    return {"items": [item | {part: list(map(kept, item[part])) for part in ("prompt", "reply")} for item in items]}
+
+
+def _answers(config: SftConfig, checkpoint: Path) -> list[dict[str, Any]]:
+    """The graded items, pictures as arrays."""
     items = make_exam(config.evaluation.exam_items)
     responder = Responder(config.model, checkpoint, config.evaluation.replies)
     requests = responder.requests([Prompt(item.id, item.prompt) for item in items], seeds=(0,))
-    log.info("exam: answering %d prompts of %d subsets", len(items), len({item.subset for item in items}))
-
-    def shown(segments: Sequence[Segment]) -> list[dict[str, str]]:
-        return [
-            {"text": segment.text or ""} if segment.image is None else {"image": save_image(segment.image)}
-            for segment in segments
-        ]
-
     taken: list[dict[str, Any]] = []
     for item, reply in zip(items, responder.reply(requests), strict=True):
         segments = responder.segments(reply)
@@ -45,10 +55,14 @@ def take_exam(config: SftConfig, checkpoint: Path, save_image: SaveImage) -> dic
                 "subset": item.subset,
                 "kind": item.kind,
                 "scores": grade(item, segments),
-                "prompt": shown([segment for turn in item.prompt for segment in turn.segments]),
-                "reply": shown(segments),
+                "prompt": _shown([segment for turn in item.prompt for segment in turn.segments]),
+                "reply": _shown(segments),
                 "finish_reason": reply.finish_reason,
                 "grammatical": reply.well_formed,
             }
         )
-    return {"items": taken}
+    return taken
+
+
+def _shown(segments: Sequence[Segment]) -> list[Shown]:
+    return [{"text": s.text or ""} if s.image is None else {"image": s.image} for s in segments]

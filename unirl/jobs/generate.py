@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from unirl.config import GenerateConfig
+from unirl.config_loading import model_settings
 from unirl.data.atomic import DataError, atomic_file
-from unirl.data.interleaved import IMAGES, write_interleaved
+from unirl.data.interleaved import IMAGES, require_new, write_interleaved
 from unirl.data.interleaved_page import render_page, sample_lines
 from unirl.data.messages import COLUMNS, normalise, to_sample
 from unirl.data.records import decode_image
@@ -26,15 +27,17 @@ _UNANSWERED = {"role": "assistant", "content": "-"}
 
 
 def settings_of(checkpoint: str) -> list[str]:
-    """The settings that name a checkpoint: a folder, a finished run, or a "lab:" name.
+    """The settings that name a checkpoint: a folder, a finished run with its own model settings, or a "lab:" name.
 
     Raises:
         DataError: there is no such checkpoint.
         ValueError: it is of no family that is known.
     """
-    run = Path(checkpoint) / "policy"
-    path = str(run) if (run / "config.json").is_file() else checkpoint
-    return [f"model.path={path}", f"model.family={family_of(resolve_checkpoint(path))}"]
+    run = Path(checkpoint)
+    if (run / "run.json").is_file() and (run / "policy" / "config.json").is_file():
+        own = model_settings(run / "config.yaml")
+        return [*own, f"model.path={run / 'policy'}"]
+    return [f"model.path={checkpoint}", f"model.family={family_of(resolve_checkpoint(checkpoint))}"]
 
 
 def prompt_of(text: str, images: Sequence[Path]) -> Prompt:
@@ -62,7 +65,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         DataError: names the first row that is no prompt.
     """
-    prompts: list[Prompt] = []
+    prompts, ids = list[Prompt](), set[str]()
     for place, row in enumerate(stream_rows(path, (*COLUMNS, "prompt"))):
         try:
             if isinstance(row, DataError):
@@ -70,6 +73,7 @@ def read_prompts(path: Path) -> list[Prompt]:
             if "prompt" in row:
                 row = {**row, "messages": [{"role": "user", "content": row["prompt"]}]}
             sample = to_sample(normalise(_answered(row), default_id=f"{path.stem}-{place}"), path.parent)
+            require_new(sample.id, ids)
         except ValueError as error:
             raise DataError(f"{path}, row {place}: {error}") from error
         prompts.append(Prompt(sample.id, sample.turns[:-1]))

@@ -5,6 +5,7 @@ Each stage is a command of its own, so that it is resumed, shown and ended like 
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from unirl.config import RecipeConfig, SftConfig
 from unirl.config_loading import to_yaml
-from unirl.data.atomic import atomic_file
+from unirl.data.atomic import DataError, atomic_file
 from unirl.evaluation.exam import means_of
 from unirl.evaluation.stages_report import Means, Stage, write_stages_report
 from unirl.jobs.exam import SaveImage, take_exam
@@ -36,7 +37,10 @@ class StageError(RuntimeError):
     """A stage ended with an error; `exit_code` is that of its command."""
 
     def __init__(self, command: str, code: int) -> None:
-        super().__init__(f"expected the stage `{command}` to finish; got exit code {code}; its own message is above")
+        super().__init__(
+            f"expected the stage `{command}` to finish; got exit code {code}; its own message is above; mend it and "
+            "go on with the same command and --run-dir"
+        )
         self.exit_code = code
 
 
@@ -55,11 +59,10 @@ def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, e
     folder = Path(config.run_dir) if config.run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
     folder.mkdir(parents=True, exist_ok=True)
     sft = replace(config.sft, evaluation=replace(config.sft.evaluation, exam="lab"))
-    model = replace(config.train.model, family=sft.model.family, image_tokenizer=sft.model.image_tokenizer)
-    train = replace(config.train, model=replace(model, path=str(folder / SFT / "policy")))
+    model = replace(sft.model, path=str(folder / SFT / "policy"), frozen=config.train.model.frozen)
+    train = replace(config.train, model=model)
     for name, settings in ((SFT, sft), (TRAIN, train)):
-        with atomic_file(folder / f"{name}.yaml") as file:
-            file.write(to_yaml(settings).encode())
+        _keep_settings(folder / f"{name}.yaml", to_yaml(settings))
     where, run = ["--local"] if local else [], run or run_command
     if not (folder / BASE_EVALUATION).is_file():
         shown = run("eval", sft.model.path, "-c", folder / f"{TRAIN}.yaml", "--json", *where)
@@ -78,6 +81,21 @@ def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, e
     return 0
 
 
+def _keep_settings(file: Path, settings: str) -> None:
+    """Write a stage's settings once.
+
+    Raises:
+        DataError: the recipe was begun with others.
+    """
+    if file.is_file() and file.read_text() != settings:
+        raise DataError(
+            f"{file}: expected the settings that the recipe began with; got others; give the same ones, or name "
+            "another --run-dir"
+        )
+    with atomic_file(file) as out:
+        out.write(settings.encode())
+
+
 def _how(name: str, folder: Path) -> list[str | Path]:
     run_dir = folder / name
     return ["--resume", run_dir] if is_run(run_dir) else ["-c", folder / f"{name}.yaml", "--run-dir", run_dir]
@@ -92,10 +110,25 @@ def run_command(*words: str | Path) -> str:
     shown = " ".join(["unirl", *map(str, words)])
     log.info("%s", shown)
     command = [sys.executable, "-c", "from unirl.cli import main; main()", *map(str, words)]
-    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE)
-    if done.returncode:
-        raise StageError(shown, done.returncode)
-    return done.stdout
+    to_keep = words[0] == "eval"
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE if to_keep else None) as stage:
+        before = signal.signal(signal.SIGTERM, lambda signum, frame: stage.send_signal(signum))
+        try:
+            printed = _wait(stage)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if stage.returncode:
+        raise StageError(shown, stage.returncode)
+    return printed
+
+
+def _wait(stage: "subprocess.Popen[str]") -> str:
+    """What the stage wrote; a Ctrl-C, which it gets too, leaves it the time to save and end."""
+    while True:
+        try:
+            return stage.communicate()[0] or ""
+        except KeyboardInterrupt:
+            continue
 
 
 def stages_of(folder: Path) -> list[Stage]:

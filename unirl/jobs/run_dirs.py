@@ -19,7 +19,6 @@ FIXED = (
     "data.sources",
     "data.max_length",
     "data.too_long",
-    "data.image_pixels",
     "loss.",
     "train.samples_per_step",
     "rollout.pairs_per_step",

@@ -21,6 +21,7 @@ from unirl.cluster.sft_worker import SftWorker, TokenSources, num_steps, open_mi
 from unirl.config import SftConfig, default_text
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
+from unirl.data.atomic import DataError
 from unirl.data.mixture import Mixture
 from unirl.evaluation.exam import exam_rows
 from unirl.evaluation.sft_report import write_sft_report
@@ -29,7 +30,7 @@ from unirl.jobs.conversations import token_sources
 from unirl.jobs.exam import take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
-from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
+from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
@@ -79,6 +80,8 @@ class Run:
     interrupts: Interrupts
     last: int
     """Its last step."""
+    data: dict[str, Any]
+    """What tells the sequences of its steps: fingerprint of each source's tokens, sequences of an epoch."""
 
     def evaluate(self, ranks: Ranks, step: int) -> None:
         """Score the held-out sequences."""
@@ -105,7 +108,7 @@ class Run:
     def save(self, ranks: Ranks, step: int) -> None:
         """Commit a checkpoint from which the run goes on as if nothing had happened."""
         with self.clock.phase("save"):
-            ranks.save(self.record.run_dir / "checkpoints", step, {"step": step})
+            ranks.save(self.record.run_dir / "checkpoints", step, {"step": step, "data": self.data})
             self.record.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 
@@ -159,15 +162,21 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
     if local and config.learner.num_ranks != 1:
         rule = "must be 1 with --local, which has one process"
         raise ConfigError([Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1")])
-    checkpoint = resolve_checkpoint(config.model.path)
+    checkpoint = resolve_checkpoint(config.model.path).absolute()
     if dry_run:
         return _show_plan(config, checkpoint, local=local)
-    run_dir, resumed = choose_run_dir(config, resume)
+    chosen, resumed = choose_run_dir(config, resume)
+    run_dir = chosen.absolute()
     changed = changed_settings(config, since=load_config([run_dir / "config.yaml"], [], SftConfig)) if resumed else {}
     check_changes(changed, run_dir)
+    if not resumed and is_run(run_dir):
+        raise DataError(
+            f"run directory {run_dir}: expected a new folder; got one that holds a run; go on with --resume {run_dir}, "
+            "or set another train.run_dir"
+        )
     with Interrupts() as interrupts, ExitStack() as stack:
         if not local:
-            _join_ray(config, checkpoint, stack)
+            _join_ray(config, checkpoint, stack, run_dir / "logs")
         tokens = _tokens(config, checkpoint, local=local)
         mixture = open_mixture(tokens.training, config.data.sources, config)
         last = num_steps(config, mixture)
@@ -176,7 +185,8 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             return 0
         record = stack.enter_context(RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed))
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
-        run = _open_run(config, record, interrupts, last)
+        data = {"tokens": {name: mark for name, (_, mark) in sorted(tokens.training.items())}}
+        run = _open_run(config, record, interrupts, last, data | {"epoch_size": mixture.epoch_size})
         if changed:
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
@@ -194,22 +204,36 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
         with _open_ranks(run.config, checkpoint, tokens, local=local) as ranks:
             first_step = 1
             if resumed and last_step(run_dir) is not None:
-                first_step = ranks.restore(run_dir / "checkpoints")["step"] + 1
+                first_step = _restored(ranks.restore(run_dir / "checkpoints"), run)
             record.accept()
             run.terminal.banner({"ready": f"step {first_step} is next"})
             with run.terminal:
                 run.interrupts.defer()
                 train(ranks, run, first_step)
+        if run.config.evaluation.exam == "lab":
+            run.take_exam(run_dir / "policy", run.last)
     except (Interrupted, KeyboardInterrupt) as ending:
         record.end("interrupted", str(ending) or "ended at once")
         done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
         sys.stderr.write(f"{done}; go on with: unirl sft --resume {run_dir}\n")
         return run.interrupts.exit_code
-    if run.config.evaluation.exam == "lab":
-        run.take_exam(run_dir / "policy", run.last)
     record.end("finished")
     _show_result(run)
     return 0
+
+
+def _restored(state: dict[str, Any], run: Run) -> int:
+    """The step to go on with.
+
+    Raises:
+        DataError: the steps would be others than those that the checkpoint was on its way through.
+    """
+    if state["data"] != run.data:
+        raise DataError(
+            f"{run.record.run_dir}: expected the data that the run began with, {state['data']}; got {run.data}: "
+            "sources, tokenizers or the lab have changed; restore them, or start a new run from the exported policy"
+        )
+    return state["step"] + 1
 
 
 def _show_result(run: Run) -> None:
@@ -227,7 +251,7 @@ def _shown(estimate: tuple[float, float, float]) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(*estimate)
 
 
-def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: int) -> Run:
+def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: int, data: dict[str, Any]) -> Run:
     clock = StepClock()
     terminal = Terminal(
         last,
@@ -236,16 +260,16 @@ def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: i
         on_stall=lambda message: record.event("stall", message),
         quiet=not log.isEnabledFor(logging.INFO),
     )
-    return Run(config, record, terminal, clock, interrupts, last)
+    return Run(config, record, terminal, clock, interrupts, last, data)
 
 
-def _join_ray(config: SftConfig, checkpoint: Path, stack: ExitStack) -> None:
+def _join_ray(config: SftConfig, checkpoint: Path, stack: ExitStack, log_dir: Path) -> None:
     import ray
 
     from unirl.cluster.runtime import start_ray
 
     stack.callback(ray.shutdown)
-    start_ray(config.cluster, sft_plan(config, count_parameters(checkpoint)))
+    start_ray(config.cluster, sft_plan(config, count_parameters(checkpoint)), log_dir)
 
 
 def _tokens(config: SftConfig, checkpoint: Path, *, local: bool) -> TokenSources:

@@ -102,7 +102,7 @@ class SftLearner:
         self._engine = RankEngine(policy.module, settings.learner, place, keep_checkpoints=settings.keep_checkpoints)
         # Of one row on every rank.
         self._row_tokens = settings.learner.max_tokens_per_micro_batch * place.world_size
-        self._loss = RestrictedLoss(policy.layout.vocabulary, settings.loss, self._engine.device)
+        self._loss = RestrictedLoss(policy.layout, settings.loss, self._engine.device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> StepWork:
         """This rank's share of a step on these sequences, which all ranks are given.
@@ -118,7 +118,7 @@ class SftLearner:
                 "learned in the data, or set loss.targets=all"
             )
         return StepWork(
-            rows=tuple(self._rows(sequences, counts)),
+            rows=tuple(map(_decoded, self._rows(sequences, counts))),
             num_targets=totals,
             num_sequences=len(sequences),
             num_tokens=sum(len(sequence.ids) for sequence in sequences),
@@ -185,7 +185,7 @@ class SftLearner:
             own = everyone[self._engine.place.rank]
             rows.append(
                 _Row(
-                    tuple(_decoded(sequences[index]) for index in own or (shortest,)),
+                    tuple(sequences[index] for index in own or (shortest,)),
                     counted=bool(own),
                     num_parts={name: max(1, -(-most[name] // self._settings.loss.rows_at_once)) for name in MODALITIES},
                 )
@@ -283,9 +283,9 @@ class SftLearner:
 _NOTHING: dict[Modality, float] = {"text": 0.0, "image": 0.0}
 
 
-def _decoded(sequence: TokenSequence) -> TokenSequence:
-    """The sequence with its images in memory."""
-    return replace(sequence, pixels=tuple(sequence.pixels)) if sequence.pixels else sequence
+def _decoded(row: _Row) -> _Row:
+    """The row with its images in memory."""
+    return replace(row, sequences=tuple(replace(own, pixels=tuple(own.pixels)) for own in row.sequences))
 
 
 def _no_sums() -> dict[Modality, _Sums]:

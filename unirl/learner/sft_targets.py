@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unirl.algorithms.cross_entropy import masked_cross_entropy, sliced_cross_entropy
 from unirl.config import SftLossConfig
-from unirl.models.interleaved import InterleavedPolicy, JointVocabulary, PackedRow
+from unirl.models.interleaved import ChatLayout, InterleavedPolicy, PackedRow
 from unirl.types import TokenKind, TokenSequence
 
 Modality = Literal["text", "image"]
@@ -70,11 +70,14 @@ class ModalityLoss:
 class RestrictedLoss:
     """UnifiedVisual appendix A: each target competes with the ids of its own modality only."""
 
-    def __init__(self, vocabulary: JointVocabulary, config: SftLossConfig, device: torch.device | str) -> None:
+    def __init__(self, layout: ChatLayout, config: SftLossConfig, device: torch.device | str) -> None:
+        vocabulary = layout.vocabulary
         self._vocabulary, self._config = vocabulary, config
         is_code = torch.from_numpy(vocabulary.is_code)
         self._is_code = is_code if config.restrict else torch.zeros_like(is_code)
-        drawable = torch.from_numpy(vocabulary.drawable_text)
+        drawable = torch.from_numpy(vocabulary.drawable_text.copy())
+        # What the layout writes may be a target, though nobody draws it.
+        drawable[sorted(layout.written)] = True
         self._allowed = (is_code | drawable if config.text_ids == "drawable" else torch.ones_like(is_code)).to(device)
         # Place of each text id among the text ids.
         self._rank = (torch.cumsum(~is_code, 0) - 1).to(device)

@@ -80,9 +80,9 @@ def _own_config(path: Path) -> dict[str, Any]:
     return config_of(path, "anole", "chameleon")
 
 
-def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
+def load_codec(config: ModelConfig, path: Path) -> ChameleonVq:
     """The checkpoint's own image tokenizer, or that of `config.image_tokenizer`; its pictures have one size."""
-    refuse_area(area, "anole")
+    refuse_area(config.image_pixels, "anole")
     return ChameleonVq.load(_tokenizer_folder(config, path))
 
 

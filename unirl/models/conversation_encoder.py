@@ -28,7 +28,7 @@ class ConversationEncoder:
         if length >= self.max_length:
             raise ValueError(
                 f"data.max_length: expected room for one image; got {self.max_length} for an image of {length} tokens "
-                f"({rows} x {columns} codes); raise it to more than {length}, or lower data.image_pixels where the "
+                f"({rows} x {columns} codes); raise it to more than {length}, or lower model.image_pixels where the "
                 "family takes pictures of any size"
             )
 
@@ -38,23 +38,19 @@ class ConversationEncoder:
         facts = [self.layout.fingerprint, self.codec.fingerprint, self.max_length, self.too_long]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def __call__(self, samples: Sequence[InterleavedSample]) -> list[list[TokenSequence] | ValueError]:
-        """For each sample its sequences, or why it has none; the images of all samples are encoded together."""
-        wanted = [self.layout.images_to_code(sample.turns) for sample in samples]
-        codes = iter(self.codec.encode([image for images in wanted for image in images]))
-        own = [[next(codes) for _ in images] for images in wanted]
-        return [self._fitting(sample, part) for sample, part in zip(samples, own, strict=True)]
+    def __call__(self, sample: InterleavedSample) -> list[TokenSequence]:
+        """The sequences of a sample; those in which nothing is to be learned are left out.
 
-    def _fitting(self, sample: InterleavedSample, codes: list[Codes]) -> list[TokenSequence] | ValueError:
-        try:
-            whole = self.layout.encode(sample.turns, codes, id=sample.id, subset=sample.subset)
-            if len(whole.ids) <= self.max_length:
-                return [whole]
-            if self.too_long == "reject":
-                raise ValueError(self._too_long(sample.id, len(whole.ids)))
-            return [part for part in self._split(sample, codes) if part.in_loss.any()]
-        except ValueError as error:
-            return error
+        Raises:
+            ValueError: a text holds a special token, or the sample is too long and cannot be split.
+        """
+        codes = self.codec.encode(self.layout.images_to_code(sample.turns))
+        whole = self.layout.encode(sample.turns, codes, id=sample.id, subset=sample.subset)
+        if len(whole.ids) <= self.max_length:
+            return [whole]
+        if self.too_long == "reject":
+            raise ValueError(self._too_long(sample.id, len(whole.ids)))
+        return [part for part in self._split(sample, codes) if part.in_loss.any()]
 
     def _split(self, sample: InterleavedSample, codes: list[Codes]) -> Iterator[TokenSequence]:
         """As few sequences of whole exchanges as hold the sample, in its order; the system's turn opens each."""

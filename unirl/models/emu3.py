@@ -124,9 +124,9 @@ FAMILY = JointFamily(
 load_interleaved = functools.partial(JointPolicy.load, FAMILY)
 
 
-def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> Emu3Vq:
+def load_codec(config: ModelConfig, path: Path) -> Emu3Vq:
     """The image tokenizer of the folder `config.image_tokenizer` or of the checkpoint, for pictures of this area."""
-    low, high = area or (None, None)
+    low, high = config.image_pixels or (None, None)
     return Emu3Vq.load(
         Path(config.image_tokenizer) if config.image_tokenizer else path, min_pixels=low, max_pixels=high
     )

@@ -211,7 +211,7 @@ def refuse_area(area: tuple[int, int] | None, family: str) -> None:
     """
     if area is not None:
         raise ValueError(
-            f"data.image_pixels: expected null, since pictures of {family} have the checkpoint's own size; got "
+            f"model.image_pixels: expected null, since pictures of {family} have the checkpoint's own size; got "
             f"{list(area)}; leave it out"
         )
 

@@ -135,6 +135,14 @@ class ChatLayout:
     """Changes when ids would: a digest of the tokenizer and of the family's template."""
 
     @property
+    def written(self) -> frozenset[int]:
+        """Ids that the layout itself writes around texts and codes."""
+        marks = [self.start, self.placeholders, self.image.tail(), (self.image.begin, self.end)]
+        marks += [ids for markup in self.turns.values() for ids in (markup.before, markup.after)]
+        marks += [self.image.geometry(1, 1), () if self.image.row_end is None else (self.image.row_end,)]
+        return frozenset(id for ids in marks for id in ids)
+
+    @property
     def sees_pixels(self) -> bool:
         """Whether the user's images enter by their pixels rather than as codes."""
         return bool(self.placeholders)

@@ -446,9 +446,9 @@ def _layout(prompts: JanusPrompts, config: Any) -> ChatLayout:
     return prompts.layout(num_text_ids=config.text_config.vocab_size, num_codes=config.vq_config.num_embeddings)
 
 
-def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> "JanusCodec":
+def load_codec(config: ModelConfig, path: Path) -> "JanusCodec":
     """The checkpoint's own image tokenizer; its pictures have one size."""
     from unirl.models.janus_codec import JanusCodec
 
-    refuse_area(area, "janus_pro")
+    refuse_area(config.image_pixels, "janus_pro")
     return JanusCodec.load(config, path)

@@ -15,7 +15,7 @@ class JointDrawing:
 
     name: str
     """Of the family, in messages."""
-    load_codec: Callable[[ModelConfig, Path, None], Any]
+    load_codec: Callable[[ModelConfig, Path], Any]
     """The image tokenizer; see `unirl.models.policy.load_codec`."""
     read_grid: Callable[[ModelConfig, Path], tuple[int, int]]
     """Rows and columns of codes of every picture; reads no weights."""

@@ -290,7 +290,7 @@ def _load_codec(family: JointFamily, config: ModelConfig, path: Path, layout: Ch
         ValueError: unfit weights, or a codebook of another size than the vocabulary's.
     """
     assert family.drawing is not None, "families without one offer no load"
-    codec = family.drawing.load_codec(config, path, None)
+    codec = family.drawing.load_codec(config, path)
     if codec.num_codes != layout.vocabulary.num_codes:
         raise ValueError(
             f"model.image_tokenizer: expected a codebook of {layout.vocabulary.num_codes} codes, as {path} has; got "

@@ -93,9 +93,9 @@ def _read_config(path: Path) -> GemmaConfig:
     return GemmaConfig.from_dict(config_of(path, "liquid", "gemma"))
 
 
-def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None) -> ChameleonVq:
+def load_codec(config: ModelConfig, path: Path) -> ChameleonVq:
     """Chameleon's image tokenizer from the folder `config.image_tokenizer`; Liquid's checkpoint has none."""
-    refuse_area(area, "liquid")
+    refuse_area(config.image_pixels, "liquid")
     return ChameleonVq.load(_tokenizer_folder(config, path))
 
 

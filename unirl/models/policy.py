@@ -280,19 +280,15 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
     return _offer(config, "load_layout", "can be fine-tuned on conversations")(config, path)
 
 
-def load_codec(config: ModelConfig, path: Path, area: tuple[int, int] | None = None) -> ImageCodec:
+def load_codec(config: ModelConfig, path: Path) -> ImageCodec:
     """The image tokenizer of `config.family`, from the checkpoint folder `path` or from `config.image_tokenizer`.
-
-    Args:
-        config: names the family.
-        path: checkpoint folder.
-        area: least and greatest area of a picture in pixels, for families whose pictures vary; None: the tokenizer's.
 
     Raises:
         FileNotFoundError: the folder lacks a file that the tokenizer needs.
-        ValueError: the family cannot be fine-tuned on conversations, unfit weights, or an area where there is one size.
+        ValueError: the family cannot be fine-tuned on conversations, unfit weights, or `config.image_pixels` where
+            pictures have one size.
     """
-    return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path, area)
+    return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path)
 
 
 def load_encoder(config: ModelConfig, path: Path, data: SftDataConfig) -> ConversationEncoder:
@@ -302,7 +298,7 @@ def load_encoder(config: ModelConfig, path: Path, data: SftDataConfig) -> Conver
         FileNotFoundError: the folder lacks a file that the tokenizers need.
         ValueError: as `load_layout` and `load_codec`, or one image alone is longer than `data.max_length`.
     """
-    codec: Any = load_codec(config, path, data.image_pixels)
+    codec: Any = load_codec(config, path)
     codec.module.to("cuda" if torch.cuda.is_available() else "cpu")
     return ConversationEncoder(
         layout=load_layout(config, path), codec=codec, max_length=data.max_length, too_long=data.too_long
