@@ -15,7 +15,9 @@ from unirl.rollout.torch_sampler import TorchSampler
 CONFIG = engine_config(max_model_len=256, max_num_seqs=32)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(c, marks=[pytest.mark.slow] * (c == "liquid tied")) for c in CASES]
+)
 def case(request, tmp_path_factory):
     """Settings and folder."""
     return write_case(tmp_path_factory.mktemp("joint") / "c", request.param)

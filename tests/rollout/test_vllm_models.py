@@ -31,7 +31,10 @@ CASES = {
 PICTURE = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = ("emu3 native", "liquid tied", "janus_pro")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
 def case(request, tmp_path_factory):
     """Settings, folder and grid."""
     family, write, options = CASES[request.param]
@@ -105,6 +108,7 @@ def test_logprobs_equal_the_learners(engine, policy, case, requests, sampling, r
     assert max(text, image) <= 1e-5
 
 
+@pytest.mark.slow
 def test_new_weights_reach_the_engine(engine, case, policy, requests, sampling):
     settings, folder, _ = case
     moved = load_interleaved(settings, folder)
