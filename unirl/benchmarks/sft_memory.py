@@ -65,7 +65,9 @@ def measure_memory(shape: HeadShape) -> list[LossMemory]:
 
 
 def _in_its_own_process(form: Form, shape: HeadShape) -> dict[str, float]:
-    command = [sys.executable, "-m", __name__, form, json.dumps(asdict(shape))]
+    # Large tensors go back to the system at once, so that holes in the heap do not count.
+    command = ["env", "MALLOC_MMAP_THRESHOLD_=1048576"]
+    command += [sys.executable, "-m", "unirl.benchmarks.sft_memory", form, json.dumps(asdict(shape))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["killed"])[-1]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.evaluation.intervals import bounded_interval, t_interval
+from unirl.evaluation.intervals import bounded_interval
 
 Estimate = tuple[float, float, float]
 """Mean, and the ends of its 95 % interval."""
@@ -41,7 +41,7 @@ def exam_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ExamR
                 num=len(both),
                 before=_estimate(one),
                 after=_estimate(other),
-                gain=(float(gain.mean()), *t_interval(gain)),
+                gain=(float(gain.mean()), *bounded_interval(gain, -1.0, 1.0)),
             )
         )
     return rows
