@@ -49,7 +49,7 @@ def test_a_replaced_worker_starts_with_the_published_weights(learner, config, ch
 
 
 def test_a_dead_rank_ends_the_gang_with_one_error(learner, ray_session):
-    pid = ray_session.get(learner._ranks[0].__ray_call__.remote(lambda self: os.getpid()))
+    pid = ray_session.get(learner._gang._ranks[0].__ray_call__.remote(lambda self: os.getpid()))
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"(?s)expected every rank to finish publish; got a dead one.*--resume"):
         learner.publish_weights()
