@@ -77,7 +77,7 @@ def resolve_pairs(name: str, cache_dir: str | Path, settings: PairConfig | None 
         return folder
     settings = settings or PairConfig()
     folder = Path(cache_dir) / f"lab-pairs-seed{settings.seed}-{_lab_pairs_key(settings)}"
-    with _locked(folder):
+    with locked(folder):
         if folder.exists():
             try:
                 check_files(folder)
@@ -103,7 +103,7 @@ def resolve_conversations(name: str, cache_dir: str | Path) -> Path:
     count = LAB_CONVERSATIONS[name]
     key = _digest(_LAB_CONVERSATION_SOURCES, {"count": count})
     folder = Path(cache_dir) / f"{name.replace(':', '-').replace('_', '-')}-{key}"
-    with _locked(folder):
+    with locked(folder):
         if not folder.exists():
             make = heldout_samples if name.endswith("heldout") else training_samples
             _log.info("making %d conversations of each of %d subsets in %s", count, len(SUBSETS), folder)
@@ -234,7 +234,7 @@ def _digest(sources: Sequence[str], settings: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the one right to make `folder`; the system gives it up when the process ends."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as file:

@@ -10,7 +10,7 @@ from unirl.cluster.sft_worker import TokenSources
 from unirl.config import SftConfig, SourceConfig
 from unirl.data.interleaved import MANIFEST
 from unirl.data.token_store import VERSION, Unit, encode_unit, finish_store, source_facts, units_of
-from unirl.jobs.assets import resolve_conversations
+from unirl.jobs.assets import locked, resolve_conversations
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.policy import load_encoder
 
@@ -53,13 +53,17 @@ def _store(
     facts = [VERSION, encoder.fingerprint, source_facts(conversations), data.samples_per_shard]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     folder = Path(data.cache_dir).absolute() / "tokens" / f"{config.model.family}-{fingerprint}"
-    if not (folder / MANIFEST).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        units = units_of(conversations, data.encoders.num_workers)
-        log.info("encoding %s into tokens of %s at %s", source.path, config.model.family, folder)
-        notes: list[Path] = []
-        for note in encode_all(units, folder):
-            notes.append(note)
-            log.info("encoded %d shards of %s", len(notes), source.path)
-        finish_store(folder, notes, fingerprint, max_rejected_fraction=data.max_rejected_fraction)
+    with locked(folder):
+        if not (folder / MANIFEST).is_file():
+            _make_store(folder, units_of(conversations, data.encoders.num_workers), source.path, encode_all)
+            notes = sorted(folder.glob("shard-*.json"))
+            finish_store(folder, notes, fingerprint, max_rejected_fraction=data.max_rejected_fraction)
     return folder, fingerprint
+
+
+def _make_store(folder: Path, units: Sequence[Unit], source: str, encode_all: EncodeAll) -> None:
+    """Make what is missing of the shards of all units."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("encoding %s into tokens at %s", source, folder)
+    for number, _ in enumerate(encode_all(units, folder), start=1):
+        log.info("encoded %d shards of %s", number, source)
