@@ -15,6 +15,8 @@ from unirl.benchmarks.sft_shape import SftShape, measure_sft_shape
 from unirl.config import LearnerConfig, SftConfig
 from unirl.jobs import bench
 
+pytestmark = pytest.mark.slow
+
 TINY = AnoleSize(hidden=64, layers=1, vocabulary=1200, num_codes=64, codes_per_side=2)
 SHAPE = SftShape(
     width=64, layers=2, heads=2, inner=64, vocabulary=8300, length=32, rows_at_once=4, steps=1, dtype="float32"

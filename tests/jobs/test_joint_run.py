@@ -14,6 +14,8 @@ from unirl import cli
 from unirl.models.policy import load_interleaved, load_policy
 from unirl.monitoring.journal import read_step
 
+pytestmark = pytest.mark.slow
+
 SHAPE = ("rollout.max_model_len=480", "rollout.sampling.image.guidance_scale=3.0", "train.num_steps=2")
 
 

@@ -106,6 +106,7 @@ def test_the_export_reloads_in_transformers(folder, undisturbed):
     assert not any("vqmodel" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(folder, undisturbed):
     run_dir = folder / "killed"
     process = start(folder, "killed", "--local", "--run-dir", str(run_dir))

@@ -9,6 +9,8 @@ from tests.learner.sft_rank_process import NUM_STEPS, arrays_of, learner_of, tak
 from tests.learner.test_ranks import TOLERANCE, reports, start_two
 from unirl.learner.engine import RankPlace
 
+pytestmark = pytest.mark.slow
+
 STAGES = [0, 1, 2, 3]
 
 

@@ -11,7 +11,7 @@ def test_the_file_gets_all_and_the_terminal_what_matters(tmp_path, capsys, verbo
     with log_to_files(tmp_path, verbose=verbose):
         log.info("step %d", 12)
         log.warning("look here")
-        logging.getLogger("vllm").info("engine chatter")
+        logging.getLogger("an.engine").info("engine chatter")
     log.warning("after the end")
     written = (tmp_path / "logs" / "driver.log").read_text()
     assert "INFO unirl.somewhere: step 12" in written

@@ -19,6 +19,8 @@ from unirl.rollout.interleaved_torch import InterleavedTorch
 from unirl.rollout.vllm_process import EngineSettings
 from unirl.types import Segment, Turn
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = EngineSettings(max_model_len=224, max_num_seqs=16, kv_cache_memory_gib=0.0625)
 # Heads of a size that the CPU's kernels take; Liquid's own is 256.
 CASES = {
