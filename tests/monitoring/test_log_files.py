@@ -7,11 +7,12 @@ from unirl.monitoring.log_files import log_to_files
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_the_file_gets_all_and_the_terminal_what_matters(tmp_path, capsys, verbose):
-    log = logging.getLogger("unirl.somewhere")
+    log, engine = logging.getLogger("unirl.somewhere"), logging.getLogger("vllm")
+    engine.setLevel(logging.NOTSET)  # an engine in this process has raised it
     with log_to_files(tmp_path, verbose=verbose):
         log.info("step %d", 12)
         log.warning("look here")
-        logging.getLogger("an.engine").info("engine chatter")
+        engine.info("engine chatter")
     log.warning("after the end")
     written = (tmp_path / "logs" / "driver.log").read_text()
     assert "INFO unirl.somewhere: step 12" in written

@@ -76,7 +76,7 @@ class PlainLoop:
         learner = config.learner
         self._trained = list(self._module.parameters())
         settings = {"lr": learner.lr, "betas": learner.betas, "eps": ADAM_EPSILON, "weight_decay": learner.weight_decay}
-        self._optimizer = torch.optim.AdamW(self._trained, fused=True, **settings)
+        self._optimizer = torch.optim.AdamW(self._trained, fused=self._trained[0].is_cuda, **settings)
 
     def step(self) -> float:
         """One optimizer step on all sequences; returns the mean loss of their targets."""

@@ -119,7 +119,7 @@ def build_frozen_engine(module: nn.Module, config: LearnerConfig, device: torch.
 def _optimizer(parameters: list[nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
     settings = {"lr": config.lr, "betas": config.betas, "eps": ADAM_EPSILON, "weight_decay": config.weight_decay}
     if config.offload_optimizer == "none":
-        return torch.optim.AdamW(parameters, fused=True, **settings)
+        return torch.optim.AdamW(parameters, fused=parameters[0].is_cuda, **settings)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
