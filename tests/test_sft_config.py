@@ -1,0 +1,49 @@
+"""Rules between the settings of fine-tuning and of replies: each broken one is named by its key."""
+
+import pytest
+
+from unirl.config import GenerateConfig, SftConfig
+from unirl.config_loading import load_config, model_settings, run_name, to_yaml
+from unirl.config_rules import ConfigError
+
+LAB = "lab: {path: 'lab:unified_visual'"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["data.sources={x: {path: ''}}"], "data.sources.x.path"),
+        (["data.sources={" + LAB + ", count: 3, weight: 0.5}}"], "data.sources.lab.weight"),
+        (["data.sources={" + LAB + ", weight: 0}}"], "data.sources.lab.weight"),
+        (["data.sources={}"], "data.sources"),
+        (["evaluation.sources={y: {path: ''}}"], "evaluation.sources.y.path"),
+        (["learner.max_tokens_per_micro_batch=100"], "learner.max_tokens_per_micro_batch"),
+        (["loss.restrict=false"], "loss.form"),
+        (["model.image_pixels=[9, 4]"], "model.image_pixels"),
+        (["model.family=lumina_dimoo"], "model.family"),
+        (["evaluation.exam=lab", "evaluation.replies.max_tokens=4096"], "evaluation.replies.max_tokens"),
+        (["train.name=a/b"], "train.name"),
+        (["loss.rows_at_once=0"], "loss.rows_at_once"),
+        (["learner.warmup_fraction=1.5"], "learner.warmup_fraction"),
+    ],
+)
+def test_a_broken_rule_is_named_by_its_key(overrides, key):
+    with pytest.raises(ConfigError) as error:
+        load_config([], overrides, SftConfig)
+    assert [problem.key for problem in error.value.problems] == [key]
+
+
+def test_a_reply_must_fit_beside_its_prompt():
+    with pytest.raises(ConfigError, match=r"replies.max_tokens .* must be below replies.max_model_len"):
+        load_config([], ["replies.max_tokens=5000"], GenerateConfig)
+
+
+def test_a_runs_name_and_model_are_read_from_its_settings(tmp_path):
+    config = load_config([], ["train.name=mine", "model.dtype=bfloat16", "model.system_prompt=be brief"], SftConfig)
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert run_name(file) == "mine"
+    assert load_config([], model_settings(file), GenerateConfig).model == config.model
+    assert run_name(tmp_path / "none.yaml") == ""
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        model_settings(tmp_path / "none.yaml")
