@@ -80,6 +80,13 @@ Loudness = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 OfJob = Annotated[Job, typer.Option("--job", help="Whose settings.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")]
+InOneProcess = Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="auto|RUN", help="Go on with a run; auto finds the newest unfinished one."),
+]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")]
 
 
 def show_version(wanted: bool) -> None:
@@ -105,13 +112,10 @@ def root(
 def train(
     overrides: Overrides = None,
     config: Files = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option("--resume", metavar="auto|RUN", help="Go on with a run; auto finds the newest unfinished one."),
-    ] = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
+    dry_run: DryRun = False,
+    local: InOneProcess = False,
+    resume: Resume = None,
+    run_dir: RunDir = None,
     verbose: Loudness = None,
 ) -> None:
     """Post-train a policy with PairGRPO."""
@@ -128,13 +132,10 @@ def train(
 def sft(
     overrides: Overrides = None,
     config: Files = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option("--resume", metavar="auto|RUN", help="Go on with a run; auto finds the newest unfinished one."),
-    ] = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
+    dry_run: DryRun = False,
+    local: InOneProcess = False,
+    resume: Resume = None,
+    run_dir: RunDir = None,
     verbose: Loudness = None,
 ) -> None:
     """Fine-tune a policy on conversations in which text and images alternate (UnifiedVisual)."""

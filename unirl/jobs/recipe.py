@@ -54,6 +54,7 @@ def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, e
         exam: what judges a checkpoint.
 
     Raises:
+        DataError: the folder's recipe was begun with other settings.
         StageError: a stage failed; run the same command again once it is mended.
     """
     folder = Path(config.run_dir) if config.run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
