@@ -6,9 +6,10 @@ from unirl.monitoring.log_files import log_to_files
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_the_file_gets_all_and_the_terminal_what_matters(tmp_path, capsys, verbose):
+def test_the_file_gets_all_and_the_terminal_what_matters(tmp_path, capsys, monkeypatch, verbose):
     log, engine = logging.getLogger("unirl.somewhere"), logging.getLogger("vllm")
-    engine.setLevel(logging.NOTSET)  # an engine in this process has raised it
+    monkeypatch.setattr(engine, "propagate", True)  # an engine in this process keeps its lines to itself,
+    monkeypatch.setattr(engine, "level", logging.NOTSET)  # and asks for fewer
     with log_to_files(tmp_path, verbose=verbose):
         log.info("step %d", 12)
         log.warning("look here")
