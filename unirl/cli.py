@@ -190,6 +190,30 @@ def recipe(
 
 
 @app.command()
+def ablate(
+    overrides: Overrides = None,
+    config: Files = None,
+    local: Annotated[bool, typer.Option("--local", help="Each run in one process, without Ray.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the arms and what they set; start nothing.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of all runs; one that is there already is gone on with.")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Make runs that differ by arm and seed, and compare the arms: means, gains, 95 % intervals, curves."""
+    start_logging(verbose)
+    extra = [f"run_dir={run_dir}"] if run_dir else []
+    from unirl.config import AblationConfig
+    from unirl.config_loading import load_config
+
+    settings = load_config(config or [], (overrides or []) + extra, AblationConfig)
+    from unirl.jobs import ablate as job
+
+    raise typer.Exit(job.main(settings, local=local, dry_run=dry_run, as_json=as_json))
+
+
+@app.command()
 def generate(  # noqa: PLR0913 - one option each
     overrides: Overrides = None,
     config: Files = None,

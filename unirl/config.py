@@ -378,7 +378,7 @@ class SourceConfig:
     subsets: tuple[str, ...] = ()
     """Take only these subsets of it; empty takes all."""
     count: int | None = None
-    """Exactly so many samples, the same in every epoch: a part of them, or all of them several times."""
+    """Exactly so many samples, the same in every epoch: a part of them, or all of them several times; 0 takes none."""
     weight: float = 1.0
     """How often a sample is seen in an epoch: 0.5 shows half of them, drawn anew each epoch, 2 all twice. Not with
     `count`."""
@@ -507,6 +507,8 @@ class SftEvaluationConfig:
     """Before the first and after the last step, answer the embedded world's held-out prompts and judge the replies."""
     exam_items: int = 60
     """Prompts of each subset in the exam."""
+    exam_subsets: tuple[str, ...] = ()
+    """Ask only these subsets; empty asks all."""
     replies: RepliesConfig = field(default_factory=RepliesConfig)
     """How the exam's replies are sampled."""
 
@@ -597,6 +599,67 @@ class RecipeConfig:
     """Short name of the recipe."""
 
 
+@dataclass(frozen=True)
+class ArmConfig:
+    """One arm of an ablation: what it sets on top of the base settings."""
+
+    files: tuple[str, ...] = ()
+    """YAML files, later ones on top."""
+    settings: tuple[str, ...] = ()
+    """"key=value" each, on top of the files."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """A number by which arms are compared."""
+
+    metrics: tuple[str, ...] = ()
+    """Its mean is over the held-out items of these measures, such as "understanding/answer_right" of the exam or
+    "generation/sampled/reward" of an evaluation."""
+
+
+@dataclass(frozen=True)
+class CurveConfig:
+    """A figure: a score over what some arms have more or less of."""
+
+    score: str = ""
+    """One of `scores`."""
+    arms: tuple[str, ...] = ()
+    """Its points."""
+    x: tuple[float, ...] = ()
+    """Where they lie, one number for each arm."""
+    x_label: str = ""
+    """What x is."""
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Everything `unirl ablate` needs: runs that differ by arm and seed, and how to compare them."""
+
+    job: Literal["sft", "train"] = "sft"
+    """What each run is."""
+    files: tuple[str, ...] = ()
+    """YAML files with the settings that all arms share."""
+    settings: tuple[str, ...] = ()
+    """"key=value" each, on top of the files."""
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    """What is compared, by a name of your own."""
+    reference: str = ""
+    """The arm that the others are compared with; empty takes the first."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the runs of each arm (train.seed)."""
+    scores: dict[str, ScoreConfig] = field(default_factory=dict)
+    """By what, by a name of your own; every single measure is shown besides."""
+    curves: dict[str, CurveConfig] = field(default_factory=dict)
+    """Figures, by their title."""
+    runs_at_once: int = 1
+    """Runs under way at a time."""
+    run_dir: str | None = None
+    """Folder of all runs and the report; null makes runs/<date>-<name>."""
+    name: str = "ablation"
+    """Short name of the grid."""
+
+
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
     """Every setting by its dotted key, e.g. {"learner.lr": 0.0003, ...}; free-form options stay one value."""
     flat: dict[str, Any] = {}
@@ -636,7 +699,8 @@ def is_table(value: Any) -> bool:
 
 def default_of(schema: type, key: str) -> Any:
     """Default of a dotted key, also of one in an entry that the defaults lack; None for a free-form option."""
-    entries = flatten(RewardConfig()) | flatten(SourceConfig())
+    kinds = (RewardConfig, SourceConfig, ArmConfig, ScoreConfig, CurveConfig)
+    entries = {key: value for kind in kinds for key, value in flatten(kind()).items()}
     return flatten(schema()).get(key, entries.get(key.rpartition(".")[2]))
 
 

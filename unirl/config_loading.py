@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from unirl.config import (
+    AblationConfig,
     GenerateConfig,
     PairConfig,
     RecipeConfig,
@@ -27,7 +28,7 @@ from unirl.config_rules import ConfigError, Problem, find_problems
 
 _UNREADABLE = (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException)
 
-Config = TypeVar("Config", RlConfig, SftConfig, GenerateConfig, RecipeConfig, PairConfig)
+Config = TypeVar("Config", RlConfig, SftConfig, GenerateConfig, RecipeConfig, AblationConfig, PairConfig)
 
 # What people coming from other projects type, and what it is called here.
 SYNONYMS = {

@@ -4,12 +4,14 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, cast, get_args
 
 from unirl.config import (
+    AblationConfig,
+    CurveConfig,
     GenerateConfig,
     PairConfig,
     RecipeConfig,
@@ -98,8 +100,8 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "train.samples_per_step",
             "train.max_steps",
             "loss.rows_at_once",
-            "*.count",
             "data.encoders.num_workers",
+            "runs_at_once",
         ),
     ),
     (
@@ -144,6 +146,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "*replies.*.temperature",
             "*.top_k",
             "*.max_images",
+            "*.count",
             "monitoring.*",
             "num_aligned",
         ),
@@ -153,7 +156,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
     ("must be at least 0 and below 1", 0, _BELOW_1, ("learner.betas",)),
     ("must be 0, 1, 2 or 3", 0, 3, ("learner.zero_stage",)),
     ("must lie in [-1, 1], where cosines lie", -1, 1, ("threshold",)),
-    ("must be a whole number in [0, 2^31)", 0, _SEEDS, ("*seed",)),
+    ("must be a whole number in [0, 2^31)", 0, _SEEDS, ("*seed", "seeds")),
     ("must be a finite number", -_LARGEST, _LARGEST, ("rewards.*.weight",)),
 )
 
@@ -166,7 +169,7 @@ def bound_of(key: str) -> tuple[str, float, float] | None:
     return None
 
 
-AnyConfig = RlConfig | SftConfig | GenerateConfig | RecipeConfig | PairConfig
+AnyConfig = RlConfig | SftConfig | GenerateConfig | RecipeConfig | AblationConfig | PairConfig
 
 
 def find_problems(config: AnyConfig) -> list[Problem]:
@@ -184,6 +187,8 @@ def find_problems(config: AnyConfig) -> list[Problem]:
     elif isinstance(config, SftConfig):
         for rules in (_model_and_run, _conversations, _offload):
             problems += rules(config)
+    elif isinstance(config, AblationConfig):
+        problems += _ablation(config)
     elif isinstance(config, GenerateConfig):
         problems += _replies(config.replies, "replies")
     elif config.encoder == "resnet50" and not config.encoder_checkpoint:
@@ -328,3 +333,35 @@ def _replies(config: RepliesConfig, section: str) -> Iterator[Problem]:
         rule = f"must be below {section}.max_model_len ({config.max_model_len}), which counts the prompt too"
         fix = f"try {section}.max_model_len={2 * config.max_tokens}"
         yield Problem(f"{section}.max_tokens", config.max_tokens, rule, fix)
+
+
+def _ablation(config: AblationConfig) -> Iterator[Problem]:
+    yield from _name("name", config.name)
+    for name in config.arms:
+        yield from _name(f"arms.{name}", name)
+    if not config.arms:
+        yield Problem("arms", {}, "must name what is compared", "see configs/ablations/")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        yield Problem("seeds", list(config.seeds), "must be one or more different numbers", "try [0, 1, 2]")
+    if config.reference and config.reference not in config.arms:
+        yield _no_such("reference", config.reference, "an arm", config.arms)
+    for name, score in config.scores.items():
+        if not score.metrics:
+            yield Problem(f"scores.{name}.metrics", [], "must name measures", "see any run's report")
+    for name, curve in config.curves.items():
+        yield from _curve(f"curves.{name}", curve, config)
+
+
+def _curve(key: str, curve: CurveConfig, config: AblationConfig) -> Iterator[Problem]:
+    if curve.score not in config.scores:
+        yield _no_such(f"{key}.score", curve.score, "a score", config.scores)
+    for arm in curve.arms:
+        if arm not in config.arms:
+            yield _no_such(f"{key}.arms", arm, "an arm", config.arms)
+    if len(curve.x) != len(curve.arms) or len(curve.x) < 2:
+        rule = f"must give each of two or more arms its number; there are {len(curve.arms)} arms"
+        yield Problem(f"{key}.x", list(curve.x), rule, "write one x for each arm")
+
+
+def _no_such(key: str, value: str, what: str, known: Iterable[str]) -> Problem:
+    return Problem(key, value, f"is not {what}", f"there are {', '.join(known) or 'none'}")

@@ -9,6 +9,7 @@ from unirl.config import RecipeConfig
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError
 from unirl.jobs import recipe
+from unirl.jobs.commands import CommandError
 
 
 def test_settings_of_both_stages_are_checked_under_their_own_keys():
@@ -74,7 +75,7 @@ def test_an_unfinished_stage_is_resumed(tmp_path):
 def test_a_failed_stage_ends_the_recipe_with_its_own_exit_code(tmp_path):
     config = replace(RecipeConfig(), run_dir=str(tmp_path))
     config = replace(config, sft=replace(config.sft, model=replace(config.sft.model, path=str(tmp_path / "nowhere"))))
-    with pytest.raises(recipe.StageError, match="expected the stage `unirl eval") as error:
+    with pytest.raises(CommandError, match="expected `unirl eval") as error:
         recipe.main(config)
     assert error.value.exit_code == 4
     assert not (tmp_path / recipe.BASE_EVALUATION).exists()

@@ -5,12 +5,9 @@ import pytest
 from unirl.lab import words
 from unirl.lab.subsets.lesson import is_reserved
 from unirl.lab.unified_visual import (
-    ARMS,
-    GENERATION_SAMPLES,
+    GENERATION_SUBSETS,
     SUBSETS,
-    UNDERSTANDING_SAMPLES,
     WORDS,
-    arm_counts,
     heldout_samples,
     kinds,
     make_lesson,
@@ -158,7 +155,7 @@ def test_kinds_are_balanced_and_single_objects_never_held_out(subset, training, 
 
 
 def test_samples_rarely_repeat(training):
-    for subset in GENERATION_SAMPLES:
+    for subset in GENERATION_SUBSETS:
         distinct = {tuple(written(sample)) for sample in training[subset]}
         assert len(distinct) > 0.8 * NUM_EACH, subset
 
@@ -188,33 +185,6 @@ def test_the_control_asks_what_the_drawn_form_asks(training, heldout):
             assert direct.turns[0].segments[0].text == f"do not draw . {drawn.turns[0].segments[0].text}"
 
 
-def test_arms_hold_what_table_1_compares():
-    generation, understanding = set(GENERATION_SAMPLES), set(UNDERSTANDING_SAMPLES)
-    counts = {arm: arm_counts(arm, 1000) for arm in ARMS}
-    assert {arm: set(subsets) for arm, subsets in counts.items()} == {
-        "normal_data": understanding | {"normal"},
-        "understanding_only": understanding,
-        "generation_only": generation,
-        "both": understanding | generation,
-        "half_and_half": understanding | generation | {"normal"},
-    }
-    assert {arm: sum(subsets.values()) for arm, subsets in counts.items()} == {
-        "normal_data": 2000,
-        "understanding_only": 1000,
-        "generation_only": 1000,
-        "both": 2000,
-        "half_and_half": 2000,
-    }
-
-
-def test_mixtures_keep_the_proportions_of_the_paper():
-    counts = arm_counts("generation_only", 127_215)
-    assert counts == GENERATION_SAMPLES
-    assert arm_counts("both", 7)["understanding"] in (3, 4)
-
-
-def test_unknown_subsets_and_arms_are_refused():
+def test_unknown_subsets_are_refused():
     with pytest.raises(ValueError, match="expected a subset of image_generation"):
         make_sample("image_generatoin", 0, 0)
-    with pytest.raises(ValueError, match="expected an arm of normal_data"):
-        arm_counts("all", 10)

@@ -51,8 +51,8 @@ class Mixture:
         self._sources = [_source(name, stores[name], config) for name, config in sorted(sources.items())]
         self._seed, self._size = seed, samples_per_step
         self._order = lru_cache(maxsize=2)(self._make_order)
-        empty = [source.name for source in self._sources if not len(source.epoch(seed, 0))]
-        if empty or not self._sources:
+        empty = [s.name for s in self._sources if s.config.count != 0 and not len(s.epoch(seed, 0))]
+        if empty or not any(self.counts().values()):
             raise DataError(
                 f"data.sources: expected sequences from every source; got none from {', '.join(empty) or 'anywhere'}; "
                 "raise its weight or count, or leave it out"

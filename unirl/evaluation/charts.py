@@ -26,14 +26,17 @@ class Line:
     """(x, low, high) shaded behind the curve."""
 
 
-def line_chart(title: str, lines: Sequence[Line], *, note: str = "", y_range: Point | None = None) -> str:
+def line_chart(
+    title: str, lines: Sequence[Line], *, note: str = "", y_range: Point | None = None, x_label: str = "step"
+) -> str:
     """A figure with one y axis; "" when no curve has a point.
 
     Args:
         title: above the figure.
-        lines: curves over the same x, the step.
+        lines: curves over the same x.
         note: small print below the title.
         y_range: least range of the y axis; it grows to hold the data.
+        x_label: what x is, one word.
     """
     lines = [line for line in lines if line.points]
     if not lines:
@@ -46,7 +49,7 @@ def line_chart(title: str, lines: Sequence[Line], *, note: str = "", y_range: Po
     def place(x: float, y: float) -> str:
         return f"{_across(x, left, right):.1f},{_down(y, low, high):.1f}"
 
-    parts = [_grid(low, high), _x_axis(left, right, "step", least_gap=1)]
+    parts = [_grid(low, high), _x_axis(left, right, x_label, least_gap=1)]
     for line in lines:
         if line.band:
             band = _thin_band(line.band)
@@ -58,7 +61,7 @@ def line_chart(title: str, lines: Sequence[Line], *, note: str = "", y_range: Po
         path = " ".join(place(x, y) for x, y in points)
         parts.append(f'<polyline class="line {line.color}{dash}" points="{path}"/>')
         if len(points) <= _HOVER_POINTS:
-            parts += [_hover(place(x, y), f"{line.label}, step {x:g}: {y:.4g}", line.color) for x, y in points]
+            parts += [_hover(place(x, y), f"{line.label}, {x_label} {x:g}: {y:.4g}", line.color) for x, y in points]
     return _figure(title, "".join(parts), note, [(line.label, line.color, line.dashed) for line in lines])
 
 

@@ -39,12 +39,37 @@ def bounded_interval(values: NDArray[np.float64], low: float = 0.0, high: float 
             f"interval: expected two or more values in [{low:g}, {high:g}]; got {len(values)}: {values[:5]}; use "
             "t_interval for values without bounds"
         )
-    width = high - low
-    share = (float(values.mean()) - low) / width
-    most = share * (1 - share)
-    spread = float(values.var(ddof=1)) / width**2 / most if most > 0 else 1.0
-    edges = _wilson(share, t_quantile(len(values) - 1) ** 2 * spread / len(values))
-    return low + width * edges[0], low + width * edges[1]
+    square = t_quantile(len(values) - 1) ** 2 * float(values.var(ddof=1)) / len(values)
+    return _inside(float(values.mean()), square, len(values), low, high)
+
+
+def crossed_interval(values: NDArray[np.float64], bounds: Interval | None = (0.0, 1.0)) -> Interval:
+    """Interval of the mean of values [S, N]: S runs with seeds of their own, judged on the same N items.
+
+    What the seeds and what the items make uncertain are added as squares, each with its own Student's t, from the means
+    of rows and of columns. Each of these holds a share of the noise of single values, so that the sum is a little too
+    wide rather than too narrow. One row, or one column, says nothing about its own part, which is then left out.
+
+    Args:
+        values: finite.
+        bounds: of the values, which the interval never leaves; None for values without bounds.
+
+    Raises:
+        ValueError: fewer than two values, or one outside the bounds.
+    """
+    low, high = bounds or (-math.inf, math.inf)
+    if values.size < 2 or values.min() < low or values.max() > high:
+        raise ValueError(
+            f"interval: expected two or more values in [{low:g}, {high:g}]; got shape {values.shape}, from "
+            f"{values.min(initial=0):g} to {values.max(initial=0):g}; give wider bounds"
+        )
+    mean = float(values.mean())
+    square = sum(
+        t_quantile(len(means) - 1) ** 2 * float(means.var(ddof=1)) / len(means)
+        for means in (values.mean(axis=0), values.mean(axis=1))
+        if len(means) > 1
+    )
+    return _inside(mean, square, values.shape[1], low, high) if bounds else (mean - square**0.5, mean + square**0.5)
 
 
 def t_interval(values: NDArray[np.float64]) -> Interval:
@@ -87,6 +112,15 @@ def t_quantile(degrees: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _t_within(middle, degrees) < CONFIDENCE else (low, middle)
     return (low + high) / 2
+
+
+def _inside(mean: float, square: float, num: int, low: float, high: float) -> Interval:
+    """Wilson's interval in [low, high] for a mean of `num` values with this squared half-width in the middle."""
+    width = high - low
+    share = (mean - low) / width
+    most = share * (1 - share)
+    edges = _wilson(share, square / width**2 / most if most > 0 else t_quantile(max(num - 1, 1)) ** 2 / num)
+    return low + width * edges[0], low + width * edges[1]
 
 
 def _wilson(share: float, square: float) -> Interval:

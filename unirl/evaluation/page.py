@@ -20,16 +20,29 @@ def write_page(record: RunRecord, sections: Sequence[tuple[str, str]]) -> Path:
     """
     body = "".join(f"<section><h2>{escape(title)}</h2>{html}</section>" for title, html in sections if html)
     title = escape(str(record.run.get("id", record.folder.name)))
+    page = f"{_header(record, title)}<main>{body}</main>{_footer(record)}"
+    return write_html(record.folder / "report.html", title, page)
+
+
+def write_html(path: Path, title: str, body: str) -> Path:
+    """Write a whole page at once and return its path.
+
+    Args:
+        path: of the file.
+        title: escaped.
+        body: HTML inside <body>.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{style}</style></head><body>{_header(record, title)}<main>{body}</main>{_footer(record)}</body>"
-        "</html>\n"
+        f"<style>{style}</style></head><body>{body}</body></html>\n",
+        encoding="utf-8",
     )
-    path = record.folder / "report.html"
-    temporary = record.folder / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
 

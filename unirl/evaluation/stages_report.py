@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from unirl.evaluation.exam import Estimate
+from unirl.evaluation.page import write_html
 
 Means = Mapping[str, Estimate]
 """Mean with its 95 % interval by "group/measure"."""
@@ -36,20 +37,13 @@ def write_stages_report(folder: Path, title: str, stages: Sequence[Stage], notes
         for name in own:
             cells = "".join(_cell(stage.means.get(name)) for stage in stages)
             rows.append(f"<tr><td>{escape(_measure(name))}</td>{cells}</tr>")
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>'
+    body = (
         f"<header><div><h1>{escape(title)}</h1></div></header><main><section>"
         f"{''.join(f'<p class=note>{escape(note)}</p>' for note in notes)}"
         f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
-        "<p class=note>Means with 95 % intervals, each of its own column.</p></section></main></body></html>\n"
+        "<p class=note>Means with 95 % intervals, each of its own column.</p></section></main>"
     )
-    path = folder / "report.html"
-    temporary = folder / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_html(folder / "report.html", escape(title), body)
 
 
 def _group(name: str) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirl.config import SftConfig
+from unirl.config_rules import ConfigError, Problem
 from unirl.jobs.responder import Prompt, Responder
+from unirl.lab.unified_visual import SUBSETS
 from unirl.lab.unified_visual_exam import grade, make_exam
 from unirl.types import Segment
 
@@ -21,6 +23,18 @@ SaveImage = Callable[[NDArray[np.uint8]], str]
 """Keeps a picture and returns its path."""
 Shown = dict[str, Any]
 """A segment as {"text": ...} or {"image": ...}."""
+
+
+def check_exam(config: SftConfig) -> None:
+    """Refuse subsets that the exam does not have.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if strange := [name for name in config.evaluation.exam_subsets if name not in SUBSETS]:
+        rule = f"must hold only subsets of the exam, not {', '.join(strange)}"
+        known = f"there are {', '.join(SUBSETS)}"
+        raise ConfigError([Problem("evaluation.exam_subsets", config.evaluation.exam_subsets, rule, known)])
 
 
 def take_exam(config: SftConfig, checkpoint: Path, save_image: SaveImage) -> dict[str, Any]:
@@ -43,7 +57,9 @@ def take_exam(config: SftConfig, checkpoint: Path, save_image: SaveImage) -> dic
 
 def _answers(config: SftConfig, checkpoint: Path) -> list[dict[str, Any]]:
     """The graded items, pictures as arrays."""
-    items = make_exam(config.evaluation.exam_items)
+    asked = config.evaluation.exam_subsets
+    subsets = [subset for subset in SUBSETS if subset in asked or not asked]
+    items = make_exam(config.evaluation.exam_items, subsets=subsets)
     responder = Responder(config.model, checkpoint, config.evaluation.replies)
     requests = responder.requests([Prompt(item.id, item.prompt) for item in items], seeds=(0,))
     taken: list[dict[str, Any]] = []

@@ -5,8 +5,6 @@ Each stage is a command of its own, so that it is resumed, shown and ended like 
 
 import json
 import logging
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,11 +14,13 @@ from typing import Any
 
 from unirl.config import RecipeConfig, SftConfig
 from unirl.config_loading import to_yaml
-from unirl.data.atomic import DataError, atomic_file
+from unirl.data.atomic import atomic_file
 from unirl.evaluation.exam import means_of
 from unirl.evaluation.stages_report import Means, Stage, write_stages_report
+from unirl.jobs.commands import Commands, keep_settings, words_of_run
 from unirl.jobs.exam import SaveImage, take_exam
-from unirl.jobs.run_dirs import RUNS, is_finished, is_run
+from unirl.jobs.interrupts import Interrupted
+from unirl.jobs.run_dirs import RUNS, is_finished
 from unirl.jobs.sft import exam_name
 
 log = logging.getLogger(__name__)
@@ -31,17 +31,6 @@ Exam = Callable[[SftConfig, Path, SaveImage], dict[str, Any]]
 
 SFT, TRAIN = "sft", "train"
 BASE_EVALUATION, FINAL_EXAM = "evaluation_base.json", "exam_final.json"
-
-
-class StageError(RuntimeError):
-    """A stage ended with an error; `exit_code` is that of its command."""
-
-    def __init__(self, command: str, code: int) -> None:
-        super().__init__(
-            f"expected the stage `{command}` to finish; got exit code {code}; its own message is above; mend it and "
-            "go on with the same command and --run-dir"
-        )
-        self.exit_code = code
 
 
 def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, exam: Exam = take_exam) -> int:
@@ -55,25 +44,20 @@ def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, e
 
     Raises:
         DataError: the folder's recipe was begun with other settings.
-        StageError: a stage failed; run the same command again once it is mended.
+        CommandError: a stage failed; run the same command again once it is mended.
     """
     folder = Path(config.run_dir) if config.run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
     folder.mkdir(parents=True, exist_ok=True)
     sft = replace(config.sft, evaluation=replace(config.sft.evaluation, exam="lab"))
     model = replace(sft.model, path=str(folder / SFT / "policy"), frozen=config.train.model.frozen)
-    train = replace(config.train, model=model)
-    for name, settings in ((SFT, sft), (TRAIN, train)):
-        _keep_settings(folder / f"{name}.yaml", to_yaml(settings))
-    where, run = ["--local"] if local else [], run or run_command
-    if not (folder / BASE_EVALUATION).is_file():
-        shown = run("eval", sft.model.path, "-c", folder / f"{TRAIN}.yaml", "--json", *where)
-        with atomic_file(folder / BASE_EVALUATION) as file:
-            file.write(shown.encode())
-    for name in (SFT, TRAIN):
-        if is_finished(folder / name):
-            log.info("%s is finished", folder / name)
-        else:
-            run(name, *_how(name, folder), *where)
+    for name, settings in ((SFT, sft), (TRAIN, replace(config.train, model=model))):
+        keep_settings(folder / f"{name}.yaml", to_yaml(settings))
+    try:
+        with Commands() as commands:
+            _run_stages(folder, sft.model.path, run or commands.run, ["--local"] if local else [])
+    except Interrupted as ending:
+        sys.stderr.write(f"ended; go on with the same command and --run-dir {folder}\n")
+        return ending.exit_code
     if not (folder / FINAL_EXAM).is_file():
         taken = exam(sft, folder / TRAIN / "policy", lambda image: "")
         with atomic_file(folder / FINAL_EXAM) as file:
@@ -82,54 +66,16 @@ def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, e
     return 0
 
 
-def _keep_settings(file: Path, settings: str) -> None:
-    """Write a stage's settings once.
-
-    Raises:
-        DataError: the recipe was begun with others.
-    """
-    if file.is_file() and file.read_text() != settings:
-        raise DataError(
-            f"{file}: expected the settings that the recipe began with; got others; give the same ones, or name "
-            "another --run-dir"
-        )
-    with atomic_file(file) as out:
-        out.write(settings.encode())
-
-
-def _how(name: str, folder: Path) -> list[str | Path]:
-    run_dir = folder / name
-    return ["--resume", run_dir] if is_run(run_dir) else ["-c", folder / f"{name}.yaml", "--run-dir", run_dir]
-
-
-def run_command(*words: str | Path) -> str:
-    """Run a command of unirl in a process of its own, and return what it wrote to stdout.
-
-    Raises:
-        StageError: it ended with an error.
-    """
-    shown = " ".join(["unirl", *map(str, words)])
-    log.info("%s", shown)
-    command = [sys.executable, "-c", "from unirl.cli import main; main()", *map(str, words)]
-    to_keep = words[0] == "eval"
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE if to_keep else None) as stage:
-        before = signal.signal(signal.SIGTERM, lambda signum, frame: stage.send_signal(signum))
-        try:
-            printed = _wait(stage)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    if stage.returncode:
-        raise StageError(shown, stage.returncode)
-    return printed
-
-
-def _wait(stage: "subprocess.Popen[str]") -> str:
-    """What the stage wrote; a Ctrl-C, which it gets too, leaves it the time to save and end."""
-    while True:
-        try:
-            return stage.communicate()[0] or ""
-        except KeyboardInterrupt:
-            continue
+def _run_stages(folder: Path, base: str, run: Run, where: list[str]) -> None:
+    if not (folder / BASE_EVALUATION).is_file():
+        shown = run("eval", base, "-c", folder / f"{TRAIN}.yaml", "--json", *where)
+        with atomic_file(folder / BASE_EVALUATION) as file:
+            file.write(shown.encode())
+    for name in (SFT, TRAIN):
+        if is_finished(folder / name):
+            log.info("%s is finished", folder / name)
+        else:
+            run(*words_of_run(name, folder / f"{name}.yaml", folder / name), *where)
 
 
 def stages_of(folder: Path) -> list[Stage]:

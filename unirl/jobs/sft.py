@@ -27,7 +27,7 @@ from unirl.evaluation.exam import exam_rows
 from unirl.evaluation.sft_report import write_sft_report
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.jobs.conversations import token_sources
-from unirl.jobs.exam import take_exam
+from unirl.jobs.exam import check_exam, take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step
@@ -155,13 +155,15 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         dry_run: show settings and memory; encode and start nothing.
 
     Raises:
-        ConfigError: several learner ranks in one process, or settings that a run cannot change on its way.
+        ConfigError: several learner ranks in one process, an unknown subset of the exam, or settings that a run cannot
+            change on its way.
         DataError: conversations, tokens, a checkpoint or a run directory that cannot be used.
         PlacementError: this machine cannot hold the learner.
     """
     if local and config.learner.num_ranks != 1:
         rule = "must be 1 with --local, which has one process"
         raise ConfigError([Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1")])
+    check_exam(config)
     checkpoint = resolve_checkpoint(config.model.path).absolute()
     if dry_run:
         return _show_plan(config, checkpoint, local=local)

@@ -37,21 +37,8 @@ Subset = Literal[
 ]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
 
-GENERATION_SAMPLES: dict[Subset, int] = {
-    "image_generation": 22_755,
-    "image_editing": 9_024,
-    "image_correction": 20_000,
-    "mm_reasoning_o": 21_000,
-    "mm_reasoning_mm": 17_761,
-    "mm_reasoning_t": 7_276,
-    "mm_internet": 29_399,
-}
-"""The seven subsets and their sizes in the paper's table 3; mixtures keep the proportions."""
-UNDERSTANDING_SAMPLES: dict[Subset, int] = {"understanding": 60_000, "text_reasoning": 60_000}
-"""In the place of LLaVA-CoT and CoT-Collection (section 3.2)."""
-
-Arm = Literal["normal_data", "understanding_only", "generation_only", "both", "half_and_half"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
+GENERATION_SUBSETS = SUBSETS[:7]
+"""The seven of the paper's table 3."""
 
 WORDS = (
     *words.WORDS,
@@ -122,35 +109,3 @@ def training_samples(subset: Subset, count: int, seed: int) -> Iterator[Interlea
 def heldout_samples(subset: Subset, count: int, seed: int) -> Iterator[InterleavedSample]:
     """The first `count` held-out samples of a subset, each about a held-out caption."""
     return (make_sample(subset, seed, index, heldout=True) for index in range(count))
-
-
-def arm_counts(arm: Arm, count: int) -> dict[Subset, int]:
-    """Samples of each subset for one arm of the paper's table 1.
-
-    Args:
-        arm: `half_and_half` takes half of its generation from plain captions (section 5.2.2).
-        count: samples of understanding and of generation, 120,000 each in the paper.
-
-    Raises:
-        ValueError: there is no such arm.
-    """
-    match arm:
-        case "normal_data":
-            return {**_shares(UNDERSTANDING_SAMPLES, count), "normal": count}
-        case "understanding_only":
-            return _shares(UNDERSTANDING_SAMPLES, count)
-        case "generation_only":
-            return _shares(GENERATION_SAMPLES, count)
-        case "both":
-            return _shares(UNDERSTANDING_SAMPLES, count) | _shares(GENERATION_SAMPLES, count)
-        case "half_and_half":
-            half = _shares(GENERATION_SAMPLES, count - count // 2)
-            return {**_shares(UNDERSTANDING_SAMPLES, count), **half, "normal": count // 2}
-        case _:
-            raise ValueError(f"expected an arm of {', '.join(ARMS)}; got {arm!r}; correct it")
-
-
-def _shares(sizes: dict[Subset, int], count: int) -> dict[Subset, int]:
-    """`count` in the proportions of the sizes, rounded so that it adds up."""
-    ends = [round(count * sum(list(sizes.values())[: i + 1]) / sum(sizes.values())) for i in range(len(sizes))]
-    return {subset: end - start for subset, start, end in zip(sizes, [0, *ends], ends, strict=False)}

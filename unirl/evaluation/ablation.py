@@ -1,0 +1,119 @@
+"""Runs that differ by arm and seed compared: means over seeds and held-out items, and what each arm gains."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirl.evaluation.exam import Estimate, metric_names, scores_of
+from unirl.evaluation.intervals import Interval, crossed_interval
+
+Measures = Mapping[str, Mapping[str, float]]
+"""What a run measured at one moment: the value of each held-out item, by measure."""
+
+WHOLE = "all items"
+"""In place of an item's id where only a mean over all of them was kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """The finished runs of an arm."""
+
+    name: str
+    by_seed: Mapping[int, Measures]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """An arm by one score."""
+
+    mean: Estimate
+    """Over seeds and items, with a 95 % interval that holds the noise of both."""
+    gain: Estimate | None
+    """Over the reference, seed by seed and item by item; None for the reference itself."""
+    num_seeds: int
+    num_items: int
+
+
+def measures_of(run_dir: Path, *, first: bool = False) -> dict[str, dict[str, float]]:
+    """What a run measured last, or before its first step: its exam, held-out losses and evaluation, as far as it has.
+
+    Names are "<subset>/<measure>" of an exam, "heldout/<measure>" of losses, "<task>/<mode>/<part>" of an evaluation.
+    An item that could not be judged is absent.
+    """
+    found: dict[str, dict[str, float]] = {}
+    if exam := _document(run_dir, "exam", first):
+        found |= {name: scores_of(exam, name) for name in metric_names(exam)}
+    if losses := _document(run_dir, "heldout", first):
+        found |= {f"heldout/{name.removeprefix('sft/')}": {WHOLE: value} for name, value in losses.items()}
+    if evaluation := _document(run_dir, "step", first):
+        for item in evaluation["items"]:
+            for part, value in {"reward": item["reward"], **item["parts"]}.items():
+                if value is not None:
+                    found.setdefault(f"{item['task']}/{item['mode']}/{part}", {})[item["id"]] = value
+    return found
+
+
+def _document(run_dir: Path, kind: str, first: bool) -> dict[str, Any] | None:
+    files = sorted(run_dir.glob(f"evaluations/{kind}_*.json"))
+    return json.loads(files[0 if first else -1].read_text()) if files else None
+
+
+def common_measures(arms: Sequence[Arm]) -> list[str]:
+    """The measures that every run of every arm made of the same items, in their order."""
+    runs = [measures for arm in arms for measures in arm.by_seed.values()]
+    names = runs[0] if runs else {}
+    return [name for name in names if all(run.get(name, {}).keys() == names[name].keys() for run in runs)]
+
+
+def compare(arms: Sequence[Arm], metrics: Sequence[str], reference: str) -> dict[str, Cell]:
+    """Each arm by a score, the mean over the items of its measures.
+
+    Args:
+        arms: with one finished run or more each.
+        metrics: measures that all runs made of the same items.
+        reference: the arm that the others are compared with, over the seeds that both have.
+
+    Raises:
+        ValueError: a measure that not all runs have.
+    """
+    if strange := [name for name in metrics if name not in common_measures(arms)]:
+        raise ValueError(
+            f"ablation: expected measures that every run made of the same held-out items; got {', '.join(strange)}; "
+            f"there are {', '.join(common_measures(arms))}"
+        )
+    by_arm = {arm.name: {seed: _items(found, metrics) for seed, found in arm.by_seed.items()} for arm in arms}
+    base = by_arm[reference]
+    cells: dict[str, Cell] = {}
+    for name, by_seed in by_arm.items():
+        values = np.stack(list(by_seed.values()))
+        both = [seed for seed in by_seed if seed in base]
+        gain = None
+        if name != reference and both:
+            difference = np.stack([by_seed[seed] - base[seed] for seed in both])
+            gain = _estimate(difference, (-1.0, 1.0) if _is_share(values) and _is_share(difference + 1, 2) else None)
+        bounds = (0.0, 1.0) if _is_share(values) else None
+        cells[name] = Cell(mean=_estimate(values, bounds), gain=gain, num_seeds=len(values), num_items=values.shape[1])
+    return cells
+
+
+def mean_of(measures: Measures, metrics: Sequence[str]) -> float:
+    """One run by a score."""
+    return float(_items(measures, metrics).mean())
+
+
+def _items(measures: Measures, metrics: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([measures[name][item] for name in metrics for item in sorted(measures[name])], np.float64)
+
+
+def _is_share(values: NDArray[np.float64], most: float = 1.0) -> bool:
+    return bool(values.min() >= 0 and values.max() <= most)
+
+
+def _estimate(values: NDArray[np.float64], bounds: Interval | None) -> Estimate:
+    mean = float(values.mean())
+    return mean, *(crossed_interval(values, bounds) if values.size > 1 else (mean, mean))
