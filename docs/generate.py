@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from unirl.cli import app
-from unirl.config import GenerateConfig, PairConfig, RlConfig, SftConfig
+from unirl.config import AblationConfig, GenerateConfig, PairConfig, RlConfig, SftConfig
 from unirl.config_keys import Setting, list_settings
 
 WIDTH = 96
@@ -33,6 +33,7 @@ def configuration_page() -> Iterator[str]:
         ("unirl sft", SftConfig),
         ("unirl generate", GenerateConfig),
         ("unirl pair make", PairConfig),
+        ("unirl ablate", AblationConfig),
     )
     for title, schema in jobs:
         yield f"## {title}\n"

@@ -3,12 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from unirl.config import PairConfig, RecipeConfig, RlConfig, SftConfig
-from unirl.config_loading import load_config
+from unirl.config import AblationConfig, PairConfig, RecipeConfig, RlConfig, SftConfig
+from unirl.config_loading import load_config, to_yaml
 from unirl.config_rules import ConfigError, find_problems
+from unirl.jobs.ablate import runs_of
 
 ROOT = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"rl": RlConfig, "sft": SftConfig, "arms": SftConfig, "pair": PairConfig, "recipes": RecipeConfig}
+SCHEMAS = {
+    "rl": RlConfig, "sft": SftConfig, "arms": SftConfig, "pair": PairConfig, "recipes": RecipeConfig,
+    "ablations": AblationConfig,
+}  # fmt: skip
 FILES = sorted(ROOT.rglob("*.yaml"))
 
 
@@ -30,6 +34,13 @@ def test_there_are_configurations_and_each_folder_has_a_schema():
 def test_every_shipped_configuration_loads(file):
     schema = SCHEMAS[file.parent.name]
     assert find_problems(load_config([file], questions_of(file, schema), schema)) == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_arm_of_an_ablation_is_a_run(file):
+    grid = load_config([file], [], AblationConfig)
+    runs = list(runs_of(grid, Path("runs")))
+    assert len({to_yaml(run.config) for run in runs}) == len(grid.arms) * len(grid.seeds)
 
 
 def test_the_lab_needs_no_answer():

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from unirl.config import Family, GenerateConfig, PairConfig, RlConfig, SftConfig, SftTrainConfig, TrainConfig
-
-    AnyConfig = RlConfig | SftConfig | GenerateConfig | PairConfig
+    from unirl.config import Family, RlConfig, SftConfig, SftTrainConfig, TrainConfig
+    from unirl.config_rules import AnyConfig
 
 IMPORTERS = sorted(path.stem for path in (Path(__file__).parent / "data" / "importers").glob("[!_]*.py"))
 
@@ -59,14 +58,15 @@ class Job(StrEnum):
     sft = "sft"
     generate = "generate"
     pair = "pair"
+    recipe = "recipe"
+    ablate = "ablate"
 
 
 def complete_key(incomplete: str) -> list[str]:
     """Settings that start with what was typed, for shell completion."""
-    from unirl.config import GenerateConfig, PairConfig, RlConfig, SftConfig, setting_names
+    from unirl.config import setting_names
 
-    schemas = (RlConfig, SftConfig, GenerateConfig, PairConfig)
-    names = [name for schema in schemas for name in setting_names(schema)]
+    names = dict.fromkeys(name for job in Job for name in setting_names(schema_of(job)))
     return [f"{name}=" for name in names if name.startswith(incomplete)]
 
 
@@ -231,11 +231,13 @@ def generate(  # noqa: PLR0913 - one option each
     start_logging(verbose)
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("expected one of --prompt TEXT and --prompts FILE")
+    from unirl.config import GenerateConfig
+    from unirl.config_loading import load_config
     from unirl.jobs import generate as job
 
     # A checkpoint says of which family it is; a file or setting may say otherwise.
     named = job.settings_of(checkpoint) if checkpoint else []
-    settings = load_generate(config or [], named + (overrides or []))
+    settings = load_config(config or [], named + (overrides or []), GenerateConfig)
 
     asked = [job.prompt_of(prompt, image or [])] if prompt is not None else job.read_prompts(cast(Path, prompts))
     raise typer.Exit(job.main(settings, asked, out=out, as_json=as_json))
@@ -266,7 +268,10 @@ def verify(
 def pair_make(overrides: Overrides = None, config: Files = None, verbose: Loudness = None) -> None:
     """Complete, embed, cluster and match samples into a certified pair set."""
     start_logging(verbose)
-    settings = load_pair(config or [], overrides or [])
+    from unirl.config import PairConfig
+    from unirl.config_loading import load_config
+
+    settings = load_config(config or [], overrides or [], PairConfig)
     from unirl.jobs import pair
 
     raise typer.Exit(pair.make(settings))
@@ -451,7 +456,7 @@ def config_keys(
 
     from unirl.config_keys import list_settings
 
-    settings = list_settings(type(load_job(job, [], [])))
+    settings = list_settings(schema_of(job))
     settings = [setting for setting in settings if setting.key.startswith(prefix.removesuffix("="))]
     if not settings:
         raise typer.BadParameter(f"no setting starts with {prefix}; without a prefix, all are listed")
@@ -473,7 +478,7 @@ def config_diff(
     from unirl.config import default_text
     from unirl.config_loading import differences
 
-    left, right = (load_job(job, [config_file(side)] if side else [], []) for side in (first, second))
+    left, right = (load_job(job, [config_file(side)], []) if side else schema_of(job)() for side in (first, second))
     changed = differences(left, right)
     if as_json:
         typer.echo(json.dumps({key: list(values) for key, values in changed.items()}, indent=2))
@@ -606,14 +611,6 @@ def load_sft(files: Sequence[Path], overrides: Sequence[str], *, incomplete: boo
     return load_config(files, overrides, SftConfig, incomplete=incomplete)
 
 
-def load_generate(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "GenerateConfig":
-    """The settings of `unirl generate`; with `incomplete`, to look at only."""
-    from unirl.config import GenerateConfig
-    from unirl.config_loading import load_config
-
-    return load_config(files, overrides, GenerateConfig, incomplete=incomplete)
-
-
 def with_run_dir(overrides: list[str] | None, run_dir: Path | None) -> list[str]:
     """The overrides, and the run directory that was named apart."""
     return (overrides or []) + ([f"train.run_dir={run_dir}"] if run_dir else [])
@@ -639,18 +636,25 @@ def run_to_resume(
     return (asked.run_dir, []) if is_run(Path(asked.run_dir)) else (None, files)
 
 
-def load_pair(files: Sequence[Path], overrides: Sequence[str], *, incomplete: bool = False) -> "PairConfig":
-    """The settings of a pair set; with `incomplete`, to look at only."""
-    from unirl.config import PairConfig
-    from unirl.config_loading import load_config
+def schema_of(job: Job) -> "type[AnyConfig]":
+    """The settings class of a job."""
+    from unirl import config
 
-    return load_config(files, overrides, PairConfig, incomplete=incomplete)
+    return {
+        Job.train: config.RlConfig,
+        Job.sft: config.SftConfig,
+        Job.generate: config.GenerateConfig,
+        Job.pair: config.PairConfig,
+        Job.recipe: config.RecipeConfig,
+        Job.ablate: config.AblationConfig,
+    }[job]
 
 
 def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "AnyConfig":
     """The settings of the named job, to look at: what files leave open (???) stays open."""
-    load = {Job.train: load_rl, Job.sft: load_sft, Job.generate: load_generate, Job.pair: load_pair}[job]
-    return load(files, overrides, incomplete=True)
+    from unirl.config_loading import load_config
+
+    return load_config(files, overrides, schema_of(job), incomplete=True)
 
 
 def config_file(path: Path) -> Path:

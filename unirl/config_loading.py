@@ -12,23 +12,18 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from unirl.config import (
-    AblationConfig,
-    GenerateConfig,
-    PairConfig,
-    RecipeConfig,
     RlConfig,
-    SftConfig,
     default_of,
     entry_type,
     is_table,
     setting_names,
 )
 from unirl.config_keys import type_name
-from unirl.config_rules import ConfigError, Problem, find_problems
+from unirl.config_rules import AnyConfig, ConfigError, Problem, find_problems
 
 _UNREADABLE = (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException)
 
-Config = TypeVar("Config", RlConfig, SftConfig, GenerateConfig, RecipeConfig, AblationConfig, PairConfig)
+Config = TypeVar("Config", bound=AnyConfig)
 
 # What people coming from other projects type, and what it is called here.
 SYNONYMS = {

@@ -64,6 +64,14 @@ def test_a_count_is_the_same_part_in_every_epoch():
     assert {name for name in first if name[0] == "x"} < larger, "more data means the same and more"
 
 
+def test_a_count_of_0_takes_nothing():
+    made = mixture(x=SourceConfig(), y=SourceConfig(count=0))
+    assert made.counts() == {"x": 30, "y": 0}
+    assert sorted(epoch(made)) == sorted(f"x{i}" for i in range(30))
+    with pytest.raises(DataError, match="got none from anywhere"):
+        mixture(x=SourceConfig(count=0))
+
+
 def test_a_weight_shows_another_part_in_every_epoch():
     made = mixture(x=SourceConfig(weight=0.5), y=SourceConfig(weight=2.0))
     assert made.counts() == {"x": 15, "y": 24}

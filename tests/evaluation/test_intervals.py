@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from unirl.evaluation.intervals import bounded_interval, cluster_interval, t_interval, t_quantile, wilson_interval
+from unirl.evaluation.intervals import (
+    bounded_interval,
+    cluster_interval,
+    crossed_interval,
+    t_interval,
+    t_quantile,
+    wilson_interval,
+)
 
 
 def test_wilson_equals_a_worked_example():
@@ -85,6 +92,36 @@ def test_near_a_bound_the_bounded_interval_covers_and_the_symmetric_one_does_not
         for interval in (bounded_interval, t_interval)
     ]
     assert covered[0] > 0.94 > 0.91 > covered[1]
+
+
+def test_a_crossed_interval_equals_a_worked_example():
+    # Means of items 0.5, 0, 1, 1: variance 0.229167, / 4 = 0.0572917, * 3.1824^2 = 0.58023.
+    # Means of seeds 0.75, 0.5: variance 0.03125, / 2 = 0.015625, * 12.7062^2 = 2.52262. Half sqrt(3.10285) = 1.76149.
+    values = np.array([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    assert crossed_interval(values, None) == pytest.approx((0.625 - 1.76149, 0.625 + 1.76149), abs=1e-4)
+    low, high = crossed_interval(values)
+    assert 0 < low < 0.625 < high < 1
+    for end in (low, high):
+        assert abs(end - 0.625) == pytest.approx(1.76149 * np.sqrt(end * (1 - end) / (0.625 * 0.375)), abs=1e-4)
+
+
+def test_one_seed_leaves_the_noise_of_items_and_one_item_that_of_seeds():
+    values = np.random.default_rng(4).uniform(size=20)
+    assert crossed_interval(values[None]) == pytest.approx(bounded_interval(values))
+    assert crossed_interval(values[:, None], None) == pytest.approx(t_interval(values))
+    with pytest.raises(ValueError, match="two or more values"):
+        crossed_interval(np.ones((1, 1)))
+    with pytest.raises(ValueError, match="give wider bounds"):
+        crossed_interval(np.full((2, 2), 1.5))
+
+
+def test_a_crossed_interval_covers_when_seeds_and_items_both_vary():
+    rng, covered = np.random.default_rng(5), 0
+    for _ in range(600):
+        seeds, items = rng.normal(0, 0.3, (3, 1)), rng.normal(0, 1, (1, 30))
+        low, high = crossed_interval(seeds + items + rng.normal(0, 1, (3, 30)), None)
+        covered += low <= 0 <= high
+    assert covered / 600 > 0.94
 
 
 def test_clusters_of_one_give_about_the_t_interval():

@@ -155,6 +155,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
         ({"data.sources": {"mine": SourceConfig(path="nowhere")}}, DataError, "nowhere"),
         ({"data.sources": {"mine": SourceConfig(path="talks", subsets=("x",))}}, DataError, "which has drawing; got x"),
         ({"learner.num_ranks": 2}, ConfigError, "must be 1 with --local"),
+        ({"evaluation.exam_subsets": ("editing",)}, ConfigError, "must hold only subsets of the exam, not editing"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_by_one_error(config, folder, change, error, message):

@@ -15,7 +15,7 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of
 from unirl.evaluation.ablation_report import Ablation, Curve, is_sure, write_ablation_report
-from unirl.jobs.commands import CommandError, Commands, keep_settings, words_of_run
+from unirl.jobs.commands import CommandError, Commands, RunCommand, keep_settings, words_of_run
 from unirl.jobs.interrupts import Interrupted
 from unirl.jobs.run_dirs import RUNS, is_finished
 
@@ -42,7 +42,14 @@ class ArmRun:
         return self.folder / f"seed-{self.seed}{suffix}"
 
 
-def main(config: AblationConfig, *, local: bool = False, dry_run: bool = False, as_json: bool = False) -> int:
+def main(
+    config: AblationConfig,
+    *,
+    local: bool = False,
+    dry_run: bool = False,
+    as_json: bool = False,
+    run: RunCommand | None = None,
+) -> int:
     """Make all runs, or what is left of them, and compare them; returns the exit code.
 
     Args:
@@ -50,6 +57,7 @@ def main(config: AblationConfig, *, local: bool = False, dry_run: bool = False, 
         local: each run in one process, without Ray.
         dry_run: show what would be run; start nothing.
         as_json: print the table as JSON.
+        run: runs a command of unirl; None starts a process.
 
     Raises:
         ConfigError: an arm's settings are wrong; its keys are named after the arm.
@@ -61,17 +69,18 @@ def main(config: AblationConfig, *, local: bool = False, dry_run: bool = False, 
     if dry_run:
         sys.stdout.write(_plan(config, runs))
         return 0
-    for run in runs:
-        keep_settings(run.beside(".yaml"), to_yaml(run.config))
-    left = [run for run in runs if not is_finished(run.run_dir)]
+    for each in runs:
+        keep_settings(each.beside(".yaml"), to_yaml(each.config))
+    left = [each for each in runs if not is_finished(each.run_dir)]
     log.info("%s: %d runs, %d of them finished", folder, len(runs), len(runs) - len(left))
     try:
-        failed = _make(left, config, ["--local"] if local else [])
+        with Commands() as commands:
+            failed = _make(left, config, run or commands.run, ["--local"] if local else [])
     except Interrupted as ending:
         sys.stderr.write(f"ended; go on with the same command and --run-dir {folder}\n")
         return ending.exit_code
-    for run, error in failed:
-        log.error("%s, seed %d: %s", run.arm, run.seed, error)
+    for each, error in failed:
+        log.error("%s, seed %d: %s", each.arm, each.seed, error)
     ablation = measured(config, runs)
     with atomic_file(folder / "ablation.json") as file:
         file.write(json.dumps(ablation.as_json(), indent=1).encode())
@@ -86,12 +95,13 @@ def runs_of(config: AblationConfig, folder: Path) -> Iterator[ArmRun]:
     Raises:
         ConfigError: an arm's settings are wrong.
     """
-    schema = SftConfig if config.job == "sft" else RlConfig
     for seed in config.seeds:
         for name, arm in config.arms.items():
             try:
+                files = [*config.files, *arm.files]
                 settings = [*config.settings, *arm.settings, f"train.seed={seed}"]
-                loaded = load_config([*config.files, *arm.files], settings, schema)
+                is_sft = config.job == "sft"
+                loaded = load_config(files, settings, SftConfig) if is_sft else load_config(files, settings, RlConfig)
             except ConfigError as error:
                 raise ConfigError(
                     [replace(problem, key=f"arm {name}: {problem.key}") for problem in error.problems]
@@ -99,7 +109,9 @@ def runs_of(config: AblationConfig, folder: Path) -> Iterator[ArmRun]:
             yield ArmRun(arm=name, seed=seed, config=loaded, folder=folder / name)
 
 
-def _make(runs: Sequence[ArmRun], config: AblationConfig, where: list[str]) -> list[tuple[ArmRun, CommandError]]:
+def _make(
+    runs: Sequence[ArmRun], config: AblationConfig, run_command: RunCommand, where: list[str]
+) -> list[tuple[ArmRun, CommandError]]:
     """Run them, so many at a time; returns those that failed, the others are finished.
 
     Raises:
@@ -111,14 +123,14 @@ def _make(runs: Sequence[ArmRun], config: AblationConfig, where: list[str]) -> l
         start, error = time.monotonic(), None
         words = words_of_run(config.job, run.beside(".yaml"), run.run_dir)
         try:
-            commands.run(*words, *where, output=run.beside(".log"))
+            run_command(*words, *where, output=run.beside(".log"))
         except CommandError as raised:
             error = raised
         spent, ending = time.monotonic() - start, "failed" if error else "finished"
         log.info("%d of %d: %s, seed %d, %s after %.0f s", next(done), len(runs), run.arm, run.seed, ending, spent)
         return error
 
-    with Commands() as commands, ThreadPoolExecutor(config.runs_at_once) as pool:
+    with ThreadPoolExecutor(config.runs_at_once) as pool:
         errors = list(pool.map(make, runs))
     return [(run, error) for run, error in zip(runs, errors, strict=True) if error]
 

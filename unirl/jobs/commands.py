@@ -4,6 +4,7 @@ import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
@@ -15,6 +16,9 @@ from unirl.jobs.interrupts import Interrupted
 from unirl.jobs.run_dirs import is_run
 
 log = logging.getLogger(__name__)
+
+RunCommand = Callable[..., str]
+"""`Commands.run`, or what stands in its place."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

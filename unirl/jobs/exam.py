@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unirl.config import SftConfig
 from unirl.config_rules import ConfigError, Problem
 from unirl.jobs.responder import Prompt, Responder
-from unirl.lab.unified_visual import SUBSETS
+from unirl.lab.unified_visual import SUBSETS, Subset
 from unirl.lab.unified_visual_exam import grade, make_exam
 from unirl.types import Segment
 
@@ -58,7 +58,7 @@ def take_exam(config: SftConfig, checkpoint: Path, save_image: SaveImage) -> dic
 def _answers(config: SftConfig, checkpoint: Path) -> list[dict[str, Any]]:
     """The graded items, pictures as arrays."""
     asked = config.evaluation.exam_subsets
-    subsets = [subset for subset in SUBSETS if subset in asked or not asked]
+    subsets: list[Subset] = [subset for subset in SUBSETS if subset in asked or not asked]
     items = make_exam(config.evaluation.exam_items, subsets=subsets)
     responder = Responder(config.model, checkpoint, config.evaluation.replies)
     requests = responder.requests([Prompt(item.id, item.prompt) for item in items], seeds=(0,))

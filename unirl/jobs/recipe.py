@@ -17,7 +17,7 @@ from unirl.config_loading import to_yaml
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.exam import means_of
 from unirl.evaluation.stages_report import Means, Stage, write_stages_report
-from unirl.jobs.commands import Commands, keep_settings, words_of_run
+from unirl.jobs.commands import Commands, RunCommand, keep_settings, words_of_run
 from unirl.jobs.exam import SaveImage, take_exam
 from unirl.jobs.interrupts import Interrupted
 from unirl.jobs.run_dirs import RUNS, is_finished
@@ -25,15 +25,13 @@ from unirl.jobs.sft import exam_name
 
 log = logging.getLogger(__name__)
 
-Run = Callable[..., str]
-"""Runs a command of unirl, given its words; returns what it wrote to stdout."""
 Exam = Callable[[SftConfig, Path, SaveImage], dict[str, Any]]
 
 SFT, TRAIN = "sft", "train"
 BASE_EVALUATION, FINAL_EXAM = "evaluation_base.json", "exam_final.json"
 
 
-def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, exam: Exam = take_exam) -> int:
+def main(config: RecipeConfig, *, local: bool = False, run: RunCommand | None = None, exam: Exam = take_exam) -> int:
     """Run both stages, or what is left of them, and write the report; returns the exit code.
 
     Args:
@@ -66,7 +64,7 @@ def main(config: RecipeConfig, *, local: bool = False, run: Run | None = None, e
     return 0
 
 
-def _run_stages(folder: Path, base: str, run: Run, where: list[str]) -> None:
+def _run_stages(folder: Path, base: str, run: RunCommand, where: list[str]) -> None:
     if not (folder / BASE_EVALUATION).is_file():
         shown = run("eval", base, "-c", folder / f"{TRAIN}.yaml", "--json", *where)
         with atomic_file(folder / BASE_EVALUATION) as file:

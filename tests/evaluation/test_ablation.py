@@ -1,0 +1,112 @@
+"""Arms compared over seeds and items, and the page about it."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from unirl.evaluation.ablation import WHOLE, Arm, common_measures, compare, mean_of, measures_of
+from unirl.evaluation.ablation_report import Ablation, Curve, is_sure, write_ablation_report
+from unirl.evaluation.evaluate import EvaluationItem
+from unirl.evaluation.intervals import crossed_interval
+
+SIZES = {"riddles/right": 30, "pictures/exact": 20}
+
+
+def arm(name, chance, seeds=(0, 1, 2)):
+    """Right and wrong by a coin, the same coin for a seed and an item in every arm."""
+
+    def measures(seed):
+        coins = {metric: np.random.default_rng([seed, size]).uniform(size=size) for metric, size in SIZES.items()}
+        return {
+            metric: {f"i{k}": float(coin < chance) for k, coin in enumerate(values)} for metric, values in coins.items()
+        }
+
+    return Arm(name=name, by_seed={seed: measures(seed) for seed in seeds})
+
+
+def test_means_and_gains_equal_a_plain_loop():
+    both, alone = arm("both", 0.8), arm("alone", 0.3)
+    cells = compare([both, alone], list(SIZES), "alone")
+    rows, gains = [], []
+    for seed in (0, 1, 2):
+        rows.append([])
+        gains.append([])
+        for metric in SIZES:
+            for item, value in sorted(both.by_seed[seed][metric].items()):
+                rows[-1].append(value)
+                gains[-1].append(value - alone.by_seed[seed][metric][item])
+    assert cells["both"].mean == pytest.approx((np.mean(rows), *crossed_interval(np.array(rows))))
+    assert cells["both"].gain == pytest.approx((np.mean(gains), *crossed_interval(np.array(gains), (-1.0, 1.0))))
+    assert is_sure(cells["both"])
+    assert (cells["both"].num_seeds, cells["both"].num_items) == (3, 50)
+    assert cells["alone"].gain is None
+    assert mean_of(both.by_seed[1], ["riddles/right"]) == np.mean(rows[1][:30])
+
+
+def test_gains_are_of_the_seeds_that_both_have():
+    cells = compare([arm("both", 0.8, seeds=(1, 2, 3)), arm("alone", 0.3)], ["riddles/right"], "alone")
+    only = compare([arm("both", 0.8, seeds=(1, 2)), arm("alone", 0.3, seeds=(1, 2))], ["riddles/right"], "alone")
+    assert cells["both"].gain == only["both"].gain
+    assert cells["both"].num_seeds == 3
+    assert compare([arm("both", 0.8, seeds=(3,)), arm("alone", 0.3)], ["riddles/right"], "alone")["both"].gain is None
+
+
+def test_losses_have_no_bounds():
+    arms = [Arm(name=n, by_seed={s: {"heldout/nats": {WHOLE: x + s}} for s in (0, 1)}) for n, x in (("a", 2), ("b", 1))]
+    cells = compare(arms, ["heldout/nats"], "a")
+    assert cells["a"].mean[0] == 2.5
+    assert cells["a"].mean[1] < 0
+    assert cells["b"].gain == (-1, -1, -1)
+
+
+def test_a_measure_that_a_run_lacks_is_not_compared():
+    whole, part = arm("whole", 0.5), arm("part", 0.5)
+    del part.by_seed[2]["riddles/right"]["i7"]
+    assert common_measures([whole, part]) == ["pictures/exact"]
+    with pytest.raises(ValueError, match=r"got riddles/right; there are pictures/exact"):
+        compare([whole, part], list(SIZES), "whole")
+
+
+def test_measures_are_read_from_what_runs_leave(tmp_path):
+    folder = tmp_path / "evaluations"
+    folder.mkdir()
+    for step, right in ((0, 0.0), (9, 1.0)):
+        exam = {"items": [{"id": "a", "subset": "riddles", "scores": {"right": right, "unclear": None}}]}
+        (folder / f"exam_{step:06d}.json").write_text(json.dumps(exam))
+        (folder / f"heldout_{step:06d}.json").write_text(json.dumps({"sft/nats/text": 3 - right}))
+        item = EvaluationItem(
+            task="generation", mode="greedy", id="p1", category="colors", prompt="draw", choices=(), gold="",
+            prompt_image=None, text=None, image="x", finish_reason="stop", reward=right,
+            parts={"exact": right, "style": None},
+        )  # fmt: skip
+        (folder / f"step_{step:06d}.json").write_text(json.dumps({"items": [asdict(item)]}))
+    assert measures_of(tmp_path) == {
+        "riddles/right": {"a": 1.0},
+        "riddles/unclear": {},
+        "heldout/nats/text": {WHOLE: 2.0},
+        "generation/greedy/reward": {"p1": 1.0},
+        "generation/greedy/exact": {"p1": 1.0},
+    }
+    assert measures_of(tmp_path, first=True)["riddles/right"] == {"a": 0.0}
+    assert measures_of(tmp_path / "nowhere") == {}
+
+
+def test_the_page_shows_arms_scores_and_curves(tmp_path):
+    arms = [arm("both <b>", 0.8), arm("alone", 0.3)]
+    scores = {"right": compare(arms, ["riddles/right"], "alone")}
+    ablation = Ablation(
+        name="a & b", arms=[a.name for a in arms], reference="alone", scores=scores,
+        measures={m: compare(arms, [m], "alone") for m in SIZES}, before={"right": 0.125},
+        curves=[Curve(title="More helps", x_label="samples", points=[(0, (0.3, 0.2, 0.4)), (5, (0.8, 0.7, 0.9))])],
+        notes=["6 runs"],
+    )  # fmt: skip
+    page = write_ablation_report(tmp_path, ablation).read_text()
+    assert "both &lt;b&gt;" in page
+    assert "both <b>" not in page
+    assert "<td>0.125</td>" in page
+    assert page.count("<td class=sure>") == 3, "the score, and each measure"
+    assert "<svg" in page
+    assert "over samples" in page
+    assert json.loads(json.dumps(ablation.as_json()))["scores"]["right"]["alone"]["gain"] is None
