@@ -19,6 +19,7 @@ LAB = "lab: {path: 'lab:unified_visual'"
         (["evaluation.sources={y: {path: ''}}"], "evaluation.sources.y.path"),
         (["learner.max_tokens_per_micro_batch=100"], "learner.max_tokens_per_micro_batch"),
         (["loss.restrict=false"], "loss.form"),
+        (["loss.text_weight=0", "loss.image_weight=0"], "loss.text_weight"),
         (["model.image_pixels=[9, 4]"], "model.image_pixels"),
         (["model.family=lumina_dimoo"], "model.family"),
         (["evaluation.exam=lab", "evaluation.replies.max_tokens=4096"], "evaluation.replies.max_tokens"),

@@ -316,6 +316,9 @@ def _conversations(config: SftConfig) -> Iterator[Problem]:
     if not config.loss.restrict and config.loss.form == "sliced":
         rule = "must be masked when loss.restrict is false: the plain cross-entropy needs all logits"
         yield Problem("loss.form", "sliced", rule, "try loss.form=masked")
+    if not config.loss.text_weight and not config.loss.image_weight:
+        rule = "must be above 0 when loss.image_weight is 0, or nothing is learned"
+        yield Problem("loss.text_weight", config.loss.text_weight, rule, "try loss.text_weight=1")
     if config.evaluation.exam != "none":
         yield from _replies(config.evaluation.replies, "evaluation.replies")
     if config.model.family == "lumina_dimoo":

@@ -178,3 +178,12 @@ def test_tokens_of_a_changed_checkpoint_are_made_anew(config, folder, tmp_path):
     other = replace(short, model=replace(short.model, image_tokenizer=str(tmp_path / "vq2")))
     write_chameleon_vq(tmp_path / "vq2", size=8, num_codes=16, seed=1)
     assert sft.token_sources(other, folder / "anole").training != first.training
+
+
+def test_a_modality_of_which_nothing_is_learned_is_an_alert_of_the_run(config, tmp_path, capsys):
+    loss = replace(config.loss, image_weight=0.0)
+    assert sft.main(replace(config, loss=loss, train=replace(config.train, max_steps=1)), local=True) == 0
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    (alert,) = [event["message"] for event in events if event["kind"] == "alert"]
+    assert alert.startswith("no image will be learned: loss.image_weight is 0")
+    assert alert in capsys.readouterr().err

@@ -31,6 +31,7 @@ from unirl.jobs.exam import take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step
+from unirl.jobs.sft_checks import find_unlearned
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
@@ -179,7 +180,7 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             _join_ray(config, checkpoint, stack, run_dir / "logs")
         tokens = _tokens(config, checkpoint, local=local)
         mixture = open_mixture(tokens.training, config.data.sources, config)
-        last = num_steps(config, mixture)
+        last, unlearned = num_steps(config, mixture), find_unlearned(config, mixture)
         if resumed and is_complete(run_dir, last):
             sys.stdout.write(f"{run_dir} is finished; to go further, raise train.num_epochs\n")
             return 0
@@ -191,6 +192,9 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
             record.event("settings", "resumed with other settings", {"changed": changed})
+        for message in unlearned:
+            log.warning(message)
+            record.event("alert", message)
         run.terminal.banner(_banner(run_dir, mixture, last, local=local))
         return _learn(run, checkpoint, tokens, resumed=resumed, local=local)
 
