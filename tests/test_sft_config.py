@@ -20,6 +20,13 @@ LAB = "lab: {path: 'lab:unified_visual'"
         (["learner.max_tokens_per_micro_batch=100"], "learner.max_tokens_per_micro_batch"),
         (["loss.restrict=false"], "loss.form"),
         (["loss.text_weight=0", "loss.image_weight=0"], "loss.text_weight"),
+        (["model.family=anole", "model.frozen=[]"], "model.frozen"),
+        (["model.image_tokenizer=vq"], "model.image_tokenizer"),
+        (["cluster.placement=colocated"], "cluster.placement"),
+        (["monitoring.pairs_every=1"], "monitoring.pairs_every"),
+        (["monitoring.images_max_mb=1"], "monitoring.images_max_mb"),
+        (["learner.warmup_steps=9"], "learner.warmup_steps"),
+        (["evaluation.every=9"], "evaluation.every"),
         (["model.image_pixels=[9, 4]"], "model.image_pixels"),
         (["model.family=lumina_dimoo"], "model.family"),
         (["evaluation.exam=lab", "evaluation.replies.max_tokens=4096"], "evaluation.replies.max_tokens"),
@@ -32,6 +39,15 @@ def test_a_broken_rule_is_named_by_its_key(overrides, key):
     with pytest.raises(ConfigError) as error:
         load_config([], overrides, SftConfig)
     assert [problem.key for problem in error.value.problems] == [key]
+
+
+def test_a_setting_that_would_have_no_effect_passes_where_it_has_one():
+    heldout = "evaluation.sources={y: {path: talks}}"
+    overrides = ["model.frozen=[]", "learner.warmup_fraction=0", heldout, "evaluation.every=9"]
+    config = load_config([], [*overrides, "learner.warmup_steps=9"], SftConfig)
+    assert (config.learner.warmup_steps, config.evaluation.every, config.model.frozen) == (9, 9, ())
+    with pytest.raises(ConfigError, match=r"learner.warmup_steps \(9\) has no effect: .*; leave it out"):
+        load_config([], ["learner.warmup_steps=9"], SftConfig)
 
 
 def test_a_reply_must_fit_beside_its_prompt():
