@@ -175,6 +175,10 @@ def test_tokens_of_a_changed_checkpoint_are_made_anew(config, folder, tmp_path):
     first = sft.token_sources(short, folder / "anole")
     again = sft.token_sources(short, folder / "anole")
     assert first == again
+    strict = replace(short, data=replace(short.data, max_length=29, max_rejected_fraction=0.5))
+    sft.token_sources(strict, folder / "anole")
+    with pytest.raises(DataError, match=r"expected at most 0.00% of 60 samples to be unfit"):
+        sft.token_sources(replace(strict, data=replace(strict.data, max_rejected_fraction=0)), folder / "anole")
     other = replace(short, model=replace(short.model, image_tokenizer=str(tmp_path / "vq2")))
     write_chameleon_vq(tmp_path / "vq2", size=8, num_codes=16, seed=1)
     assert sft.token_sources(other, folder / "anole").training != first.training

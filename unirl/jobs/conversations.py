@@ -9,7 +9,7 @@ from pathlib import Path
 from unirl.cluster.sft_worker import TokenSources
 from unirl.config import SftConfig, SourceConfig
 from unirl.data.interleaved import MANIFEST
-from unirl.data.token_store import VERSION, Unit, encode_unit, finish_store, source_facts, units_of
+from unirl.data.token_store import VERSION, Unit, check_rejected, encode_unit, finish_store, source_facts, units_of
 from unirl.jobs.assets import locked, resolve_conversations
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.policy import load_encoder
@@ -56,8 +56,8 @@ def _store(
     with locked(folder):
         if not (folder / MANIFEST).is_file():
             _make_store(folder, units_of(conversations, data.encoders.num_workers), source.path, encode_all)
-            notes = sorted(folder.glob("shard-*.json"))
-            finish_store(folder, notes, fingerprint, max_rejected_fraction=data.max_rejected_fraction)
+            finish_store(folder, folder.glob("shard-*.json"), fingerprint)
+    check_rejected(folder, fingerprint, max_rejected_fraction=data.max_rejected_fraction)
     return folder, fingerprint
 
 
