@@ -7,7 +7,7 @@ import pytest
 
 from unirl.config import SftConfig, SftLossConfig
 from unirl.data.atomic import DataError
-from unirl.jobs.sft_checks import STEPS_LOOKED_AT, find_unlearned
+from unirl.jobs.sft_checks import STEPS_LOOKED_AT, changed_rate, find_unlearned, what_ends
 from unirl.types import TokenKind, TokenSequence
 
 
@@ -53,3 +53,26 @@ def test_a_modality_without_targets_is_said():
 def test_learning_nothing_at_all_is_refused(sequences, loss):
     with pytest.raises(DataError, match=r"learned; got neither; of text .*; of image codes"):
         said(*sequences, **loss)
+
+
+def of_length(*, schedule="cosine", **train):
+    config = SftConfig()
+    learner = replace(config.learner, schedule=schedule, lr=1e-3)
+    return replace(config, learner=learner, train=replace(config.train, **train))
+
+
+def test_the_setting_that_ends_a_run_is_named():
+    steps = Steps(*[BOTH] * 10)
+    assert what_ends(of_length(num_epochs=3), steps) == ("train.num_epochs", 3)
+    assert what_ends(of_length(num_epochs=3, max_steps=40), steps) == ("train.num_epochs", 3)
+    assert what_ends(of_length(num_epochs=3, max_steps=25), steps) == ("train.max_steps", 25)
+
+
+def test_a_longer_schedule_says_what_the_rate_becomes():
+    steps, short, long = Steps(*[BOTH] * 10), of_length(num_epochs=2), of_length(num_epochs=4)
+    (message,) = changed_rate(short, long, steps, made=20)
+    assert message.startswith("the learning rate is 0.000541 in step 21, after 6.82e-06 in step 20: ")
+    assert "(cosine) now span 40 steps, not 20" in message
+    assert changed_rate(short, long, steps, made=0) == changed_rate(short, short, steps, made=20) == []
+    constant = of_length(num_epochs=2, schedule="constant"), of_length(num_epochs=4, schedule="constant")
+    assert changed_rate(*constant, steps, made=20) == []

@@ -31,7 +31,7 @@ from unirl.jobs.exam import take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step
-from unirl.jobs.sft_checks import find_unlearned
+from unirl.jobs.sft_checks import changed_rate, find_unlearned, what_ends
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
@@ -168,7 +168,8 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         return _show_plan(config, checkpoint, local=local)
     chosen, resumed = choose_run_dir(config, resume)
     run_dir = chosen.absolute()
-    changed = changed_settings(config, since=load_config([run_dir / "config.yaml"], [], SftConfig)) if resumed else {}
+    before = load_config([run_dir / "config.yaml"], [], SftConfig) if resumed else config
+    changed = changed_settings(config, since=before)
     check_changes(changed, run_dir)
     if not resumed and is_run(run_dir):
         raise DataError(
@@ -181,9 +182,11 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         tokens = _tokens(config, checkpoint, local=local)
         mixture = open_mixture(tokens.training, config.data.sources, config)
         last, unlearned = num_steps(config, mixture), find_unlearned(config, mixture)
-        if resumed and is_complete(run_dir, last):
-            sys.stdout.write(f"{run_dir} is finished; to go further, raise train.num_epochs\n")
+        ending = what_ends(config, mixture)
+        if resumed and is_complete(run_dir, last, ending):
+            sys.stdout.write(f"{run_dir} is finished; to go further, raise {ending[0]}\n")
             return 0
+        alerts = [*unlearned, *changed_rate(before, config, mixture, made=last_step(run_dir) or 0)]
         record = stack.enter_context(RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed))
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
         data = {"tokens": {name: mark for name, (_, mark) in sorted(tokens.training.items())}}
@@ -192,7 +195,7 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
             record.event("settings", "resumed with other settings", {"changed": changed})
-        for message in unlearned:
+        for message in alerts:
             log.warning(message)
             record.event("alert", message)
         run.terminal.banner(_banner(run_dir, mixture, last, local=local))

@@ -4,6 +4,7 @@ from unirl.cluster.sft_worker import num_steps
 from unirl.config import SftConfig
 from unirl.data.atomic import DataError
 from unirl.data.mixture import Mixture
+from unirl.learner.engine import learning_rate
 from unirl.learner.sft_targets import MODALITIES, Modality, count_targets
 
 STEPS_LOOKED_AT = 50
@@ -35,3 +36,24 @@ def find_unlearned(config: SftConfig, mixture: Mixture) -> list[str]:
             f"of image codes {reasons['image']}"
         )
     return [f"no {name} will be learned: {reason}, unless that is meant" for name, reason in reasons.items()]
+
+
+def what_ends(config: SftConfig, mixture: Mixture) -> tuple[str, object]:
+    """Key and value of the setting that ends the run."""
+    if config.train.max_steps == num_steps(config, mixture):
+        return "train.max_steps", config.train.max_steps
+    return "train.num_epochs", config.train.num_epochs
+
+
+def changed_rate(before: SftConfig, config: SftConfig, mixture: Mixture, *, made: int) -> list[str]:
+    """What to say of a resumed run of another length, whose learning rate jumps after the `made` steps; or nothing."""
+    was, now = num_steps(before, mixture), num_steps(config, mixture)
+    expected, rate = (learning_rate(c.learner, made, steps) for c, steps in ((before, was), (config, now)))
+    if not made or was == now or expected == rate:
+        return []
+    last = learning_rate(before.learner, made - 1, was)
+    return [
+        f"the learning rate is {rate:.3g} in step {made + 1}, after {last:.3g} in step {made}: warm-up and schedule "
+        f"({config.learner.schedule}) now span {now} steps, not {was}; if that is not meant, start a new run from the "
+        "exported policy"
+    ]
