@@ -2,7 +2,7 @@
 
 import pytest
 
-from unirl.config import GenerateConfig, SftConfig
+from unirl.config import GenerateConfig, RecipeConfig, RlConfig, SftConfig
 from unirl.config_loading import load_config, model_settings, run_name, to_yaml
 from unirl.config_rules import ConfigError
 
@@ -53,6 +53,24 @@ def test_a_setting_that_would_have_no_effect_passes_where_it_has_one():
 def test_a_reply_must_fit_beside_its_prompt():
     with pytest.raises(ConfigError, match=r"replies.max_tokens .* must be below replies.max_model_len"):
         load_config([], ["replies.max_tokens=5000"], GenerateConfig)
+
+
+@pytest.mark.parametrize(
+    ("schema", "override", "fix"),
+    [
+        (SftConfig, "loss.form=x", "unirl config keys --job sft loss.form`"),
+        (SftConfig, "train.seed.x=3", "unirl config keys --job sft train.seed`"),
+        (RlConfig, "learner.schedule=x", "unirl config keys learner.schedule`"),
+        (RecipeConfig, "sft.loss.form=x", "unirl config keys --job sft loss.form`"),
+        (SftConfig, "steps=9", "did you mean train.max_steps?"),
+        (SftConfig, "epochs=9", "did you mean train.num_epochs?"),
+        (SftConfig, "batch_size=9", "did you mean train.samples_per_step?"),
+    ],
+)
+def test_advice_names_what_the_command_has(schema, override, fix):
+    with pytest.raises(ConfigError) as error:
+        load_config([], [override], schema)
+    assert error.value.problems[0].fix.endswith(fix)
 
 
 def test_a_runs_name_and_model_are_read_from_its_settings(tmp_path):
