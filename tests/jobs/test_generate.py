@@ -87,11 +87,12 @@ def test_prompts_come_in_any_form_of_conversations(tmp_path):
         {"conversations": [
             {"from": "human", "value": "draw"}, {"from": "gpt", "value": "here"}, {"from": "human", "value": "again"},
         ]},
+        {"messages": json.dumps([{"role": "user", "content": "what is it ?"}])},
     ]  # fmt: skip
     (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = generate.read_prompts(tmp_path / "ask.jsonl")
-    assert [prompt.id for prompt in prompts] == ["a", "ask-1", "ask-2", "ask-3"]
-    assert [len(prompt.turns) for prompt in prompts] == [1, 1, 1, 3]
+    assert [prompt.id for prompt in prompts] == ["a", "ask-1", "ask-2", "ask-3", "ask-4"]
+    assert [len(prompt.turns) for prompt in prompts] == [1, 1, 1, 3, 1]
     assert prompts[2].turns[0].segments[0].text == "draw"
 
 
@@ -100,6 +101,7 @@ def test_prompts_come_in_any_form_of_conversations(tmp_path):
     [
         ("", "expected prompts; got an empty file"),
         ('{"prompt": "a"}\n{"id": "x"}\n', "row 1: expected a list of turns"),
+        ('{"messages": "no JSON"}\n', "row 0: expected a list of turns"),
         ('{"messages": [{"role": "robot", "content": "a"}]}\n', "row 0: expected a role"),
         ('{"prompt": "a"', "row 0: expected a JSON object"),
     ],
