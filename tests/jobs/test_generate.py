@@ -79,6 +79,16 @@ def test_no_images_means_text_alone(config, tmp_path):
     assert not any(sample.turns[-1].images for sample in replies_of(tmp_path / "out"))
 
 
+def test_an_empty_reply_is_shown_and_not_as_something_to_learn(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate.Responder, "segments", lambda *_: ())
+    generate.main(replace(config, num_replies=1), [generate.prompt_of("draw it", [])], out=tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<p>(nothing)</p>" in page
+    assert "class=learned" not in page
+    (sample,) = replies_of(tmp_path / "out")
+    assert not sample.turns[-1].segments[0].in_loss
+
+
 def test_prompts_come_in_any_form_of_conversations(tmp_path):
     rows = [
         {"id": "a", "prompt": "draw it"},

@@ -56,7 +56,7 @@ def make_workload(
     source = folder / "conversations" / "interleaved.parquet"
     source.parent.mkdir()
     write_interleaved(source, samples)
-    store, encoder = folder / "tokens", load_encoder(config.model, checkpoint, config.data)
+    store, encoder = folder / "tokens", load_encoder(config, checkpoint)
     store.mkdir()
     notes = [
         note

@@ -98,7 +98,7 @@ def to_sample(row: Row, folder: Path, *, pixels: bool = True) -> InterleavedSamp
 
     Raises:
         DataError: an image is missing or does not decode.
-        ValueError: the turns do not alternate, or nothing counts in the loss.
+        ValueError: the turns do not alternate.
     """
     turns = tuple(
         Turn(role=turn["role"], segments=tuple(_segment(part, folder, pixels) for part in turn["content"]))

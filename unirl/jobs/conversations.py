@@ -32,7 +32,7 @@ def token_sources(config: SftConfig, checkpoint: Path, encode_all: EncodeAll | N
         DataError: a source is missing or damaged, or too many samples are unfit.
         ValueError: one image alone is longer than data.max_length.
     """
-    encoder = load_encoder(config.model, checkpoint, config.data)
+    encoder = load_encoder(config, checkpoint)
 
     def here(units: Sequence[Unit], folder: Path) -> Iterator[Path]:
         for unit in units:

@@ -127,7 +127,7 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
 
 def _sample(prompt: Prompt, reply: Reply, segments: tuple[Segment, ...]) -> InterleavedSample:
     """The conversation with its reply, as a record like any other."""
-    answer = Turn(role="assistant", segments=segments or (Segment(text="(nothing)", in_loss=True),))
+    answer = Turn(role="assistant", segments=segments or (Segment(text="(nothing)"),))
     return InterleavedSample(
         id=f"{prompt.id}/{reply.seed}",
         turns=(*prompt.turns, answer),
