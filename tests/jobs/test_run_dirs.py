@@ -120,3 +120,16 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(signum, code, cap
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signum)
     assert signal.getsignal(signum) == before
+
+
+def test_after_the_steps_a_signal_ends_at_once_again():
+    with Interrupts() as interrupts:
+        interrupts.defer()
+        interrupts.hasten()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.defer()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            interrupts.hasten()

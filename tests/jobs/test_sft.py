@@ -191,3 +191,27 @@ def test_a_modality_of_which_nothing_is_learned_is_an_alert_of_the_run(config, t
     (alert,) = [event["message"] for event in events if event["kind"] == "alert"]
     assert alert.startswith("no image will be learned: loss.image_weight is 0")
     assert alert in capsys.readouterr().err
+
+
+def test_a_signal_amid_the_last_exam_ends_the_run_and_resuming_takes_it(config, tmp_path, monkeypatch, capfd):
+    seen, run_dir = [], tmp_path / "run"
+
+    def take_exam(config, checkpoint, save_image):
+        seen.append(checkpoint.name)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return {"items": [{"id": str(i), "subset": "s", "scores": {"exact": i % 2}, "prompt": [], "reply": []}
+                          for i in range(4)]}  # fmt: skip
+
+    monkeypatch.setattr(sft, "take_exam", take_exam)
+    evaluation = replace(config.evaluation, exam="lab", sources=config.data.sources)
+    asked = replace(config, evaluation=evaluation, train=replace(config.train, max_steps=2))
+    assert sft.main(asked, local=True) == 143
+    assert f"saved and ended; go on with: unirl sft --resume {run_dir}" in capfd.readouterr().err
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
+    scored = (run_dir / "evaluations" / "heldout_000002.json").stat().st_mtime_ns
+    assert sft.main(asked, local=True, resume=str(run_dir)) == 0
+    assert seen == ["anole", "policy", "policy"]
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
+    assert (run_dir / "evaluations" / "heldout_000002.json").stat().st_mtime_ns == scored
+    assert [line["step"] for line in metrics(run_dir)] == [1, 2]

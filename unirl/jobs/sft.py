@@ -142,7 +142,8 @@ def train(ranks: Ranks, run: Run, first_step: int) -> None:
             run.save(ranks, step)
         if asked_to_end:
             run.interrupts.check()
-    run.evaluate(ranks, run.last)
+    if not run.is_evaluated(run.last):
+        run.evaluate(ranks, run.last)
     ranks.export(run.record.run_dir / "policy")
 
 
@@ -217,11 +218,13 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
             with run.terminal:
                 run.interrupts.defer()
                 train(ranks, run, first_step)
+        run.interrupts.hasten()
         if run.config.evaluation.exam == "lab":
             run.take_exam(run_dir / "policy", run.last)
     except (Interrupted, KeyboardInterrupt) as ending:
         record.end("interrupted", str(ending) or "ended at once")
-        done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
+        saved = isinstance(ending, Interrupted) or last_step(run_dir) == run.last
+        done = "saved and ended" if saved else "ended without saving"
         sys.stderr.write(f"{done}; go on with: unirl sft --resume {run_dir}\n")
         return run.interrupts.exit_code
     record.end("finished")
