@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from transformers import ChameleonForConditionalGeneration
 
@@ -182,6 +183,17 @@ def test_tokens_of_a_changed_checkpoint_are_made_anew(config, folder, tmp_path):
     other = replace(short, model=replace(short.model, image_tokenizer=str(tmp_path / "vq2")))
     write_chameleon_vq(tmp_path / "vq2", size=8, num_codes=16, seed=1)
     assert sft.token_sources(other, folder / "anole").training != first.training
+
+
+def test_a_driver_whose_workers_encode_leaves_the_gpu_alone(config, folder, monkeypatch):
+    made = sft.token_sources(config, folder / "anole")
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: moved.append(device))
+    assert sft.token_sources(config, folder / "anole", lambda units, folder: iter(())) == made
+    assert moved == ["cpu"]
+    assert sft.token_sources(config, folder / "anole") == made
+    assert moved == ["cpu", "cuda"]
 
 
 def test_a_modality_of_which_nothing_is_learned_is_an_alert_of_the_run(config, tmp_path, capsys):

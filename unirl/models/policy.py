@@ -291,15 +291,15 @@ def load_codec(config: ModelConfig, path: Path) -> ImageCodec:
     return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path)
 
 
-def load_encoder(config: SftConfig, path: Path) -> ConversationEncoder:
-    """What turns samples into token sequences of `config.model.family`, on a GPU where there is one.
+def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> ConversationEncoder:
+    """What turns samples into token sequences of `config.model.family`, on a GPU where there is one and it is wanted.
 
     Raises:
         FileNotFoundError: the folder lacks a file that the tokenizers need.
         ValueError: as `load_layout` and `load_codec`, or one image alone is longer than `data.max_length`.
     """
     codec: Any = load_codec(config.model, path)
-    codec.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    codec.module.to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     return ConversationEncoder(
         layout=load_layout(config.model, path),
         codec=codec,
