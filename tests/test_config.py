@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import unirl.cli
-from unirl.config import PairConfig, RewardConfig, RlConfig, flatten, setting_names
+from unirl.config import PairConfig, RewardConfig, RlConfig, SftConfig, flatten, setting_names
 from unirl.config_keys import list_settings
 from unirl.config_loading import SYNONYMS, differences, load_config, to_yaml
 from unirl.config_rules import ConfigError, bound_of, find_problems
@@ -156,7 +156,7 @@ def test_a_key_like_no_other_gets_the_list_of_its_group():
 
 
 def test_every_synonym_leads_to_a_setting_that_exists():
-    names = setting_names(RlConfig)
+    names = setting_names(RlConfig) + setting_names(SftConfig)
     assert {name for meant in SYNONYMS.values() for name in meant} <= set(names)
 
 

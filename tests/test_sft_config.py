@@ -2,7 +2,7 @@
 
 import pytest
 
-from unirl.config import GenerateConfig, SftConfig
+from unirl.config import GenerateConfig, RecipeConfig, RlConfig, SftConfig
 from unirl.config_loading import load_config, model_settings, run_name, to_yaml
 from unirl.config_rules import ConfigError
 
@@ -19,6 +19,14 @@ LAB = "lab: {path: 'lab:unified_visual'"
         (["evaluation.sources={y: {path: ''}}"], "evaluation.sources.y.path"),
         (["learner.max_tokens_per_micro_batch=100"], "learner.max_tokens_per_micro_batch"),
         (["loss.restrict=false"], "loss.form"),
+        (["loss.text_weight=0", "loss.image_weight=0"], "loss.text_weight"),
+        (["model.family=anole", "model.frozen=[]"], "model.frozen"),
+        (["model.image_tokenizer=vq"], "model.image_tokenizer"),
+        (["cluster.placement=colocated"], "cluster.placement"),
+        (["monitoring.pairs_every=1"], "monitoring.pairs_every"),
+        (["monitoring.images_max_mb=1"], "monitoring.images_max_mb"),
+        (["learner.warmup_steps=9"], "learner.warmup_steps"),
+        (["evaluation.every=9"], "evaluation.every"),
         (["model.image_pixels=[9, 4]"], "model.image_pixels"),
         (["model.family=lumina_dimoo"], "model.family"),
         (["evaluation.exam=lab", "evaluation.replies.max_tokens=4096"], "evaluation.replies.max_tokens"),
@@ -33,9 +41,36 @@ def test_a_broken_rule_is_named_by_its_key(overrides, key):
     assert [problem.key for problem in error.value.problems] == [key]
 
 
+def test_a_setting_that_would_have_no_effect_passes_where_it_has_one():
+    heldout = "evaluation.sources={y: {path: talks}}"
+    overrides = ["model.frozen=[]", "learner.warmup_fraction=0", heldout, "evaluation.every=9"]
+    config = load_config([], [*overrides, "learner.warmup_steps=9"], SftConfig)
+    assert (config.learner.warmup_steps, config.evaluation.every, config.model.frozen) == (9, 9, ())
+    with pytest.raises(ConfigError, match=r"learner.warmup_steps \(9\) has no effect: .*; leave it out"):
+        load_config([], ["learner.warmup_steps=9"], SftConfig)
+
+
 def test_a_reply_must_fit_beside_its_prompt():
     with pytest.raises(ConfigError, match=r"replies.max_tokens .* must be below replies.max_model_len"):
         load_config([], ["replies.max_tokens=5000"], GenerateConfig)
+
+
+@pytest.mark.parametrize(
+    ("schema", "override", "fix"),
+    [
+        (SftConfig, "loss.form=x", "unirl config keys --job sft loss.form`"),
+        (SftConfig, "train.seed.x=3", "unirl config keys --job sft train.seed`"),
+        (RlConfig, "learner.schedule=x", "unirl config keys learner.schedule`"),
+        (RecipeConfig, "sft.loss.form=x", "unirl config keys --job recipe sft.loss.form`"),
+        (SftConfig, "steps=9", "did you mean train.max_steps?"),
+        (SftConfig, "epochs=9", "did you mean train.num_epochs?"),
+        (SftConfig, "batch_size=9", "did you mean train.samples_per_step?"),
+    ],
+)
+def test_advice_names_what_the_command_has(schema, override, fix):
+    with pytest.raises(ConfigError) as error:
+        load_config([], [override], schema)
+    assert error.value.problems[0].fix.endswith(fix)
 
 
 def test_a_runs_name_and_model_are_read_from_its_settings(tmp_path):

@@ -638,16 +638,9 @@ def run_to_resume(
 
 def schema_of(job: Job) -> "type[AnyConfig]":
     """The settings class of a job."""
-    from unirl import config
+    from unirl.config import SCHEMAS
 
-    return {
-        Job.train: config.RlConfig,
-        Job.sft: config.SftConfig,
-        Job.generate: config.GenerateConfig,
-        Job.pair: config.PairConfig,
-        Job.recipe: config.RecipeConfig,
-        Job.ablate: config.AblationConfig,
-    }[job]
+    return SCHEMAS[job]
 
 
 def load_job(job: Job, files: Sequence[Path], overrides: Sequence[str]) -> "AnyConfig":

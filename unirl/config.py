@@ -254,7 +254,7 @@ class LearnerConfig:
     warmup_fraction: float = 0.0
     """Share of all updates over which the rate rises, instead of warmup_steps; 0 takes warmup_steps."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the rate after the warm-up; linear and cosine end at 0 after train.num_steps."""
+    """Course of the rate after the warm-up; linear and cosine end at 0 after the last step."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0 turns clipping off."""
     max_tokens_per_micro_batch: int = 8192
@@ -658,6 +658,17 @@ class AblationConfig:
     """Folder of all runs and the report; null makes runs/<date>-<name>."""
     name: str = "ablation"
     """Short name of the grid."""
+
+
+SCHEMAS: dict[str, type] = {
+    "train": RlConfig,
+    "sft": SftConfig,
+    "generate": GenerateConfig,
+    "pair": PairConfig,
+    "recipe": RecipeConfig,
+    "ablate": AblationConfig,
+}
+"""The settings of each job."""
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:

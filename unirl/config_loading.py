@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from unirl.config import (
+    SCHEMAS,
     RlConfig,
     default_of,
     entry_type,
@@ -28,7 +29,8 @@ Config = TypeVar("Config", bound=AnyConfig)
 # What people coming from other projects type, and what it is called here.
 SYNONYMS = {
     "learning_rate": ("learner.lr",),
-    "batch_size": ("rollout.pairs_per_step",),
+    "batch_size": ("rollout.pairs_per_step", "train.samples_per_step"),
+    "epochs": ("train.num_epochs",),
     "group_size": ("rollout.num_understanding", "rollout.num_generation"),
     "num_generations": ("rollout.num_understanding", "rollout.num_generation"),
     "cfg_scale": ("rollout.sampling.image.guidance_scale",),
@@ -36,7 +38,7 @@ SYNONYMS = {
     "actors": ("rollout.text.num_workers", "rollout.image.num_workers"),
     "num_actors": ("rollout.text.num_workers", "rollout.image.num_workers"),
     "max_steps": ("train.num_steps",),
-    "steps": ("train.num_steps",),
+    "steps": ("train.num_steps", "train.max_steps"),
     "output_dir": ("train.run_dir",),
     "model_path": ("model.path",),
     "checkpoint": ("model.path",),
@@ -171,7 +173,7 @@ def _override(tree: DictConfig, schema: type, override: str) -> list[Problem]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         rule = "is not of the form key=value"
-        return [Problem(override, "", rule, "write for example train.num_steps=10")]
+        return [Problem(override, "", rule, "name a setting and its value, without spaces")]
     try:
         value = cast("Any", OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]
     except _UNREADABLE as error:
@@ -188,8 +190,9 @@ def _override(tree: DictConfig, schema: type, override: str) -> list[Problem]:
             with read_write(node):
                 node[name] = entry()
         if OmegaConf.is_missing(node, name) or not isinstance(node[name], DictConfig):
-            rule = f"does not exist: {'.'.join(parents[: depth + 1])} is a value, not a group"
-            return [Problem(path, value, rule, "see `unirl config keys`")]
+            group = ".".join(parents[: depth + 1])
+            rule = f"does not exist: {group} is a value, not a group"
+            return [Problem(path, value, rule, f"see `{_lister(group, schema)}`")]
         node = node[name]
     return _assign_one(node, hint, f"{'.'.join([*parents, ''])}", leaf, value, schema)
 
@@ -220,7 +223,7 @@ def _assign_one(node: DictConfig, hint: Any, prefix: str, name: str, value: Any,
         try:
             OmegaConf.update(node, name, value, merge=False)
         except OmegaConfBaseException:
-            return [_refused(key, value, inner)]
+            return [_refused(key, value, inner, root)]
     return []
 
 
@@ -235,10 +238,16 @@ def open_keys(values: Any, key: str = "") -> list[str]:
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
-def _refused(key: str, value: Any, hint: Any) -> Problem:
+def _lister(key: str, schema: type) -> str:
+    """The command that lists the settings that start so."""
+    job = next(name for name, other in SCHEMAS.items() if other is schema)
+    return f"unirl config keys {f'--job {job} ' if job != 'train' else ''}{key}"
+
+
+def _refused(key: str, value: Any, hint: Any, schema: type) -> Problem:
     name = type_name(hint)
     kind = f"one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else _KINDS.get(name, f"of type {name}")
-    return Problem(key, repr(value), f"must be {kind}", f"see `unirl config keys {key}`")
+    return Problem(key, repr(value), f"must be {kind}", f"see `{_lister(key, schema)}`")
 
 
 def _unreadable(name: str, error: Exception) -> Problem:

@@ -185,7 +185,7 @@ def find_problems(config: AnyConfig) -> list[Problem]:
         for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
             problems += rules(config)
     elif isinstance(config, SftConfig):
-        for rules in (_model_and_run, _conversations, _offload):
+        for rules in (_model_and_run, _conversations, _ignored, _offload):
             problems += rules(config)
     elif isinstance(config, AblationConfig):
         problems += _ablation(config)
@@ -321,11 +321,36 @@ def _conversations(config: SftConfig) -> Iterator[Problem]:
     if not config.loss.restrict and config.loss.form == "sliced":
         rule = "must be masked when loss.restrict is false: the plain cross-entropy needs all logits"
         yield Problem("loss.form", "sliced", rule, "try loss.form=masked")
+    if not config.loss.text_weight and not config.loss.image_weight:
+        rule = "must be above 0 when loss.image_weight is 0, or nothing is learned"
+        yield Problem("loss.text_weight", config.loss.text_weight, rule, "try loss.text_weight=1")
     if config.evaluation.exam != "none":
         yield from _replies(config.evaluation.replies, "evaluation.replies")
     if config.model.family == "lumina_dimoo":
         rule = "must be a family that writes token after token"
         yield Problem("model.family", "lumina_dimoo", rule, "try anole, emu3, liquid or janus_pro")
+
+
+def _ignored(config: SftConfig) -> Iterator[Problem]:
+    """Settings that fine-tuning would pass over in silence."""
+    reasons = {
+        "cluster.placement": "fine-tuning has no rollout workers",
+        "monitoring.pairs_every": "fine-tuning shows no pairs",
+        "monitoring.pairs_per_step": "fine-tuning shows no pairs",
+        "monitoring.images_max_mb": "fine-tuning keeps the exam's pictures alone",
+    }
+    if config.model.family == "janus_pro":
+        reasons["model.image_tokenizer"] = "the image tokenizer of Janus-Pro is in the checkpoint"
+    else:
+        reasons["model.frozen"] = f"all that {config.model.family} could freeze is its image tokenizer, never trained"
+    if config.learner.warmup_fraction:
+        reasons["learner.warmup_steps"] = "learner.warmup_fraction, which is not 0, takes its place"
+    if not config.evaluation.sources:
+        reasons["evaluation.every"] = "there are no evaluation.sources to score"
+    given = flatten(config)
+    for key, reason in reasons.items():
+        if given[key] != default_of(SftConfig, key):
+            yield Problem(key, given[key], f"has no effect: {reason}", "leave it out")
 
 
 def _replies(config: RepliesConfig, section: str) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ import pytest
 from tests.sequences import PICTURE, random_turns
 from unirl.data.atomic import DataError
 from unirl.data.interleaved import write_interleaved
-from unirl.data.token_store import TokenStore, encode_unit, finish_store, source_facts, units_of
+from unirl.data.token_store import TokenStore, check_rejected, encode_unit, finish_store, source_facts, units_of
 from unirl.types import InterleavedSample, TokenSequence
 
 FINGERPRINT = "abc"
@@ -52,7 +52,8 @@ def source(tmp_path):
 def encode(source, folder, encoder=None, *, num_parts=1, size=4, limit=0.2):
     encoder = encoder or Encoder()
     notes = [n for unit in units_of(source, num_parts) for n in encode_unit(unit, folder, encoder, size)]
-    finish_store(folder, notes, FINGERPRINT, max_rejected_fraction=limit)
+    finish_store(folder, notes, FINGERPRINT)
+    check_rejected(folder, FINGERPRINT, max_rejected_fraction=limit)
     return TokenStore(folder, FINGERPRINT)
 
 
@@ -82,8 +83,20 @@ def test_the_left_out_are_named(source, tmp_path):
 def test_too_many_left_out_stop_the_encoding(source, tmp_path):
     with pytest.raises(DataError, match=r"at most 5.00% of 10 samples to be unfit.*got 1 unfit: s5"):
         encode(source, tmp_path, limit=0.05)
-    assert not (tmp_path / "manifest.json").exists()
     assert (tmp_path / "rejected.jsonl").exists()
+
+
+def test_a_finished_store_is_asked_again(source, tmp_path):
+    encode(source, tmp_path, limit=0.2)
+    check_rejected(tmp_path, FINGERPRINT, max_rejected_fraction=0.1)
+    with pytest.raises(DataError, match=r"at most 5.00% of 10 samples to be unfit.*got 1 unfit: s5: expected fewer"):
+        check_rejected(tmp_path, FINGERPRINT, max_rejected_fraction=0.05)
+
+
+def test_a_store_without_sequences_is_refused(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"of 0 samples.*and one that is fit; got 0 unfit"):
+        encode(tmp_path / "none.jsonl", tmp_path)
 
 
 def test_a_broken_row_is_left_out(source, tmp_path):

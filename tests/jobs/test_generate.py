@@ -79,6 +79,16 @@ def test_no_images_means_text_alone(config, tmp_path):
     assert not any(sample.turns[-1].images for sample in replies_of(tmp_path / "out"))
 
 
+def test_an_empty_reply_is_shown_and_not_as_something_to_learn(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate.Responder, "segments", lambda *_: ())
+    generate.main(replace(config, num_replies=1), [generate.prompt_of("draw it", [])], out=tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<p>(nothing)</p>" in page
+    assert "class=learned" not in page
+    (sample,) = replies_of(tmp_path / "out")
+    assert not sample.turns[-1].segments[0].in_loss
+
+
 def test_prompts_come_in_any_form_of_conversations(tmp_path):
     rows = [
         {"id": "a", "prompt": "draw it"},
@@ -87,11 +97,12 @@ def test_prompts_come_in_any_form_of_conversations(tmp_path):
         {"conversations": [
             {"from": "human", "value": "draw"}, {"from": "gpt", "value": "here"}, {"from": "human", "value": "again"},
         ]},
+        {"messages": json.dumps([{"role": "user", "content": "what is it ?"}])},
     ]  # fmt: skip
     (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = generate.read_prompts(tmp_path / "ask.jsonl")
-    assert [prompt.id for prompt in prompts] == ["a", "ask-1", "ask-2", "ask-3"]
-    assert [len(prompt.turns) for prompt in prompts] == [1, 1, 1, 3]
+    assert [prompt.id for prompt in prompts] == ["a", "ask-1", "ask-2", "ask-3", "ask-4"]
+    assert [len(prompt.turns) for prompt in prompts] == [1, 1, 1, 3, 1]
     assert prompts[2].turns[0].segments[0].text == "draw"
 
 
@@ -100,6 +111,7 @@ def test_prompts_come_in_any_form_of_conversations(tmp_path):
     [
         ("", "expected prompts; got an empty file"),
         ('{"prompt": "a"}\n{"id": "x"}\n', "row 1: expected a list of turns"),
+        ('{"messages": "no JSON"}\n', "row 0: expected a list of turns"),
         ('{"messages": [{"role": "robot", "content": "a"}]}\n', "row 0: expected a role"),
         ('{"prompt": "a"', "row 0: expected a JSON object"),
     ],

@@ -88,11 +88,12 @@ def test_a_run_is_complete_when_it_is_finished_and_no_more_is_asked(tmp_path):
         commit(run_dir, 3)
         commit(run_dir, 12)
         assert last_step(run_dir) == 12
-    assert is_complete(finished, 12)
-    assert not is_complete(finished, 13)
-    assert not is_complete(unfinished, 12), "its last evaluation is missing"
-    with pytest.raises(ConfigError, match=r"train\.num_steps \(11\) must be at least 12"):
-        is_complete(finished, 11)
+    setting = ("train.num_epochs", 3)
+    assert is_complete(finished, 12, setting)
+    assert not is_complete(finished, 13, setting)
+    assert not is_complete(unfinished, 12, setting), "its last evaluation is missing"
+    with pytest.raises(ConfigError, match=r"train\.num_epochs \(3\) must give at least the 12 steps .*, not 11"):
+        is_complete(finished, 11, setting)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -119,3 +120,16 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(signum, code, cap
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signum)
     assert signal.getsignal(signum) == before
+
+
+def test_after_the_steps_a_signal_ends_at_once_again():
+    with Interrupts() as interrupts:
+        interrupts.defer()
+        interrupts.hasten()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.defer()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            interrupts.hasten()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from transformers import ChameleonForConditionalGeneration
 
@@ -176,6 +177,54 @@ def test_tokens_of_a_changed_checkpoint_are_made_anew(config, folder, tmp_path):
     first = sft.token_sources(short, folder / "anole")
     again = sft.token_sources(short, folder / "anole")
     assert first == again
+    strict = replace(short, data=replace(short.data, max_length=29, max_rejected_fraction=0.5))
+    sft.token_sources(strict, folder / "anole")
+    with pytest.raises(DataError, match=r"expected at most 0.00% of 60 samples to be unfit"):
+        sft.token_sources(replace(strict, data=replace(strict.data, max_rejected_fraction=0)), folder / "anole")
     other = replace(short, model=replace(short.model, image_tokenizer=str(tmp_path / "vq2")))
     write_chameleon_vq(tmp_path / "vq2", size=8, num_codes=16, seed=1)
     assert sft.token_sources(other, folder / "anole").training != first.training
+
+
+def test_a_driver_whose_workers_encode_leaves_the_gpu_alone(config, folder, monkeypatch):
+    made = sft.token_sources(config, folder / "anole")
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: moved.append(device))
+    assert sft.token_sources(config, folder / "anole", lambda units, folder: iter(())) == made
+    assert moved == ["cpu"]
+    assert sft.token_sources(config, folder / "anole") == made
+    assert moved == ["cpu", "cuda"]
+
+
+def test_a_modality_of_which_nothing_is_learned_is_an_alert_of_the_run(config, tmp_path, capsys):
+    loss = replace(config.loss, image_weight=0.0)
+    assert sft.main(replace(config, loss=loss, train=replace(config.train, max_steps=1)), local=True) == 0
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    (alert,) = [event["message"] for event in events if event["kind"] == "alert"]
+    assert alert.startswith("no image will be learned: loss.image_weight is 0")
+    assert alert in capsys.readouterr().err
+
+
+def test_a_signal_amid_the_last_exam_ends_the_run_and_resuming_takes_it(config, tmp_path, monkeypatch, capfd):
+    seen, run_dir = [], tmp_path / "run"
+
+    def take_exam(config, checkpoint, save_image):
+        seen.append(checkpoint.name)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return {"items": [{"id": str(i), "subset": "s", "scores": {"exact": i % 2}, "prompt": [], "reply": []}
+                          for i in range(4)]}  # fmt: skip
+
+    monkeypatch.setattr(sft, "take_exam", take_exam)
+    evaluation = replace(config.evaluation, exam="lab", sources=config.data.sources)
+    asked = replace(config, evaluation=evaluation, train=replace(config.train, max_steps=2))
+    assert sft.main(asked, local=True) == 143
+    assert f"saved and ended; go on with: unirl sft --resume {run_dir}" in capfd.readouterr().err
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
+    scored = (run_dir / "evaluations" / "heldout_000002.json").stat().st_mtime_ns
+    assert sft.main(asked, local=True, resume=str(run_dir)) == 0
+    assert seen == ["anole", "policy", "policy"]
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "finished"
+    assert (run_dir / "evaluations" / "heldout_000002.json").stat().st_mtime_ns == scored
+    assert [line["step"] for line in metrics(run_dir)] == [1, 2]

@@ -1,10 +1,13 @@
 """Samples to sequences: images are never cut, long conversations are split between exchanges or left out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.joint_checkpoints import write_anole
-from unirl.config import ModelConfig
+from unirl.config import ModelConfig, SftLossConfig
+from unirl.learner.sft_targets import count_targets
 from unirl.models import anole
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.types import InterleavedSample, Segment, TokenKind, Turn
@@ -31,8 +34,8 @@ def layout(tmp_path_factory):
     return anole.load_layout(ModelConfig(family="anole"), folder)
 
 
-def encoder(layout, max_length=100, too_long="split"):
-    return ConversationEncoder(layout=layout, codec=Codec(), max_length=max_length, too_long=too_long)
+def encoder(layout, max_length=100, **settings):
+    return ConversationEncoder(layout=layout, codec=Codec(), max_length=max_length, **settings)
 
 
 def picture(value):
@@ -100,3 +103,19 @@ def test_the_fingerprint_tells_other_settings(layout):
         encoder(layout, too_long="reject").fingerprint,
     }
     assert len(prints) == 3
+
+
+def unmarked(turns):
+    return tuple(replace(turn, segments=tuple(replace(s, in_loss=False) for s in turn.segments)) for turn in turns)
+
+
+def test_a_sample_without_marks_is_one_only_where_everything_is_learned(layout):
+    silent = sample(unmarked(exchange(1)), unmarked(exchange(2)))
+    with pytest.raises(ValueError, match=r"s: expected something to learn; .* set loss.targets=all"):
+        encoder(layout)(silent)
+    (whole,) = encoder(layout, learns_all=True)(silent)
+    assert not whole.in_loss.any()
+    assert count_targets(whole, SftLossConfig(targets="all"))["image"] == 8
+    parts = encoder(layout, max_length=len(whole.ids) - 1, learns_all=True)(silent)
+    assert [codes_of(part, layout) for part in parts] == [[1] * 4, [2] * 4]
+    assert encoder(layout).fingerprint != encoder(layout, learns_all=True).fingerprint

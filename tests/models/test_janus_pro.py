@@ -413,7 +413,7 @@ def test_a_conversation_begins_as_the_two_prompts_do(janus_folder, question, dra
     options = "\n".join((question.question, "A red", "B blue"))
     asked = policy.layout.encode((says("user", question.image, options),), [])
     assert asked.ids.tolist() == policy.prompts.encode_understanding(question).tolist()
-    assert [image is question.image for image in asked.pixels] == [True]
+    assert torch.equal(policy._pixels(asked.pixels), policy._pixels([question.image]))
     wanted = policy.prompts.encode_generation(drawing).tolist()
     assert [*policy.layout.encode((says("user", drawing.prompt),), []).ids.tolist(), policy.prompts.ids.boi] == wanted
 
@@ -502,3 +502,15 @@ def test_packed_images_go_to_their_places_in_order(policy, picture):
     assert torch.allclose(whole, wanted, atol=5e-6)
     turned = PackedRow(ids=ids, lengths=(len(ids),), pixels=sequence.pixels[::-1])
     assert not torch.allclose(policy.hidden_states_of(turned), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "kept_size"),
+    [((40, 25), (8, 8)), ((9, 8), (8, 8)), ((300, 2), (8, 8)), ((8, 8), (8, 8)), ((3, 5), (3, 5))],
+)
+def test_a_picture_of_a_conversation_is_kept_as_the_model_looks_at_it(policy, size, kept_size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    turns = says("user", image, "what is the cat"), says("assistant", "A red")
+    (kept,) = policy.layout.encode(turns, []).pixels
+    assert kept.shape == (*kept_size, 3)
+    assert torch.equal(policy._pixels([kept]), policy._pixels([image]))

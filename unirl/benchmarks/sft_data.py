@@ -15,7 +15,7 @@ from unirl.benchmarks.anole_folder import LEAST_WORDS, AnoleSize, word, write_an
 from unirl.cluster.sft_worker import TokenSources, open_mixture
 from unirl.config import SftConfig, SourceConfig
 from unirl.data.interleaved import write_interleaved
-from unirl.data.token_store import encode_unit, finish_store, units_of
+from unirl.data.token_store import check_rejected, encode_unit, finish_store, units_of
 from unirl.models.policy import load_encoder
 from unirl.types import InterleavedSample, Segment, TokenSequence, Turn
 
@@ -56,14 +56,15 @@ def make_workload(
     source = folder / "conversations" / "interleaved.parquet"
     source.parent.mkdir()
     write_interleaved(source, samples)
-    store, encoder = folder / "tokens", load_encoder(config.model, checkpoint, config.data)
+    store, encoder = folder / "tokens", load_encoder(config, checkpoint)
     store.mkdir()
     notes = [
         note
         for unit in units_of(source, 1)
         for note in encode_unit(unit, store, encoder, config.data.samples_per_shard)
     ]
-    finish_store(store, notes, FINGERPRINT, max_rejected_fraction=config.data.max_rejected_fraction)
+    finish_store(store, notes, FINGERPRINT)
+    check_rejected(store, FINGERPRINT, max_rejected_fraction=config.data.max_rejected_fraction)
     return Workload(
         config=replace(config, data=replace(config.data, sources={"made": SourceConfig(path=str(source))})),
         checkpoint=checkpoint,

@@ -89,7 +89,7 @@ def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Pat
         """One worker: loads the image tokenizer once, then makes the shards of unit after unit."""
 
         def __init__(self) -> None:
-            self._encode = load_encoder(config.model, checkpoint, config.data)
+            self._encode = load_encoder(config, checkpoint)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             (unit,) = batch["item"]

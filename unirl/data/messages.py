@@ -20,6 +20,8 @@ from unirl.types import InterleavedSample, Segment, Turn
 
 COLUMNS = ("id", "subset", "source", "system", "messages", "conversations", "images", "image")
 """What `normalise` looks at; other keys of a row are ignored."""
+TURNS = ("messages", "conversations")
+"""Of these, the columns that may hold the turns; the first that a row has counts."""
 MARKER = "<image>"
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -57,6 +59,16 @@ def normalise(row: Row, *, default_id: str = "") -> Row:
     }
 
 
+def turns_of(cell: Any) -> Any:
+    """The turns that a cell holds, also as JSON text; None for text that is no JSON."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+
+
 def with_bytes(row: Row, folder: Path) -> Row:
     """A stored row whose images are bytes: those of files inside `folder` are read.
 
@@ -86,7 +98,7 @@ def to_sample(row: Row, folder: Path, *, pixels: bool = True) -> InterleavedSamp
 
     Raises:
         DataError: an image is missing or does not decode.
-        ValueError: the turns do not alternate, or nothing counts in the loss.
+        ValueError: the turns do not alternate.
     """
     turns = tuple(
         Turn(role=turn["role"], segments=tuple(_segment(part, folder, pixels) for part in turn["content"]))
@@ -135,12 +147,7 @@ def _image(cell: Row, loss: bool) -> Row:
 
 
 def _messages(row: Row) -> list[Mapping[str, Any]]:
-    found = next((row[key] for key in ("messages", "conversations") if row.get(key) is not None), None)
-    if isinstance(found, str):
-        try:
-            found = json.loads(found)
-        except (ValueError, RecursionError):
-            found = None
+    found = next((turns_of(row[key]) for key in TURNS if row.get(key) is not None), None)
     if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
         raise DataError(
             f"expected a list of turns under messages or conversations; got keys {sorted(map(str, row))}; name the "

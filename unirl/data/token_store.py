@@ -151,29 +151,36 @@ def _to_row(sequence: TokenSequence) -> dict[str, Any]:
     }
 
 
-def finish_store(folder: Path, notes: Iterable[Path], fingerprint: str, *, max_rejected_fraction: float) -> None:
-    """Write the manifest of a store whose shards are all there, and rejected.jsonl where something was left out.
-
-    Raises:
-        DataError: too many samples were left out, or nothing is left.
-    """
+def finish_store(folder: Path, notes: Iterable[Path], fingerprint: str) -> None:
+    """Write the manifest of a store whose shards are all there, and rejected.jsonl where something was left out."""
     facts = [json.loads(note.read_text()) for note in sorted(notes)]
     rejected = [Rejected(**record) for shard in facts for record in shard.pop("rejected")]
-    num_samples = sum(shard["num_samples"] for shard in facts)
-    num_sequences = sum(shard["num_sequences"] for shard in facts)
     if rejected:
         write_rejected(folder / REJECTED, rejected)
-        _log.warning("%s: left out %d of %d samples; see %s", folder, len(rejected), num_samples, REJECTED)
-    if len(rejected) > max_rejected_fraction * num_samples or not num_sequences:
-        shown = "; ".join(f"{record.id}: {record.reason}" for record in rejected[:3])
-        raise DataError(
-            f"{folder}: expected at most {max_rejected_fraction:.2%} of {num_samples} samples to be unfit, and one "
-            f"that is fit; got {len(rejected)} unfit: {shown}; see {folder / REJECTED}, repair the data, or raise "
-            "data.max_rejected_fraction"
-        )
     manifest = {"version": VERSION, "fingerprint": fingerprint, "num_rejected": len(rejected), "shards": facts}
     with atomic_file(folder / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1).encode())
+
+
+def check_rejected(folder: Path, fingerprint: str, *, max_rejected_fraction: float) -> None:
+    """Refuse a finished store of which too much was left out, and say so of one of which less was.
+
+    Raises:
+        DataError: too many samples were left out, or nothing is left; or as `TokenStore`.
+    """
+    manifest = _read_manifest(folder, fingerprint)
+    number = manifest["num_rejected"]
+    num_samples, num_sequences = (sum(s[key] for s in manifest["shards"]) for key in ("num_samples", "num_sequences"))
+    if number:
+        _log.warning("%s: left out %d of %d samples; see %s", folder, number, num_samples, REJECTED)
+    if number > max_rejected_fraction * num_samples or not num_sequences:
+        lines = (folder / REJECTED).read_text().splitlines() if number else []
+        shown = "; ".join("{id}: {reason}".format(**json.loads(line)) for line in lines[:3])
+        raise DataError(
+            f"{folder}: expected at most {max_rejected_fraction:.2%} of {num_samples} samples to be unfit, and one "
+            f"that is fit; got {number} unfit: {shown}; see {folder / REJECTED}, repair the data, or raise "
+            "data.max_rejected_fraction"
+        )
 
 
 class TokenStore:

@@ -9,7 +9,7 @@ from pathlib import Path
 from unirl.cluster.sft_worker import TokenSources
 from unirl.config import SftConfig, SourceConfig
 from unirl.data.interleaved import MANIFEST
-from unirl.data.token_store import VERSION, Unit, encode_unit, finish_store, source_facts, units_of
+from unirl.data.token_store import VERSION, Unit, check_rejected, encode_unit, finish_store, source_facts, units_of
 from unirl.jobs.assets import locked, resolve_conversations
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.policy import load_encoder
@@ -32,7 +32,8 @@ def token_sources(config: SftConfig, checkpoint: Path, encode_all: EncodeAll | N
         DataError: a source is missing or damaged, or too many samples are unfit.
         ValueError: one image alone is longer than data.max_length.
     """
-    encoder = load_encoder(config.model, checkpoint, config.data)
+    # Where workers encode, this one only tells what its tokens would be, and leaves the GPUs to the learner.
+    encoder = load_encoder(config, checkpoint, on_gpu=encode_all is None)
 
     def here(units: Sequence[Unit], folder: Path) -> Iterator[Path]:
         for unit in units:
@@ -56,8 +57,8 @@ def _store(
     with locked(folder):
         if not (folder / MANIFEST).is_file():
             _make_store(folder, units_of(conversations, data.encoders.num_workers), source.path, encode_all)
-            notes = sorted(folder.glob("shard-*.json"))
-            finish_store(folder, notes, fingerprint, max_rejected_fraction=data.max_rejected_fraction)
+            finish_store(folder, folder.glob("shard-*.json"), fingerprint)
+    check_rejected(folder, fingerprint, max_rejected_fraction=data.max_rejected_fraction)
     return folder, fingerprint
 
 

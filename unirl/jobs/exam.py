@@ -2,8 +2,11 @@
 
 import logging
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,19 @@ def take_exam(config: SftConfig, checkpoint: Path, save_image: SaveImage) -> dic
     The engine runs in a process of its own, since it and a learner would share, and end, one process group.
 
     Raises:
+        KeyboardInterrupt: a signal came; the process was ended.
         ValueError: the checkpoint does not know the world's words, or a prompt is too long for the settings.
     """
     log.info("exam: answering %d prompts of each subset", config.evaluation.exam_items)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        items = pool.submit(_answers, config, checkpoint).result()
+        process = pool.submit(os.getpid).result()
+        try:
+            items = pool.submit(_answers, config, checkpoint).result()
+        except KeyboardInterrupt:
+            # Leaving the block waits for what the process is at.
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            raise
 
     def kept(segment: Shown) -> Shown:
         return {"image": save_image(segment["image"])} if "image" in segment else segment

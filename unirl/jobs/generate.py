@@ -12,7 +12,7 @@ from unirl.config_loading import model_settings
 from unirl.data.atomic import DataError, atomic_file
 from unirl.data.interleaved import IMAGES, require_new, write_interleaved
 from unirl.data.interleaved_page import render_page, sample_lines
-from unirl.data.messages import COLUMNS, normalise, to_sample
+from unirl.data.messages import COLUMNS, TURNS, normalise, to_sample, turns_of
 from unirl.data.records import decode_image
 from unirl.data.tables import Row, stream_rows
 from unirl.jobs.assets import resolve_checkpoint
@@ -84,8 +84,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _answered(row: Row) -> Row:
     """The row with an answer where it ends with the user's turn."""
-    for key in ("messages", "conversations"):
-        turns: Any = row.get(key)
+    for key in TURNS:
+        turns = turns_of(row.get(key))
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
             last: dict[str, Any] = turns[-1]
             asked = last.get("role", last.get("from")) in ("user", "human")
@@ -127,7 +127,7 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
 
 def _sample(prompt: Prompt, reply: Reply, segments: tuple[Segment, ...]) -> InterleavedSample:
     """The conversation with its reply, as a record like any other."""
-    answer = Turn(role="assistant", segments=segments or (Segment(text="(nothing)", in_loss=True),))
+    answer = Turn(role="assistant", segments=segments or (Segment(text="(nothing)"),))
     return InterleavedSample(
         id=f"{prompt.id}/{reply.seed}",
         turns=(*prompt.turns, answer),

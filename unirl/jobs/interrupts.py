@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at the start they end the run at once; later the first asks the loop to save and end."""
+"""Ctrl-C and SIGTERM: before and after the steps they end the run at once; amid them the first asks to save and end."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ class Interrupted(Exception):  # noqa: N818 - it is a request, not an error
 
 
 class Interrupts:
-    """While entered, a signal raises KeyboardInterrupt; after `defer`, the first is noted for `check` instead."""
+    """While entered, a signal raises KeyboardInterrupt; from `defer` to `hasten` the first is noted for `check`."""
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -43,6 +43,11 @@ class Interrupts:
     def defer(self) -> None:
         """From now on the first signal waits for `check`."""
         self._deferred = True
+
+    def hasten(self) -> None:
+        """From now on a signal raises KeyboardInterrupt again; one that was noted raises `Interrupted` now."""
+        self._deferred = False
+        self.check()
 
     @property
     def received(self) -> bool:

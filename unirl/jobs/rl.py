@@ -197,7 +197,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     run_dir, resumed = choose_run_dir(config, resume)
     changed = changed_settings(config, since=load_config([run_dir / "config.yaml"], [])) if resumed else {}
     check_changes(changed, run_dir)
-    if resumed and is_complete(run_dir, config.train.num_steps):
+    if resumed and is_complete(run_dir, config.train.num_steps, ("train.num_steps", config.train.num_steps)):
         sys.stdout.write(f"{run_dir} is finished; to go further, add train.num_steps=N above {last_step(run_dir)}\n")
         return 0
     if not local:

@@ -76,16 +76,21 @@ def last_step(run_dir: Path) -> int | None:
     return max((int(file.parent.name[5:]) for file in run_dir.glob("checkpoints/step_*/COMMIT.json")), default=None)
 
 
-def is_complete(run_dir: Path, num_steps: int) -> bool:
+def is_complete(run_dir: Path, num_steps: int, setting: tuple[str, object]) -> bool:
     """Whether a run is finished and `num_steps` asks for no more.
+
+    Args:
+        run_dir: the run.
+        num_steps: steps of the whole run.
+        setting: key and value that say so.
 
     Raises:
         ConfigError: more steps were made already.
     """
     made = last_step(run_dir) or 0
     if num_steps < made:
-        rule = f"must be at least {made}, the steps that {run_dir} has made"
-        raise ConfigError([Problem("train.num_steps", num_steps, rule, "leave it out, or start a new run")])
+        rule = f"must give at least the {made} steps that {run_dir} has made, not {num_steps}"
+        raise ConfigError([Problem(*setting, rule, "leave it out, or start a new run")])
     return num_steps == made and _facts(run_dir)["status"] == "finished"
 
 

@@ -31,6 +31,7 @@ from unirl.jobs.exam import check_exam, take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step
+from unirl.jobs.sft_checks import changed_rate, find_unlearned, what_ends
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
@@ -141,7 +142,8 @@ def train(ranks: Ranks, run: Run, first_step: int) -> None:
             run.save(ranks, step)
         if asked_to_end:
             run.interrupts.check()
-    run.evaluate(ranks, run.last)
+    if not run.is_evaluated(run.last):
+        run.evaluate(ranks, run.last)
     ranks.export(run.record.run_dir / "policy")
 
 
@@ -169,7 +171,8 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         return _show_plan(config, checkpoint, local=local)
     chosen, resumed = choose_run_dir(config, resume)
     run_dir = chosen.absolute()
-    changed = changed_settings(config, since=load_config([run_dir / "config.yaml"], [], SftConfig)) if resumed else {}
+    before = load_config([run_dir / "config.yaml"], [], SftConfig) if resumed else config
+    changed = changed_settings(config, since=before)
     check_changes(changed, run_dir)
     if not resumed and is_run(run_dir):
         raise DataError(
@@ -181,10 +184,12 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             _join_ray(config, checkpoint, stack, run_dir / "logs")
         tokens = _tokens(config, checkpoint, local=local)
         mixture = open_mixture(tokens.training, config.data.sources, config)
-        last = num_steps(config, mixture)
-        if resumed and is_complete(run_dir, last):
-            sys.stdout.write(f"{run_dir} is finished; to go further, raise train.num_epochs\n")
+        last, unlearned = num_steps(config, mixture), find_unlearned(config, mixture)
+        ending = what_ends(config, mixture)
+        if resumed and is_complete(run_dir, last, ending):
+            sys.stdout.write(f"{run_dir} is finished; to go further, raise {ending[0]}\n")
             return 0
+        alerts = [*unlearned, *changed_rate(before, config, mixture, made=last_step(run_dir) or 0)]
         record = stack.enter_context(RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed))
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
         data = {"tokens": {name: mark for name, (_, mark) in sorted(tokens.training.items())}}
@@ -193,6 +198,9 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
             record.event("settings", "resumed with other settings", {"changed": changed})
+        for message in alerts:
+            log.warning(message)
+            record.event("alert", message)
         run.terminal.banner(_banner(run_dir, mixture, last, local=local))
         return _learn(run, checkpoint, tokens, resumed=resumed, local=local)
 
@@ -212,11 +220,13 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
             with run.terminal:
                 run.interrupts.defer()
                 train(ranks, run, first_step)
+        run.interrupts.hasten()
         if run.config.evaluation.exam == "lab":
             run.take_exam(run_dir / "policy", run.last)
     except (Interrupted, KeyboardInterrupt) as ending:
         record.end("interrupted", str(ending) or "ended at once")
-        done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
+        saved = isinstance(ending, Interrupted) or last_step(run_dir) == run.last
+        done = "saved and ended" if saved else "ended without saving"
         sys.stderr.write(f"{done}; go on with: unirl sft --resume {run_dir}\n")
         return run.interrupts.exit_code
     record.end("finished")

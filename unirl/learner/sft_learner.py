@@ -15,12 +15,18 @@ from unirl.config import LearnerConfig, SftConfig, SftLossConfig
 from unirl.learner.engine import RankPlace, learning_rate
 from unirl.learner.packing import Batching, plan_rows
 from unirl.learner.rank_engine import RankEngine
-from unirl.learner.sft_targets import Batch, Modality, ModalityLoss, RestrictedLoss, make_batch, target_mask
+from unirl.learner.sft_targets import (
+    MODALITIES,
+    Batch,
+    Modality,
+    ModalityLoss,
+    RestrictedLoss,
+    count_targets,
+    make_batch,
+)
 from unirl.models.interleaved import InterleavedPolicy
 from unirl.models.named_arrays import to_tensor
-from unirl.types import TokenKind, TokenSequence
-
-MODALITIES: tuple[Modality, ...] = ("text", "image")
+from unirl.types import TokenSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +116,7 @@ class SftLearner:
         Raises:
             ValueError: a sequence above the token budget, or nothing to learn in all of them.
         """
-        counts = [self._count(sequence) for sequence in sequences]
+        counts = [count_targets(sequence, self._settings.loss) for sequence in sequences]
         totals: dict[Modality, int] = {name: sum(count[name] for count in counts) for name in MODALITIES}
         if not sum(totals.values()):
             raise ValueError(
@@ -166,7 +172,7 @@ class SftLearner:
     def evaluate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """Loss and accuracy of each modality over these sequences; the same on all ranks."""
         sums = _no_sums()
-        for row in self._rows(sequences, [self._count(sequence) for sequence in sequences]):
+        for row in self._rows(sequences, [count_targets(sequence, self._settings.loss) for sequence in sequences]):
             self._run(row, sums)
         return self._metrics(_added(self._engine.gather(sums)))
 
@@ -206,12 +212,6 @@ class SftLearner:
     def _compute(self, batch: Batch, num_parts: dict[Modality, int]) -> tuple[Tensor, ...]:
         losses = self._loss(self.policy, batch, num_parts)
         return losses["text"].nats, losses["text"].hits, losses["image"].nats, losses["image"].hits
-
-    def _count(self, sequence: TokenSequence) -> dict[Modality, int]:
-        """Targets of each modality."""
-        mask = target_mask(sequence, self._settings.loss)
-        images = int((mask & (sequence.kinds == TokenKind.CODE)).sum())
-        return {"text": int(mask.sum()) - images, "image": images}
 
     def _scales(self, counts: dict[Modality, int]) -> dict[Modality, float]:
         """Factor of a target's nats in the loss of the step."""

@@ -15,6 +15,7 @@ from unirl.models.interleaved import ChatLayout, InterleavedPolicy, PackedRow
 from unirl.types import TokenKind, TokenSequence
 
 Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 
 def target_mask(sequence: TokenSequence, config: SftLossConfig) -> NDArray[np.bool_]:
@@ -27,6 +28,13 @@ def target_mask(sequence: TokenSequence, config: SftLossConfig) -> NDArray[np.bo
         mask &= sequence.in_loss
     mask[0] = False
     return mask
+
+
+def count_targets(sequence: TokenSequence, config: SftLossConfig) -> dict[Modality, int]:
+    """Targets of each modality."""
+    mask = target_mask(sequence, config)
+    images = int((mask & (sequence.kinds == TokenKind.CODE)).sum())
+    return {"text": int(mask.sum()) - images, "image": images}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

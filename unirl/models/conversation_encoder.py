@@ -21,6 +21,8 @@ class ConversationEncoder:
     codec: ImageCodec
     max_length: int
     too_long: Literal["split", "reject"] = "split"
+    learns_all: bool = False
+    """Whether the loss asks for no marks (`loss.targets=all`), so that a sample without any is a sample too."""
 
     def __post_init__(self) -> None:
         rows, columns = self.codec.grid(np.zeros((1, 1, 3), np.uint8))
@@ -36,21 +38,28 @@ class ConversationEncoder:
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when the sequences of a sample would."""
         facts = [self.layout.fingerprint, self.codec.fingerprint, self.max_length, self.too_long]
+        facts += ["learns all"] if self.learns_all else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def __call__(self, sample: InterleavedSample) -> list[TokenSequence]:
         """The sequences of a sample; those in which nothing is to be learned are left out.
 
         Raises:
-            ValueError: a text holds a special token, or the sample is too long and cannot be split.
+            ValueError: nothing is marked as to be learned, a text holds a special token, or the sample is too long and
+                cannot be split.
         """
+        if not self.learns_all and not any(segment.in_loss for turn in sample.turns for segment in turn.segments):
+            raise ValueError(
+                f"sequence {sample.id}: expected something to learn; got no segment that counts in the loss; drop the "
+                "sample, mark the answer, or set loss.targets=all"
+            )
         codes = self.codec.encode(self.layout.images_to_code(sample.turns))
         whole = self.layout.encode(sample.turns, codes, id=sample.id, subset=sample.subset)
         if len(whole.ids) <= self.max_length:
             return [whole]
         if self.too_long == "reject":
             raise ValueError(self._too_long(sample.id, len(whole.ids)))
-        return [part for part in self._split(sample, codes) if part.in_loss.any()]
+        return [part for part in self._split(sample, codes) if self.learns_all or part.in_loss.any()]
 
     def _split(self, sample: InterleavedSample, codes: list[Codes]) -> Iterator[TokenSequence]:
         """As few sequences of whole exchanges as hold the sample, in its order; the system's turn opens each."""

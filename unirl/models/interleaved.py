@@ -127,6 +127,8 @@ class ChatLayout:
     Only what the user shows is seen so."""
     placeholder: int | None = None
     """The id among `placeholders` in whose place a feature goes."""
+    fit: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda image: image
+    """Makes a large picture that is seen by its pixels as small as the model looks at it; the input stays the same."""
     system: str = ""
     """What the system says in conversations that have no system turn of their own; empty for nothing."""
     system_for_images: bool = False
@@ -204,7 +206,7 @@ class ChatLayout:
                 writer.add(self.encode_text(markup.image_lead), in_loss=False)
             if self._by_pixels(turn):
                 assert segment.image is not None, "a segment is a text or an image"
-                writer.add_pixels(self.placeholders, self.placeholder, segment.image)
+                writer.add_pixels(self.placeholders, self.placeholder, self.fit(segment.image))
             else:
                 writer.add_image(*self._block(codes, owner), in_loss=segment.in_loss)
         writer.add(markup.after, in_loss=turn.segments[-1].in_loss)

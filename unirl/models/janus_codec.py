@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from unirl.config import ModelConfig
 from unirl.models.checkpoint import stored_tensors
-from unirl.models.image_codec import check_codes, check_image, fingerprint_of
+from unirl.models.image_codec import check_codes, check_image, exact_float32, fingerprint_of
 from unirl.models.janus_pro import VQ, JanusPro
 from unirl.models.named_arrays import checksum, to_array
 
@@ -63,7 +63,8 @@ class JanusCodec:
 
     def encode(self, images: Iterable[NDArray[np.uint8]]) -> list[NDArray[np.int32]]:
         """Codes int32 [rows, columns] of RGB pictures [height, width, 3] of any sizes, one picture a pass."""
-        return [self.policy.encode_images([image])[0].reshape(self.grid(image)) for image in images]
+        with exact_float32(self.policy.device):
+            return [self.policy.encode_images([image])[0].reshape(self.grid(image)) for image in images]
 
     def decode(self, codes: Iterable[NDArray[np.int32]]) -> list[NDArray[np.uint8]]:
         """RGB pictures [size, size, 3] of codes [rows, columns] each.
@@ -74,5 +75,6 @@ class JanusCodec:
         pictures = []
         for own in codes:
             check_codes(own, self.num_codes, (self._side, self._side))
-            pictures += self.policy.decode_images([own.ravel()])
+            with exact_float32(self.policy.device):
+                pictures += self.policy.decode_images([own.ravel()])
         return pictures

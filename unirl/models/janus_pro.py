@@ -6,7 +6,8 @@ guidance the pass holds a conditional and an unconditional stream.
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ class JanusPro:
             tied=tied,
             shapes=shapes,
             allowed_text_ids=prompts.allowed_text_ids(janus.text_config.vocab_size),
-            layout=_layout(prompts, janus),
+            layout=_layout(prompts, janus, image_processor),
         )
 
     @property
@@ -439,11 +440,26 @@ def load_prompts(config: ModelConfig, path: Path) -> JanusPrompts:
 def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
     """How the checkpoint writes conversations; see `JanusPrompts.layout`."""
     janus = JanusConfig.from_dict(_own_config(path))
-    return _layout(JanusPrompts.load(path, config.system_prompt), janus)
+    return _layout(JanusPrompts.load(path, config.system_prompt), janus, _image_processor(path))
 
 
-def _layout(prompts: JanusPrompts, config: Any) -> ChatLayout:
-    return prompts.layout(num_text_ids=config.text_config.vocab_size, num_codes=config.vq_config.num_embeddings)
+def _layout(prompts: JanusPrompts, config: Any, image_processor: JanusImageProcessor) -> ChatLayout:
+    layout = prompts.layout(num_text_ids=config.text_config.vocab_size, num_codes=config.vq_config.num_embeddings)
+    return replace(layout, fit=partial(_fitted, image_processor))
+
+
+def _fitted(image_processor: JanusImageProcessor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture after resizing and padding, which leave it as it is a second time; a small one stays small."""
+    if max(image.shape[:2]) <= image_processor.size["height"]:
+        return image
+    made = image_processor(
+        [np.array(image, order="C")],
+        input_data_format="channels_last",
+        do_rescale=False,
+        do_normalize=False,
+        return_tensors="pt",
+    )
+    return made.pixel_values[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def load_codec(config: ModelConfig, path: Path) -> "JanusCodec":

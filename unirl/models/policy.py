@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Cache
 
-from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig, SftDataConfig
+from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig, SftConfig
 from unirl.config_rules import Problem
 from unirl.models.checkpoint import read_json
 from unirl.models.conversation_encoder import ConversationEncoder
@@ -291,17 +291,21 @@ def load_codec(config: ModelConfig, path: Path) -> ImageCodec:
     return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path)
 
 
-def load_encoder(config: ModelConfig, path: Path, data: SftDataConfig) -> ConversationEncoder:
-    """What turns samples into token sequences of `config.family`, on a GPU where there is one.
+def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> ConversationEncoder:
+    """What turns samples into token sequences of `config.model.family`, on a GPU where there is one and it is wanted.
 
     Raises:
         FileNotFoundError: the folder lacks a file that the tokenizers need.
         ValueError: as `load_layout` and `load_codec`, or one image alone is longer than `data.max_length`.
     """
-    codec: Any = load_codec(config, path)
-    codec.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    codec: Any = load_codec(config.model, path)
+    codec.module.to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     return ConversationEncoder(
-        layout=load_layout(config, path), codec=codec, max_length=data.max_length, too_long=data.too_long
+        layout=load_layout(config.model, path),
+        codec=codec,
+        max_length=config.data.max_length,
+        too_long=config.data.too_long,
+        learns_all=config.loss.targets == "all",
     )
 
 
