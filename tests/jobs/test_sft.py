@@ -136,6 +136,12 @@ def test_ray_two_ranks_and_parallel_encoders_learn_the_same(folder, undisturbed)
     assert all(np.abs(one[name] - two[name]).max() < 1e-3 for name in one)
 
 
+def test_a_dry_run_looks_for_the_data(config):
+    sources = {"mine": SourceConfig(path="stores/nowhere")}
+    with pytest.raises(DataError, match="stores/nowhere: expected an existing path"):
+        sft.main(replace(config, data=replace(config.data, sources=sources)), dry_run=True)
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
     assert sft.main(config, local=True, dry_run=True) == 0
     shown = capsys.readouterr().out
@@ -147,8 +153,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model.family": "emu3"}, ValueError, "of model_type"),
-        ({"model.family": "liquid"}, ValueError, "of model_type"),
+        ({"model.family": "emu3"}, ConfigError, r"model.family \(emu3\) must be anole, which .* is of"),
+        ({"model.family": "liquid"}, ConfigError, "set model.family=anole"),
         ({"model.image_tokenizer": "anole"}, ValueError, "decoder"),
         ({"data.max_length": 10}, ValueError, "expected room for one image; got 10 for an image of 18 tokens"),
         ({"data.max_length": 18 + 1}, DataError, r"expected at most 1.00% of 60 samples to be unfit"),

@@ -15,9 +15,9 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of
 from unirl.evaluation.ablation_report import Ablation, Curve, is_sure, write_ablation_report
-from unirl.jobs.commands import CommandError, Commands, RunCommand, keep_settings, words_of_run
+from unirl.jobs.commands import CommandError, Commands, RunCommand, folder_of_runs, keep_settings, words_of_run
 from unirl.jobs.interrupts import Interrupted
-from unirl.jobs.run_dirs import RUNS, is_finished
+from unirl.jobs.run_dirs import is_finished
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,10 @@ def main(
 
     Raises:
         ConfigError: an arm's settings are wrong; its keys are named after the arm.
-        DataError: the folder's grid was begun with other settings.
+        DataError: the folder's grid was begun with other settings, or it is a run.
         ValueError: a score names a measure that not all runs have.
     """
-    folder = Path(config.run_dir) if config.run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
+    folder = folder_of_runs(config.run_dir, config.name)
     runs = list(runs_of(config, folder))
     if dry_run:
         sys.stdout.write(_plan(config, runs))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig, SftConfig
-from unirl.config_rules import Problem
+from unirl.config_rules import ConfigError, Problem
 from unirl.models.checkpoint import read_json
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.image_codec import ImageCodec
@@ -323,6 +323,20 @@ def family_of(path: Path) -> Family:
             "set model.family"
         )
     return MODEL_TYPES[found]
+
+
+def check_family(config: ModelConfig, path: Path) -> None:
+    """Refuse a checkpoint folder of another family.
+
+    Raises:
+        ConfigError: names the family that it is of.
+        FileNotFoundError: the folder has no config.json.
+        ValueError: it is of no family that is known.
+    """
+    found = family_of(path)
+    if found != config.family:
+        rule, fix = f"must be {found}, which {path} is of", f"set model.family={found}, or another model.path"
+        raise ConfigError([Problem("model.family", config.family, rule, fix)])
 
 
 def _offer(config: ModelConfig, name: str, what: str) -> Any:
