@@ -163,10 +163,12 @@ def _grid(low: float, high: float, least_gap: float = 0.0) -> str:
 
 
 def _x_axis(left: float, right: float, label: str, least_gap: float = 0.0) -> str:
-    return f'<text x="{LEFT - 14}" y="{HEIGHT - 10}" text-anchor="end">{label}</text>' + "".join(
-        f'<text x="{_across(tick, left, right):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{tick:g}</text>'
-        for tick in _ticks(left, right, 6, least_gap)
-    )
+    parts = [f'<text x="{LEFT - 14}" y="{HEIGHT - 10}" text-anchor="end">{label}</text>']
+    for tick in _ticks(left, right, 6, least_gap):
+        x = _across(tick, left, right)
+        anchor = "end" if x > WIDTH - 2 * RIGHT else "middle"  # a number at the edge would be cut
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{tick:g}</text>')
+    return "".join(parts)
 
 
 def _hover(place: str, words: str, color: str) -> str:

@@ -176,8 +176,13 @@ def measured(config: AblationConfig, runs: Sequence[ArmRun]) -> Ablation:
 def _notes(runs: Sequence[ArmRun], finished: Sequence[ArmRun]) -> list[str]:
     seeds = sorted({run.seed for run in finished})
     notes = [f"{len(finished)} runs, seeds {', '.join(map(str, seeds))}."]
-    if missing := [f"{run.arm} with seed {run.seed}" for run in runs if run not in finished]:
-        notes.append(f"Not finished, and left out: {', '.join(missing)}.")
+    missing: dict[str, list[str]] = {}
+    for run in runs:
+        if run not in finished:
+            missing.setdefault(run.arm, []).append(str(run.seed))
+    if missing:
+        shown = "; ".join(f"{arm}, seed {', '.join(own)}" for arm, own in missing.items())
+        notes.append(f"Not finished, and left out: {shown}.")
     if len(seeds) == 1:
         notes.append("One seed: the intervals do not hold the noise between runs.")
     return notes
