@@ -8,7 +8,7 @@ from html import escape
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 440, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 30
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 10, 30
 MAX_POINTS = 240
 _HOVER_POINTS = 90
 
@@ -163,12 +163,10 @@ def _grid(low: float, high: float, least_gap: float = 0.0) -> str:
 
 
 def _x_axis(left: float, right: float, label: str, least_gap: float = 0.0) -> str:
-    parts = [f'<text x="{LEFT - 14}" y="{HEIGHT - 10}" text-anchor="end">{label}</text>']
-    for tick in _ticks(left, right, 6, least_gap):
-        x = _across(tick, left, right)
-        anchor = "end" if x > WIDTH - 2 * RIGHT else "middle"  # a number at the edge would be cut
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{tick:g}</text>')
-    return "".join(parts)
+    return f'<text x="{LEFT - 14}" y="{HEIGHT - 10}" text-anchor="end">{label}</text>' + "".join(
+        f'<text x="{_across(tick, left, right):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{tick:g}</text>'
+        for tick in _ticks(left, right, 6, least_gap)
+    )
 
 
 def _hover(place: str, words: str, color: str) -> str:
