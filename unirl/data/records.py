@@ -57,6 +57,10 @@ class Rejected:
     reason: str
 
 
+class TooManyRejected(DataError):
+    """More records are bad than the reader allows."""
+
+
 def file_name(kind: type[Sample]) -> str:
     """The name of a task's table inside a folder: understanding.parquet or generation.parquet."""
     return _FILE_NAMES[kind]
@@ -134,17 +138,31 @@ def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
         file.writelines(json.dumps(asdict(record)).encode() + b"\n" for record in rejected)
 
 
-def stop_if_too_many(path: Path, rejected: Sequence[Rejected], max_fraction: float, num_rows: int) -> None:
+def stop_if_too_many(
+    path: Path,
+    rejected: Sequence[Rejected],
+    max_fraction: float,
+    num_rows: int,
+    *,
+    limit: str = "max_rejected_fraction",
+) -> None:
     """End the reading when more than the allowed share of `num_rows` records are bad.
 
+    Args:
+        path: its name in messages.
+        rejected: the bad records so far.
+        max_fraction: the allowed share.
+        num_rows: what it is a share of.
+        limit: what a user sets it by.
+
     Raises:
-        DataError: shows the first of them.
+        TooManyRejected: shows the first of them.
     """
     if len(rejected) > max_fraction * num_rows:
         shown = "; ".join(f"row {r.row} ({r.id}): {r.reason}" for r in rejected[:_SHOWN])
-        raise DataError(
+        raise TooManyRejected(
             f"{path}: expected at most {max_fraction:.2%} bad records of {num_rows}; got {len(rejected)}: {shown}. "
-            "Repair the data, or allow a larger max_rejected_fraction"
+            f"Repair the data, or allow a larger {limit}"
         )
 
 
