@@ -33,7 +33,7 @@ from unirl.data.interleaved import (
     write_rows,
 )
 from unirl.data.messages import normalise, to_sample
-from unirl.data.records import Rejected, TooManyRejected, stop_if_too_many, write_rejected
+from unirl.data.records import Rejected, TooManyBadError, stop_if_too_many, write_rejected
 from unirl.data.tables import SUFFIXES, Row, stream_rows
 
 REJECTED = "rejected.jsonl"
@@ -195,9 +195,9 @@ class _Import:
                 first = next(drafts, None)
             self._stop_if_too_many(self._progress.num_read)
             self._require_some()
-        except TooManyRejected as error:
+        except TooManyBadError as error:
             self._clear()
-            raise TooManyRejected(f"{error}; all of them stand in {self._out / REJECTED}") from error
+            raise TooManyBadError(f"{error}; all of them stand in {self._out / REJECTED}") from error
         finally:
             write_rejected(self._out / REJECTED, self._rejected)
         return self._finish()
@@ -209,7 +209,7 @@ class _Import:
 
     def _require_some(self) -> None:
         if not self._progress.subsets:
-            raise TooManyRejected(
+            raise TooManyBadError(
                 f"{self._plan.source}: expected records to import; got {self._progress.num_read}, none of them good: "
                 f"{self._rejected[0].reason}"
             )
@@ -240,8 +240,8 @@ class _Import:
         _require_same(self._out, settings, self._plan)
         if progress.source != _source_stamps(self._plan):
             raise DataError(
-                f"{self._out}: expected to go on with the source as it was; got {self._plan.source} written again since; "
-                "remove the folder and import anew"
+                f"{self._out}: expected to go on with the source as it was; got {self._plan.source} written again "
+                "since; remove the folder and import anew"
             )
         for name, facts in progress.files.items():
             check_file(self._out / name, facts, whole="store")
@@ -327,7 +327,7 @@ def _threshold(drafts: Callable[[], Iterable[Draft]], plan: Plan) -> int | None:
 
 
 def _source_stamps(plan: Plan) -> dict[str, list[int]]:
-    """Size and time of writing of the files of rows in the source, at most a folder down: unpacked images lie deeper."""
+    """Size and time of writing of the source's files of rows, at most a folder down: unpacked images lie deeper."""
     source = Path(plan.source)
     files = [path for path in (source, *source.glob("*"), *source.glob("*/*")) if path.suffix.lower() in SUFFIXES]
     stats = {str(path): path.stat() for path in sorted(files) if path.is_file()}

@@ -57,7 +57,7 @@ class Rejected:
     reason: str
 
 
-class TooManyRejected(DataError):
+class TooManyBadError(DataError):
     """More records are bad than the reader allows."""
 
 
@@ -156,11 +156,11 @@ def stop_if_too_many(
         limit: what a user sets it by.
 
     Raises:
-        TooManyRejected: shows the first of them.
+        TooManyBadError: shows the first of them.
     """
     if len(rejected) > max_fraction * num_rows:
         shown = "; ".join(f"row {r.row} ({r.id}): {r.reason}" for r in rejected[:_SHOWN])
-        raise TooManyRejected(
+        raise TooManyBadError(
             f"{path}: expected at most {max_fraction:.2%} bad records of {num_rows}; got {len(rejected)}: {shown}. "
             f"Repair the data, or allow a larger {limit}"
         )
