@@ -101,6 +101,10 @@ def test_mistakes_on_the_command_line_are_named_with_what_to_do(tmp_path, source
     torn = unirl("import", "unifiedvisual", source, "--out", tmp_path / "s", "--mapping", tmp_path / "mapping.yaml")
     assert torn.returncode == 2
     assert "could not be read" in torn.stderr
+    (tmp_path / "mapping.yaml").write_text("turn: conversations")
+    odd = unirl("import", "unifiedvisual", source, "--out", tmp_path / "s", "--mapping", tmp_path / "mapping.yaml")
+    assert odd.returncode == 2
+    assert "mapping.yaml) is no mapping: it has 'turn', did you mean turns?; it takes keys files, id, tu" in odd.stderr
     absent = unirl("import", "messages", tmp_path / "none", "--out", tmp_path / "s")
     assert absent.returncode == 4
     assert "expected a file, or a folder with *.parquet or *.jsonl or *.json; got none" in absent.stderr

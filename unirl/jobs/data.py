@@ -19,6 +19,7 @@ from unirl.data.interleaved import add_counts, data_files, stream_interleaved, s
 from unirl.data.interleaved_import import Draft, Plan, import_samples
 from unirl.data.interleaved_page import render_page, sample_lines
 from unirl.data.records import Rejected
+from unirl.data.unifiedvisual_mapping import mapping_keys, mapping_problems
 
 FAULTY = 4
 """Exit code of a store that does not hold: bad data."""
@@ -117,17 +118,21 @@ def _importer(name: str, options: Mapping[str, Any]) -> Callable[..., Iterator[D
 
 
 def read_mapping(path: Path) -> Any:
-    """The content of a YAML file.
+    """The content of a mapping.yaml.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or has other keys or values than a mapping.
     """
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        given = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         problem = Problem("--mapping", str(path), f"could not be read: {reason}", "check the path and the YAML")
         raise ConfigError([problem]) from error
+    if problems := mapping_problems(given):
+        rule = f"is no mapping: {'; '.join(problems)}"
+        raise ConfigError([Problem("--mapping", str(path), rule, f"it takes {mapping_keys()}")])
+    return given
 
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
