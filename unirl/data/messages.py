@@ -151,8 +151,8 @@ def _messages(row: Row) -> list[Mapping[str, Any]]:
     found = next((turns_of(row[key]) for key in TURNS if row.get(key) is not None), None)
     if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
         raise DataError(
-            f"expected a list of turns under messages or conversations; got keys {sorted(map(str, row))}; name the "
-            "column so, or import the file with a mapping"
+            f"expected a list of turns under messages or conversations; got keys {sorted(map(str, row))}; rename the "
+            "key of the turns to messages, or drop the record"
         )
     if row.get("system"):
         found = [{"role": "system", "content": row["system"]}, *found]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +40,9 @@ _ARROW_TYPES = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
 
 # What Pillow's decoders raise on damaged bytes.
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+
+_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")
+"""What Pillow says of bytes instead of a file name."""
 
 _log = logging.getLogger(__name__)
 
@@ -219,9 +223,10 @@ def decode_image(data: bytes, *, pixels: bool = True) -> NDArray[np.uint8]:
     except DataError:
         raise
     except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
+        reason = _ADDRESS.sub("", str(error))
+        got = f"{len(data)} bytes that do not decode ({reason})" if data else "0 bytes: the file is empty"
         raise DataError(
-            f"expected a whole {', '.join(_FORMATS)} image; got {len(data)} bytes that do not decode ({error}); "
-            "replace or drop the record"
+            f"expected a whole {', '.join(_FORMATS)} image; got {got}; replace or drop the record"
         ) from error
 
 
