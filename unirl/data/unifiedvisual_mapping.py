@@ -120,7 +120,9 @@ def mappings_for(source: Path, files: list[Path], given: Any) -> dict[Path, tupl
             continue
         absent = [(key, column) for key, column in mapping.columns().items() if column not in schema.names]
         problems = [f"no column {column!r}, which the mapping names as {key}" for key, column in absent]
-        missing += [f"{name}: {problem}" for problem in problems or _turn_problems(mapping, file)]
+        if mapping.turns in schema.names:
+            problems += _turn_problems(mapping.turns, mapping, file)
+        missing += [f"{name}: {problem}" for problem in problems]
         taken = ", ".join(f"{key} from {column!r}" for key, column in mapping.columns().items())
         if mapping.images is None:
             ignored = [repr(column) for column in schema.names if column not in mapping.columns().values()]
@@ -172,18 +174,16 @@ def _entry_problems(entry: Any) -> list[str]:
     return problems
 
 
-def _turn_problems(mapping: Mapping, file: Path) -> list[str]:
-    """What no turn of the first rows has, though the mapping says so."""
-    if mapping.turns is None:
-        return []
-    cells = [turns_of(row.get(mapping.turns)) for row in _first_rows(file, _TRIED_ROWS, [mapping.turns])]
+def _turn_problems(column: str, mapping: Mapping, file: Path) -> list[str]:
+    """What no turn of the first rows has, though the mapping says so; `column` holds the turns."""
+    cells = [turns_of(row.get(column)) for row in _first_rows(file, _TRIED_ROWS, [column])]
     turns = [turn for cell in cells if isinstance(cell, list) for turn in cell if isinstance(turn, dict)]
     if not turns:
         return []
     keys = dict.fromkeys(str(key) for turn in turns for key in turn)
     found = ", ".join(map(repr, keys))
     problems = [
-        f"no key {name!r} inside the turns of {mapping.turns!r}, which have {found}; name it as {key}"
+        f"no key {name!r} inside the turns of {column!r}, which have {found}; name it as {key}"
         for key, name, usual in (("role", mapping.role, "from"), ("content", mapping.content, "value"))
         if name not in keys and usual not in keys
     ]

@@ -158,6 +158,8 @@ def test_turns_whose_keys_cannot_be_guessed_are_shown_with_a_mapping_to_edit(tmp
     template = yaml.safe_load(text.partition("--mapping mapping.yaml:\n")[2])
     assert template["turns"] == "dialog"
     filled = template | {"role": "speaker", "content": "says", "images": "pics"}
+    with pytest.raises(DataError, match=r"(?s)no column 'pic', which.*no key 'content' inside"):
+        made(tmp_path, "unifiedvisual", source, mapping=filled | {"images": "pic", "content": "content"})
     (sample,) = made(tmp_path, "unifiedvisual", source, mapping=filled)
     assert outline(sample) == [("user", "-(6, 8)", "-?"), ("assistant", "+Yes.")]
 
