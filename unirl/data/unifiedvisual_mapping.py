@@ -120,7 +120,7 @@ def mappings_for(source: Path, files: list[Path], given: Any) -> dict[Path, tupl
             continue
         absent = [(key, column) for key, column in mapping.columns().items() if column not in schema.names]
         problems = [f"no column {column!r}, which the mapping names as {key}" for key, column in absent]
-        if mapping.turns in schema.names:
+        if mapping.turns is not None and mapping.turns in schema.names:
             problems += _turn_problems(mapping.turns, mapping, file)
         missing += [f"{name}: {problem}" for problem in problems]
         taken = ", ".join(f"{key} from {column!r}" for key, column in mapping.columns().items())
