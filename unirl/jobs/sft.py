@@ -27,7 +27,7 @@ from unirl.data.mixture import Mixture
 from unirl.evaluation.exam import exam_rows
 from unirl.evaluation.sft_report import write_sft_report
 from unirl.jobs.assets import check_conversations, resolve_checkpoint
-from unirl.jobs.conversations import token_sources
+from unirl.jobs.conversations import changed_sources, token_sources
 from unirl.jobs.exam import check_exam, take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
@@ -250,15 +250,11 @@ def _check_data(run_dir: Path, data: dict[str, Any], config: SftConfig) -> None:
     before = commit["state"]["run"]["data"] if commit else data
     if before == data:
         return
-    changed = [
-        f"{name} ({config.data.sources[name].path})"
-        for name, mark in data["tokens"].items()
-        if before["tokens"].get(name) != mark
-    ]
+    changed = changed_sources(before["tokens"], data["tokens"], config.data.sources)
+    sizes = f"{before['epoch_size']} sequences an epoch became {data['epoch_size']}"
     raise DataError(
-        f"{run_dir}: expected the data that the run began with; got others in {', '.join(changed) or 'number'}: "
-        "conversations, pictures, tokenizers or the lab have changed since; restore them, or start a new run from the "
-        "exported policy"
+        f"{run_dir}: expected the data that the run began with; got others: {'; '.join(changed) or sizes}; restore them, "
+        "or start a new run from the exported policy"
     )
 
 
