@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -30,3 +32,11 @@ def ray_session():
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ten_steps(tmp_path_factory):
+    """A folder for each family of conversations, as `tests.ten_steps` leaves it."""
+    out = tmp_path_factory.mktemp("ten_steps")
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.ten_steps", str(out)], check=True, timeout=240)
+    return out
