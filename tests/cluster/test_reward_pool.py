@@ -75,12 +75,12 @@ def answers(groups):
 
 def test_a_stream_slower_than_any_patience_loses_nothing(impatient, answers):
     def slowly():
-        for group in answers:
+        for group in answers[:2]:
             yield group
             time.sleep(3.0)
 
     scored = impatient.score(slowly())
-    assert len(scored) == len(answers)
+    assert len(scored) == 2
     assert all(s.judged.all() for s in scored)
     assert impatient.take_restarts() == 0
 

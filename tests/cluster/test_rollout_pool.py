@@ -49,8 +49,9 @@ def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, co
 
 
 def test_a_hung_worker_is_replaced_and_a_unit_that_always_fails_stops_the_run(
-    ray_session, alone, checkpoint, requests_of
+    ray_session, alone, checkpoint, requests_of, monkeypatch
 ):
+    monkeypatch.setattr("unirl.cluster.rollout_pool.TICK_S", 0.5)
     config = replace(alone, rollout=replace(alone.rollout, timeout_s=0.0, max_attempts=2))
     pool = RolloutPool(config, checkpoint, None)
     started = time.monotonic()
