@@ -4,12 +4,8 @@ A process of its own, since DeepSpeed and the engines of other tests would share
 """
 
 import json
-import os
 import sys
 from pathlib import Path
-
-# The optimizer check of DeepSpeed imports a compiled function; without the compiler that takes seconds less.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 from tests.models.conversations import CASES, dialogues, written
 from unirl.config import LearnerConfig, SftLossConfig

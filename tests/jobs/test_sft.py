@@ -131,11 +131,12 @@ def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(side_by_side
     assert kinds.count("resume") == 1
 
 
-def test_ray_two_ranks_and_parallel_encoders_learn_the_same(folder, undisturbed):
-    run_dir = folder / "ray"
+@pytest.mark.parametrize("cache", ["undisturbed-cache", pytest.param("made-by-two-encoders", marks=pytest.mark.slow)])
+def test_two_ranks_through_ray_learn_the_same(folder, undisturbed, cache):
+    run_dir = folder / f"ray-{cache}"
     more = (
         "learner.num_ranks=2", "learner.zero_stage=3", "data.encoders.num_workers=2", "learner.num_cpus=0.5",
-        f"data.cache_dir={folder / 'other'}", "--run-dir", str(run_dir),
+        f"data.cache_dir={folder / cache}", "--run-dir", str(run_dir),
     )  # fmt: skip
     runs.finish(start(folder, "ray", *more), folder, "ray")
     for one, two in zip(metrics(undisturbed), metrics(run_dir), strict=True):
