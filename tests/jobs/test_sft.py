@@ -68,10 +68,26 @@ def start(folder, run, *more):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder):
-    run_dir = folder / "undisturbed"
-    runs.finish(start(folder, "undisturbed", "--local", "--run-dir", str(run_dir)), folder, "undisturbed")
-    return run_dir
+def side_by_side(folder):
+    """Run directories of one run that is left alone, and of one that is killed after some steps and resumed."""
+    names = ("undisturbed", "killed")
+    run_dirs = {name: folder / name for name in names}
+    first = {
+        name: start(folder, name, "--local", "--run-dir", str(run_dirs[name]), f"data.cache_dir={folder / name}-cache")
+        for name in names
+    }
+    runs.wait_for_step(run_dirs["killed"], 4, first["killed"])
+    os.killpg(first["killed"].pid, signal.SIGKILL)
+    first["killed"].wait()
+    resumed = runs.start(folder, "killed", "--local", "--resume", str(run_dirs["killed"]), job="sft")
+    runs.finish(first["undisturbed"], folder, "undisturbed")
+    runs.finish(resumed, folder, "killed")
+    return run_dirs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(side_by_side):
+    return side_by_side["undisturbed"]
 
 
 def metrics(run_dir):
@@ -107,26 +123,21 @@ def test_the_export_reloads_in_transformers(folder, undisturbed):
     assert not any("vqmodel" in name for name in moved)
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(folder, undisturbed):
-    run_dir = folder / "killed"
-    process = start(folder, "killed", "--local", "--run-dir", str(run_dir))
-    runs.wait_for_step(run_dir, 4, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process = runs.start(folder, "killed", "--local", "--resume", str(run_dir), job="sft")
-    runs.finish(process, folder, "killed")
+def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(side_by_side, undisturbed):
+    run_dir = side_by_side["killed"]
     assert runs.weights_of(run_dir) == runs.weights_of(undisturbed)
     last = {line["step"]: line["learner/loss"] for line in metrics(run_dir)}
     assert last == {line["step"]: line["learner/loss"] for line in metrics(undisturbed)}
+    kinds = [json.loads(line)["kind"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("resume") == 1
 
 
-@pytest.mark.slow
-def test_ray_two_ranks_and_parallel_encoders_learn_the_same(folder, undisturbed):
-    run_dir = folder / "ray"
+@pytest.mark.parametrize("cache", ["undisturbed-cache", pytest.param("made-by-two-encoders", marks=pytest.mark.slow)])
+def test_two_ranks_through_ray_learn_the_same(folder, undisturbed, cache):
+    run_dir = folder / f"ray-{cache}"
     more = (
         "learner.num_ranks=2", "learner.zero_stage=3", "data.encoders.num_workers=2", "learner.num_cpus=0.5",
-        f"data.cache_dir={folder / 'other'}", "--run-dir", str(run_dir),
+        f"data.cache_dir={folder / cache}", "--run-dir", str(run_dir),
     )  # fmt: skip
     runs.finish(start(folder, "ray", *more), folder, "ray")
     for one, two in zip(metrics(undisturbed), metrics(run_dir), strict=True):
