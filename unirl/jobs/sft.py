@@ -253,8 +253,8 @@ def _check_data(run_dir: Path, data: dict[str, Any], config: SftConfig) -> None:
     changed = changed_sources(before["tokens"], data["tokens"], config.data.sources)
     changed = changed or [f"{before['epoch_size']} sequences an epoch became {data['epoch_size']}"]
     raise DataError(
-        f"{run_dir}: expected the data that the run began with; got others: {'; '.join(changed)}; restore them, or start "
-        "a new run from the exported policy"
+        f"{run_dir}: expected the data that the run began with; got others: {'; '.join(changed)}; restore them, or "
+        "start a new run from the exported policy"
     )
 
 
