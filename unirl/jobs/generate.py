@@ -103,8 +103,9 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
         as_json: print a line of JSON for each reply instead of text.
 
     Raises:
-        DataError: the checkpoint cannot be used, or the folder holds replies already.
-        ValueError: a prompt is too long, or the settings do not fit the checkpoint.
+        ConfigError: replies would be longer than the checkpoint allows.
+        DataError: the checkpoint or a prompt cannot be used, or the folder holds replies already.
+        ValueError: the settings do not fit the checkpoint.
     """
     out = out or Path("generated") / time.strftime("%Y%m%d-%H%M%S")
     if (out / REPLIES).exists():
@@ -112,7 +113,10 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
             f"{out}: expected a folder without replies; got one that has {REPLIES}; name another with --out"
         )
     responder = Responder(config.model, resolve_checkpoint(config.model.path), config.replies)
-    requests = responder.requests(prompts, range(config.seed, config.seed + config.num_replies))
+    try:
+        requests = responder.requests(prompts, range(config.seed, config.seed + config.num_replies))
+    except ValueError as error:
+        raise DataError(str(error)) from error
     replies = responder.reply(requests)
     owners = {prompt.id: prompt for prompt in prompts}
     samples = [_sample(owners[reply.request_id], reply, responder.segments(reply)) for reply in replies]

@@ -309,6 +309,17 @@ def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> Conve
     )
 
 
+def max_positions(path: Path) -> int | None:
+    """Most tokens that the checkpoint folder's language model takes, by its config.json; None where that is silent.
+
+    Raises:
+        FileNotFoundError: the folder has no config.json.
+        ValueError: it cannot be read.
+    """
+    raw = read_json(path / "config.json")
+    return raw.get("text_config", raw).get("max_position_embeddings")
+
+
 def family_of(path: Path) -> Family:
     """The family of a checkpoint folder, by model_type in its config.json.
 
