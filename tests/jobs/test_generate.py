@@ -138,8 +138,10 @@ def test_a_file_that_holds_no_prompts_is_refused(tmp_path, content, message):
         generate.read_prompts(tmp_path / "ask.jsonl")
 
 
-def test_what_cannot_be_asked_is_refused(config, folder, tmp_path):
+def test_what_cannot_be_asked_is_refused_before_the_sampler_starts(config, folder, tmp_path, monkeypatch):
     prompt = generate.prompt_of("draw it", [])
+    start = generate.Responder._start
+    monkeypatch.setattr(generate.Responder, "_start", lambda *_: pytest.fail("started"))
     with pytest.raises(DataError, match=r"nowhere\.png"):
         generate.prompt_of("what is it ?", [folder / "nowhere.png"])
     with pytest.raises(DataError, match="expected a text"):
@@ -156,9 +158,11 @@ def test_what_cannot_be_asked_is_refused(config, folder, tmp_path):
         generate.main(with_replies(config, max_tokens=89), [prompt], out=tmp_path / "out")
     with pytest.raises(DataError, match=r"within replies.max_model_len 20 tokens; got \d+ and at least 19; shorten"):
         generate.main(with_replies(config, max_tokens=None, max_model_len=20), [prompt], out=tmp_path / "out")
-    with pytest.raises(ValueError, match="special tokens"):
-        generate.main(config, [generate.prompt_of("draw </s>", [])], out=tmp_path / "out")
+    for text, message in (("draw </s>", "special tokens"), ("Draw it", "words that it lacks: Draw; use others")):
+        with pytest.raises(DataError, match=f"sequence prompt: .*{message}"):
+            generate.main(config, [generate.prompt_of(text, [])], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(generate.Responder, "_start", start)
     generate.main(replace(config, num_replies=1), [prompt], out=tmp_path / "out")
     with pytest.raises(DataError, match="expected a folder without replies"):
         generate.main(config, [prompt], out=tmp_path / "out")

@@ -45,8 +45,8 @@ class ConversationEncoder:
         """The sequences of a sample; those in which nothing is to be learned are left out.
 
         Raises:
-            ValueError: nothing is marked as to be learned, a text holds a special token, or the sample is too long and
-                cannot be split.
+            ValueError: nothing is marked as to be learned, a text holds a special token or an unknown word, or the
+                sample is too long and cannot be split.
         """
         if not self.learns_all and not any(segment.in_loss for turn in sample.turns for segment in turn.segments):
             raise ValueError(
