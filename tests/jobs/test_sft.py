@@ -19,6 +19,7 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.interleaved import write_interleaved
 from unirl.jobs import sft
+from unirl.models.policy import WrongFamilyError
 from unirl.types import InterleavedSample, Segment, Turn
 
 WORDS = ("draw", "a", "red", "green", "circle", "square")
@@ -147,10 +148,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model.family": "emu3"}, ValueError, "of model_type"),
-        ({"model.family": "liquid"}, ValueError, "of model_type"),
+        ({"model.family": "emu3"}, WrongFamilyError, r"got emu3 for .*; set model.family=anole"),
+        ({"model.family": "liquid"}, WrongFamilyError, r"got liquid for .*; set model.family=anole"),
         ({"model.image_tokenizer": "anole"}, ValueError, "decoder"),
-        ({"data.max_length": 10}, ValueError, "expected room for one image; got 10 for an image of 18 tokens"),
+        ({"data.max_length": 10}, ConfigError, r"data.max_length \(10\) must leave room for one image, .* 18 tokens"),
         ({"data.max_length": 18 + 1}, DataError, r"expected at most 1.00% of 60 samples to be unfit"),
         ({"model.image_pixels": (64, 128)}, ValueError, "image_pixels: expected null"),
         ({"data.sources": {"mine": SourceConfig(path="nowhere")}}, DataError, "nowhere"),

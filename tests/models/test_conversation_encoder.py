@@ -7,6 +7,7 @@ import pytest
 
 from tests.joint_checkpoints import write_anole
 from unirl.config import ModelConfig, SftLossConfig
+from unirl.config_rules import ConfigError
 from unirl.jobs.assets import CHECKPOINTS
 from unirl.learner.sft_targets import count_targets
 from unirl.models import anole
@@ -110,7 +111,7 @@ def test_unknown_words_leave_the_sample_out_by_their_names(family):
 
 
 def test_one_image_longer_than_a_sequence_is_refused_at_once(layout):
-    with pytest.raises(ValueError, match=r"max_length: expected room for one image; got 6 for an image of 6 tokens"):
+    with pytest.raises(ConfigError, match=r"data.max_length \(6\) must leave room for one image, .* 6 tokens"):
         encoder(layout, max_length=6)
 
 

@@ -19,8 +19,9 @@ from transformers import (
 from tests.janus_checkpoints import edit_json
 from tests.models.conversations import CASES, ONE_EACH, codes_of, dialogues, pack, picture, say, targets_of, written
 from unirl.algorithms.cross_entropy import masked_cross_entropy, sliced_cross_entropy
+from unirl.cli import exit_code
 from unirl.config import ModelConfig
-from unirl.models.policy import load_interleaved, load_layout, load_policy, load_prompts
+from unirl.models.policy import WrongFamilyError, family_of, load_interleaved, load_layout, load_policy, load_prompts
 from unirl.types import TokenKind
 
 THEIRS = {
@@ -324,9 +325,10 @@ def test_a_checkpoint_of_another_family_is_refused(folders, case):
     other = folders["liquid" if case != "liquid" else "anole"][1]
     for load in (load_interleaved, load_layout):
         with pytest.raises(
-            ValueError, match=rf"expected a checkpoint of model_type .* for model\.family {case}; got '"
-        ):
+            WrongFamilyError, match=rf"got {case} for .*; set model\.family={family_of(other)}, or"
+        ) as error:
             load(ModelConfig(family=case), other)
+        assert exit_code(error.value) == 4
 
 
 @only_these(*ONE_EACH)

@@ -36,6 +36,12 @@ MODEL_TYPES: dict[str, Family] = {
 """Family by model_type in config.json."""
 
 
+class WrongFamilyError(ValueError):
+    """A checkpoint of another family than the settings name."""
+
+    exit_code = 4  # the command line's code for data
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
     """The distribution under which tokens are scored; the same values that the sampler used."""
@@ -239,7 +245,7 @@ def load_policy(config: ModelConfig, path: Path) -> Policy:
         FileNotFoundError: the folder lacks a file that the family needs.
         ValueError: the checkpoint is of another family, truncated, or lacks a token string.
     """
-    return _offer(config, "load", "can be trained by reinforcement learning")(config, path)
+    return _load(config, path, "load", "can be trained by reinforcement learning")
 
 
 def load_prompts(config: ModelConfig, path: Path) -> Prompts:
@@ -249,7 +255,7 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
         FileNotFoundError: the folder lacks a file of the tokenizer.
         ValueError: the tokenizer lacks a token string.
     """
-    return _offer(config, "load_prompts", "can be trained by reinforcement learning")(config, path)
+    return _load(config, path, "load_prompts", "can be trained by reinforcement learning")
 
 
 def load_independent(config: ModelConfig, path: Path) -> Independent | None:
@@ -266,7 +272,7 @@ def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:
         ValueError: the family cannot be fine-tuned on conversations, or the checkpoint is of another family, truncated,
             or lacks a token string.
     """
-    return _offer(config, "load_interleaved", "can be fine-tuned on conversations")(config, path)
+    return _load(config, path, "load_interleaved", "can be fine-tuned on conversations")
 
 
 def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
@@ -277,7 +283,7 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
         ValueError: the family cannot be fine-tuned on conversations, the checkpoint is of another family, or its
             tokenizer lacks a token string.
     """
-    return _offer(config, "load_layout", "can be fine-tuned on conversations")(config, path)
+    return _load(config, path, "load_layout", "can be fine-tuned on conversations")
 
 
 def load_codec(config: ModelConfig, path: Path) -> ImageCodec:
@@ -288,7 +294,7 @@ def load_codec(config: ModelConfig, path: Path) -> ImageCodec:
         ValueError: the family cannot be fine-tuned on conversations, unfit weights, or `config.image_pixels` where
             pictures have one size.
     """
-    return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path)
+    return _load(config, path, "load_codec", "can be fine-tuned on conversations")
 
 
 def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> ConversationEncoder:
@@ -296,7 +302,8 @@ def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> Conve
 
     Raises:
         FileNotFoundError: the folder lacks a file that the tokenizers need.
-        ValueError: as `load_layout` and `load_codec`, or one image alone is longer than `data.max_length`.
+        ConfigError: one image alone is longer than `data.max_length`.
+        ValueError: as `load_layout` and `load_codec`.
     """
     codec: Any = load_codec(config.model, path)
     codec.module.to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
@@ -334,6 +341,23 @@ def family_of(path: Path) -> Family:
             "set model.family"
         )
     return MODEL_TYPES[found]
+
+
+def _load(config: ModelConfig, path: Path, name: str, what: str) -> Any:
+    """What the function `name` of the family's file makes of a checkpoint folder of that family.
+
+    Raises:
+        WrongFamilyError: the checkpoint is of another.
+        ValueError: the family has no such function, so that it is not one that `what`.
+    """
+    make = _offer(config, name, what)
+    found = read_json(path / "config.json").get("model_type")
+    if (family := MODEL_TYPES.get(str(found), config.family)) != config.family:
+        raise WrongFamilyError(
+            f"model.family: expected the family of model.path; got {config.family} for {path}, a checkpoint of "
+            f"model_type {found!r}; set model.family={family}, or point model.path elsewhere"
+        )
+    return make(config, path)
 
 
 def _offer(config: ModelConfig, name: str, what: str) -> Any:
