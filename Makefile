@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/unirl train -c configs/rl/lab.yaml $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -q --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
+	$(BIN)/python -m pytest -q --durations=25 --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
 		$(PURE_ROOMS:%=--cov=unirl.%) --cov-report=term --cov-fail-under=95
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# The optimizer check of DeepSpeed imports a compiled function; without the compiler that takes seconds less.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,11 @@ def ray_session():
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ten_steps(tmp_path_factory):
+    """A folder for each family of conversations, as `tests.ten_steps` leaves it."""
+    out = tmp_path_factory.mktemp("ten_steps")
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.ten_steps", str(out)], check=True, timeout=240)
+    return out

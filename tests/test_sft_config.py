@@ -21,7 +21,7 @@ LAB = "lab: {path: 'lab:unified_visual'"
         (["loss.restrict=false"], "loss.form"),
         (["loss.text_weight=0", "loss.image_weight=0"], "loss.text_weight"),
         (["model.family=anole", "model.frozen=[]"], "model.frozen"),
-        (["model.image_tokenizer=vq"], "model.image_tokenizer"),
+        (["model.family=janus_pro", "model.image_tokenizer=vq"], "model.image_tokenizer"),
         (["cluster.placement=colocated"], "cluster.placement"),
         (["monitoring.pairs_every=1"], "monitoring.pairs_every"),
         (["monitoring.images_max_mb=1"], "monitoring.images_max_mb"),
@@ -46,7 +46,13 @@ def test_a_broken_rule_is_named_by_its_key(overrides, key):
 
 def test_a_setting_that_would_have_no_effect_passes_where_it_has_one():
     heldout = "evaluation.sources={y: {path: talks}}"
-    overrides = ["model.frozen=[]", "learner.warmup_fraction=0", heldout, "evaluation.every=9"]
+    overrides = [
+        "model.family=janus_pro",
+        "model.frozen=[]",
+        "learner.warmup_fraction=0",
+        heldout,
+        "evaluation.every=9",
+    ]
     config = load_config([], [*overrides, "learner.warmup_steps=9"], SftConfig)
     assert (config.learner.warmup_steps, config.evaluation.every, config.model.frozen) == (9, 9, ())
     with pytest.raises(ConfigError, match=r"learner.warmup_steps \(9\) has no effect: .*; leave it out"):

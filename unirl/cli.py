@@ -172,6 +172,7 @@ def recipe(
     overrides: Overrides = None,
     config: Files = None,
     local: Annotated[bool, typer.Option("--local", help="Each stage in one process, without Ray.")] = False,
+    dry_run: DryRun = False,
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Folder of both runs; one that is there already is gone on with.")
     ] = None,
@@ -186,7 +187,7 @@ def recipe(
     settings = load_config(config or [], (overrides or []) + extra, RecipeConfig)
     from unirl.jobs import recipe as job
 
-    raise typer.Exit(job.main(settings, local=local))
+    raise typer.Exit(job.main(settings, local=local, dry_run=dry_run))
 
 
 @app.command()

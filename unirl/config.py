@@ -1,5 +1,6 @@
 """Every setting of every job as frozen dataclasses, and their dotted names. No torch, no Ray."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -518,7 +519,7 @@ class SftEvaluationConfig:
 class SftConfig:
     """Everything `unirl sft` needs."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(family="anole", path="lab:anole"))
     """The policy."""
     data: SftDataConfig = field(default_factory=SftDataConfig)
     """The mixture."""
@@ -722,6 +723,9 @@ def default_text(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(str(part) for part in cast('tuple[Any, ...]', value))}]"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(default_text, cast('Sequence[Any]', value)))}]"
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value).items()
+        return f"{{{', '.join(f'{key}: {default_text(inner)}' for key, inner in items)}}}"
     return str(value) if value != "" else '""'

@@ -15,7 +15,7 @@ def checkpoint():
     return resolve_checkpoint("lab:janus")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config():
     """Small units, so that two workers share the work; the plain sampler, so that an actor starts in seconds."""
     workers = WorkersConfig(num_workers=2, num_cpus=0.5)
@@ -24,6 +24,12 @@ def config():
         both=workers, timeout_s=400.0,
     )  # fmt: skip
     return replace(RlConfig(), rollout=rollout)
+
+
+@pytest.fixture(scope="session")
+def alone(config):
+    """The same with one worker, for what needs no company."""
+    return replace(config, rollout=replace(config.rollout, both=replace(config.rollout.both, num_workers=1)))
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +61,6 @@ def kill_actor(ray_session):
     return kill
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reward():
     return RewardConfig(num_cpus=0.25, timeout_s=20.0)

@@ -12,7 +12,7 @@ from unirl.cluster.rollout_pool import RolloutPool
 from unirl.models.named_arrays import checksum
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def learner(ray_session, config, checkpoint):
     placement = place(config)
     group = LearnerGroup(config, checkpoint, placement)
@@ -21,30 +21,27 @@ def learner(ray_session, config, checkpoint):
     placement.release()
 
 
-def test_published_weights_are_the_checkpoint_and_workers_take_them_over(
-    learner, config, checkpoint, requests_of, ray_session
-):
+def test_published_weights_are_the_checkpoint(learner, checkpoint):
     publication = learner.publish_weights()
     named = dict(publication.tensors())
     stored = load_file(checkpoint / "model.safetensors")
     assert publication.policy_version == 0
     assert publication.manifest.checksum == checksum(publication.tensors())
     assert all(np.array_equal(named[name], stored[name].astype(np.float32)) for name in named if stored[name].ndim)
-    pool = RolloutPool(config, checkpoint, None)
-    pool.load_weights(publication)
-    groups = list(pool.sample(requests_of(1, 1), config.rollout.sampling))
-    assert {t.policy_version for g in groups for t in g.trajectories} == {0}
-    pool.close()
 
 
-def test_a_replaced_worker_starts_with_the_published_weights(learner, config, checkpoint, requests_of, kill_actor):
+def test_workers_take_over_what_is_published_and_a_replaced_one_starts_with_it(
+    learner, alone, checkpoint, requests_of, kill_actor
+):
     publication = learner.publish_weights()
-    one = replace(config.rollout, both=replace(config.rollout.both, num_workers=1))
-    pool = RolloutPool(replace(config, rollout=one), checkpoint, None)
+    publication = replace(publication, manifest=replace(publication.manifest, policy_version=7))
+    pool = RolloutPool(alone, checkpoint, None)
     pool.load_weights(publication)
-    kill_actor(pool._workers[0].handle)
-    groups = list(pool.sample(requests_of(1, 1), config.rollout.sampling))
-    assert {t.policy_version for g in groups for t in g.trajectories} == {0}
+    for restarts in (0, 1):
+        groups = list(pool.sample(requests_of(1, 1), alone.rollout.sampling))
+        assert {t.policy_version for g in groups for t in g.trajectories} == {7}
+        assert pool.take_restarts() == restarts
+        kill_actor(pool._workers[0].handle)
     pool.close()
 
 

@@ -41,19 +41,19 @@ def test_bundles_that_never_become_free_are_an_error_not_a_wait(ray_session):
     assert ray_session.available_resources()["CPU"] > 0
 
 
-def test_an_actor_that_cannot_be_scheduled_is_named_after_the_patience(ray_session, config, checkpoint):
-    workers = replace(config.rollout.both, num_workers=1, num_cpus=1000)
-    pool = RolloutPool(replace(config, rollout=replace(config.rollout, both=workers)), checkpoint, None)
+def test_an_actor_that_cannot_be_scheduled_is_named_after_the_patience(ray_session, alone, checkpoint):
+    workers = replace(alone.rollout.both, num_cpus=1000)
+    pool = RolloutPool(replace(alone, rollout=replace(alone.rollout, both=workers)), checkpoint, None)
     with pytest.raises(PlacementError, match=r"up within 2 s .*no answer from rollout\.both 0, with .* free"):
         wait_until_up(pool.starting(), 2.0)
     pool.close()
 
 
-def test_an_actor_that_fails_to_start_says_why(ray_session, config, checkpoint, tmp_path):
+def test_an_actor_that_fails_to_start_says_why(ray_session, alone, checkpoint, tmp_path):
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    pool = RolloutPool(config, broken, None)
+    pool = RolloutPool(alone, broken, None)
     with pytest.raises(RuntimeError, match=r"(?s)expected rollout\.both 0 to start.*model\.safetensors"):
         wait_until_up(pool.starting(), 120.0)
     pool.close()

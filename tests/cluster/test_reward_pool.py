@@ -18,13 +18,14 @@ def groups(checkpoint, requests_of):
     return list(LocalRollouts(config, checkpoint).sample(requests_of(3, 2), config.rollout.sampling))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rewards(reward):
     return RewardsConfig(understanding={"accuracy": reward}, generation={"lab_verifier": reward})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool(ray_session, rewards):
+    """Two workers for all tests, of which each leaves them alive."""
     pool = RewardPool(rewards, GroupReferences())
     yield pool
     pool.close()
@@ -49,16 +50,22 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(pool, groups, kill_acto
     assert all(np.array_equal(a.rewards, b.rewards) for a, b in zip(before, after, strict=True))
 
 
-@pytest.fixture
-def impatient(ray_session, rewards, reward, groups, monkeypatch):
-    """A warm pool whose patience with a call is about two seconds."""
+@pytest.fixture(scope="module")
+def warm(ray_session, reward, groups):
+    """A pool that has answered, and gives a call 0.1 seconds and the pool's margin."""
     quick = replace(reward, timeout_s=0.1, max_attempts=1)
-    pool = RewardPool(replace(rewards, understanding={"accuracy": quick}), GroupReferences())
-    pool.score(iter(groups))
-    monkeypatch.setattr("unirl.cluster.reward_pool.MARGIN_S", 2.0)
-    monkeypatch.setattr("unirl.cluster.reward_pool.TICK_S", 0.5)
+    pool = RewardPool(RewardsConfig(understanding={"accuracy": quick}), GroupReferences())
+    pool.score(group for group in groups if group.request.task == "understanding")
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def impatient(warm, monkeypatch):
+    """Its patience with a call is about two seconds."""
+    monkeypatch.setattr("unirl.cluster.reward_pool.MARGIN_S", 2.0)
+    monkeypatch.setattr("unirl.cluster.reward_pool.TICK_S", 0.5)
+    return warm
 
 
 @pytest.fixture
@@ -68,12 +75,12 @@ def answers(groups):
 
 def test_a_stream_slower_than_any_patience_loses_nothing(impatient, answers):
     def slowly():
-        for group in answers:
+        for group in answers[:2]:
             yield group
             time.sleep(3.0)
 
     scored = impatient.score(slowly())
-    assert len(scored) == len(answers)
+    assert len(scored) == 2
     assert all(s.judged.all() for s in scored)
     assert impatient.take_restarts() == 0
 

@@ -10,8 +10,9 @@ from unirl.jobs.local import LocalLearner, LocalRollouts
 from unirl.rollout.units import units_of_work
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool(ray_session, config, checkpoint):
+    """Two workers for all tests, since starting them takes most of the time; the last gives them other weights."""
     pool = RolloutPool(config, checkpoint, None)
     yield pool
     pool.close()
@@ -48,14 +49,23 @@ def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, co
 
 
 def test_a_hung_worker_is_replaced_and_a_unit_that_always_fails_stops_the_run(
-    ray_session, config, checkpoint, requests_of
+    ray_session, alone, checkpoint, requests_of, monkeypatch
 ):
-    config = replace(config, rollout=replace(config.rollout, timeout_s=0.0, max_attempts=2))
+    monkeypatch.setattr("unirl.cluster.rollout_pool.TICK_S", 0.5)
+    config = replace(alone, rollout=replace(alone.rollout, timeout_s=0.0, max_attempts=2))
     pool = RolloutPool(config, checkpoint, None)
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"failed 2 times; last error: no answer within 0 s"):
         list(pool.sample(requests_of(1, 1), config.rollout.sampling))
     assert time.monotonic() - started < 60
+    pool.close()
+
+
+def test_a_task_without_workers_is_named(ray_session, alone, checkpoint, requests_of):
+    rollout = replace(alone.rollout, text=alone.rollout.both, both=replace(alone.rollout.both, num_workers=0))
+    pool = RolloutPool(replace(alone, rollout=rollout), checkpoint, None)
+    with pytest.raises(RuntimeError, match=r"expected a worker for \['generation'\]"):
+        list(pool.sample(requests_of(1, 1), alone.rollout.sampling))
     pool.close()
 
 
@@ -67,7 +77,7 @@ def test_groups_lie_in_the_store_so_that_images_are_not_sent_again(pool, config,
         assert stored.request.request_id == group.request.request_id
         assert all(np.array_equal(a.completion_ids, b.completion_ids)
                    for a, b in zip(stored.trajectories, group.trajectories, strict=True))  # fmt: skip
-    assert not pool.references.places
+    assert not pool.references.places.keys() & {group.request.request_id for group in groups}
 
 
 def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
@@ -84,11 +94,3 @@ def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
     groups = list(pool.sample(requests_of(4, 2), config.rollout.sampling))
     assert {t.policy_version for group in groups for t in group.trajectories} == {7}
     assert pool.take_restarts() >= 1
-
-
-def test_a_task_without_workers_is_named(ray_session, config, checkpoint, requests_of):
-    rollout = replace(config.rollout, both=replace(config.rollout.both, num_workers=0))
-    pool = RolloutPool(replace(config, rollout=replace(rollout, text=config.rollout.both)), checkpoint, None)
-    with pytest.raises(RuntimeError, match=r"expected a worker for \['generation'\]"):
-        list(pool.sample(requests_of(1, 1), config.rollout.sampling))
-    pool.close()

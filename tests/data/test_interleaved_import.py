@@ -125,13 +125,37 @@ def test_a_shard_that_was_altered_is_not_gone_on_with(tmp_path):
         import_samples(out, drafts, PLAN, resume=True)
 
 
-def test_too_many_bad_records_stop_and_a_larger_share_goes_on(tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_too_many_bad_records_leave_their_names_alone_and_the_repaired_source_is_read_anew(tmp_path, resume):
     out = tmp_path / "store"
-    with pytest.raises(DataError, match=r"at most 1.00% bad records of 10; got 2: row 1 \(1\)"):
-        import_samples(out, partial(drafts, bad=(1, 2)), PLAN)
+    words = r"nowhere: expected at most 1.00% bad records of 10; got 2: row 1 \(1\).*--max-rejected-fraction; all"
+    with pytest.raises(DataError, match=words):
+        import_samples(out, partial(drafts, bad=(1, 7)), replace(PLAN, image_files=True))
+    assert [path.name for path in out.iterdir()] == ["rejected.jsonl"]
     assert len((out / "rejected.jsonl").read_text().splitlines()) == 2
-    import_samples(out, partial(drafts, bad=(1, 2)), PLAN, max_rejected_fraction=0.2, resume=True)
+    manifest = import_samples(out, drafts, PLAN, resume=resume)
+    assert manifest["counts"]["rejected"] == 0
+    assert len(ids(out)) == 10
+    assert (out / "rejected.jsonl").read_text() == ""
+
+
+def test_a_larger_share_of_bad_records_may_be_allowed_afterwards(tmp_path):
+    out = tmp_path / "store"
+    with pytest.raises(DataError, match=r"at most 1.00% bad records"):
+        import_samples(out, partial(drafts, bad=(1, 2)), PLAN)
+    import_samples(out, partial(drafts, bad=(1, 2)), PLAN, max_rejected_fraction=0.2)
     assert len(ids(out)) == 8
+
+
+def test_an_import_does_not_go_on_with_a_source_that_was_written_again(tmp_path):
+    source, out = tmp_path / "rows.jsonl", tmp_path / "store"
+    source.write_text("{}\n")
+    plan = replace(PLAN, source=str(source))
+    with pytest.raises(KeyboardInterrupt):
+        import_samples(out, partial(drafts, stop=6), plan)
+    source.write_text("{} \n")
+    with pytest.raises(DataError, match=r"rows.jsonl written again since; remove the folder and import anew"):
+        import_samples(out, drafts, plan, resume=True)
 
 
 def test_records_of_one_id_enter_once_also_across_a_resume(tmp_path):
@@ -148,6 +172,9 @@ def test_records_of_one_id_enter_once_also_across_a_resume(tmp_path):
 def test_an_import_without_a_good_record_says_so(tmp_path):
     with pytest.raises(DataError, match="expected records to import; got 2, none of them good"):
         import_samples(tmp_path / "s", partial(drafts, 2, bad=(0, 1)), PLAN, max_rejected_fraction=1)
+    with pytest.raises(DataError, match="got none: it is empty"):
+        import_samples(tmp_path / "empty", partial(drafts, 0), PLAN)
+    assert not (tmp_path / "empty").exists()
     with pytest.raises(DataError, match="expected a file, or a folder with a or b"):
         source_files(tmp_path, "a", "b")
 

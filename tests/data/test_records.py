@@ -106,8 +106,8 @@ PNG = encode_png(np.full((8, 8, 3), 7, np.uint8))
     ("change", "reason"),
     [
         ({"image": {"bytes": PNG[:40], "path": None}}, "do not decode"),
-        ({"image": {"bytes": b"", "path": None}}, "do not decode"),
-        ({"image": {"bytes": b"GIF89a", "path": None}}, "do not decode"),
+        ({"image": {"bytes": b"", "path": None}}, "got 0 bytes: the file is empty;"),
+        ({"image": {"bytes": b"GIF89a", "path": None}}, "do not decode (cannot identify image file);"),
         ({"image": None}, "expected a value for 'image'"),
         ({"image": {"bytes": None, "path": "images/none.png"}}, "got none there"),
         ({"image": {"bytes": None, "path": "../secret.png"}}, "inside the table's folder"),

@@ -51,7 +51,7 @@ def test_a_json_list_and_a_json_object_give_their_records(tmp_path, indent):
     ("name", "content", "words"),
     [
         ("t.json", b'{"0": {"source": "a"}, "1": {"sour', "expected one whole JSON list or object"),
-        ("t.json", b"", "expected one whole JSON"),
+        ("t.json", b"", "expected one JSON list or object of records; got an empty file"),
         ("t.parquet", b"PAR1", "expected a parquet file"),
         ("t.csv", b"a,b", r"expected one of .parquet, .jsonl, .json; got '.csv'"),
     ],

@@ -1,6 +1,8 @@
 """Token shards: made once, resumed, checked, refused when they are not what is asked for."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ import pytest
 from tests.sequences import PICTURE, random_turns
 from unirl.data.atomic import DataError
 from unirl.data.interleaved import write_interleaved
-from unirl.data.token_store import TokenStore, check_rejected, encode_unit, finish_store, source_facts, units_of
+from unirl.data.token_store import (
+    TokenStore,
+    check_rejected,
+    drop_damaged,
+    encode_unit,
+    finish_store,
+    source_facts,
+    units_of,
+)
 from unirl.types import InterleavedSample, TokenSequence
 
 FINGERPRINT = "abc"
@@ -127,7 +137,7 @@ def test_parts_share_the_shards(source, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
-def test_a_damaged_shard_is_refused_by_name(source, tmp_path, harm):
+def test_a_damaged_shard_is_refused_by_name_and_made_again_alone(source, tmp_path, harm):
     encode(source, tmp_path)
     shard = tmp_path / "shard-00000-000001.arrow"
     data = bytearray(shard.read_bytes())
@@ -140,9 +150,10 @@ def test_a_damaged_shard_is_refused_by_name(source, tmp_path, harm):
         shard.unlink()
     with pytest.raises(DataError, match=r"shard-00000-000001.*delete shard-00000-000001.json"):
         TokenStore(tmp_path, FINGERPRINT)
-    (tmp_path / "shard-00000-000001.json").unlink()
+    (said,) = drop_damaged(tmp_path, FINGERPRINT)
+    assert "shard-00000-000001.arrow: expected" in said
     encoder = Encoder()
-    assert len(encode(source, tmp_path, encoder)) == 10, "what the message advises mends it"
+    assert len(encode(source, tmp_path, encoder)) == 10, "the others stay"
     assert encoder.seen == ["s4", "s5", "s6", "s7"]
 
 
@@ -157,7 +168,13 @@ def test_an_unfinished_store_is_refused(tmp_path):
         TokenStore(tmp_path, FINGERPRINT)
 
 
-def test_a_changed_source_has_other_facts(source):
-    before = source_facts(source)
+def test_a_changed_or_moved_source_has_other_facts_and_a_touched_or_restored_one_the_same(source, tmp_path):
+    before = source_facts(source, tmp_path / "memory")
+    os.utime(source, (1, 1))
+    assert source_facts(source, tmp_path / "memory") == before
     write_interleaved(source, samples(9))
-    assert source_facts(source) != before
+    assert source_facts(source, tmp_path / "memory") != before
+    write_interleaved(source, samples(10))
+    assert source_facts(source, tmp_path / "memory") == before
+    moved = shutil.copytree(tmp_path, tmp_path.with_name("moved")) / source.name
+    assert source_facts(moved, tmp_path / "memory") != before, "pictures beside it may be others"

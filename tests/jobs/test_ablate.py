@@ -82,7 +82,7 @@ def test_a_failed_run_is_named_and_the_others_are_compared(grid, capsys, caplog)
     failure = CommandError("unirl sft", 4, Path("fast.log"))
     assert ablate.main(grid, run=Runs({"fast/seed-1": failure}).run) == 4
     assert "fast, seed 1: expected `unirl sft` to finish; got exit code 4" in caplog.text
-    assert "Not finished, and left out: fast with seed 1." in capsys.readouterr().out
+    assert "Not finished, and left out: fast, seed 1." in capsys.readouterr().out
 
 
 def test_without_the_reference_there_is_nothing_to_compare(grid):

@@ -66,7 +66,7 @@ def test_validate_names_bad_records_and_exits_with_4(tmp_path, source):
     result = run("validate", source)
     assert result.exit_code == 4
     assert "left out: mine.jsonl row 2 'three': expected an image for each <image>" in result.stdout
-    assert result.stdout.endswith("does not hold\n")
+    assert result.stdout.endswith("does not hold: more than 1.00% of 3 records are bad\n")
     assert run("validate", source, "--max-rejected-fraction", 0.5).exit_code == 0
 
 
@@ -86,8 +86,35 @@ def test_show_writes_a_page_and_names_an_unknown_id(tmp_path):
     write_interleaved(path, [edit()])
     assert data.show(path, out=tmp_path / "page.html") == 0
     assert (tmp_path / "page.html").read_text().count("<img ") == 2
-    with pytest.raises(DataError, match="expected a sample 'x'; got none"):
+    with pytest.raises(DataError, match="expected a sample 'x'; got none; list some with --count"):
         data.show(path, name="x")
+
+
+def test_show_suggests_ids_that_contain_what_was_asked_for(tmp_path):
+    path = tmp_path / "t.jsonl"
+    rows = [chat("c01"), chat("drawing/c0"), chat("drawing/c2"), chat(None)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(DataError, match=r"got none; did you mean drawing/c0 or c01\?"):
+        data.show(path, name="c0")
+    with pytest.raises(DataError, match=r"did you mean t/3\?"):
+        data.show(path, name="3")
+
+
+@pytest.mark.parametrize(
+    ("text", "held", "shown"),
+    [
+        ("", "it has no records", "got no record;"),
+        ('{"id": "a", "talk": []}\n', "none of 1 records is good", "got 1 records, none of them good: expected a list"),
+    ],
+)
+def test_a_file_without_a_good_sample_is_said_to_have_none(tmp_path, text, held, shown):
+    path = tmp_path / "nothing.jsonl"
+    path.write_text(text)
+    result = run("validate", path)
+    assert result.exit_code == 4
+    assert result.stdout.endswith(f"does not hold: {held}\n")
+    with pytest.raises(DataError, match=shown):
+        data.show(path)
 
 
 def test_mistakes_on_the_command_line_are_named_with_what_to_do(tmp_path, source):
@@ -101,6 +128,10 @@ def test_mistakes_on_the_command_line_are_named_with_what_to_do(tmp_path, source
     torn = unirl("import", "unifiedvisual", source, "--out", tmp_path / "s", "--mapping", tmp_path / "mapping.yaml")
     assert torn.returncode == 2
     assert "could not be read" in torn.stderr
+    (tmp_path / "mapping.yaml").write_text("turn: conversations")
+    odd = unirl("import", "unifiedvisual", source, "--out", tmp_path / "s", "--mapping", tmp_path / "mapping.yaml")
+    assert odd.returncode == 2
+    assert "mapping.yaml) is no mapping: it has 'turn', did you mean turns?; it takes keys files, id, tu" in odd.stderr
     absent = unirl("import", "messages", tmp_path / "none", "--out", tmp_path / "s")
     assert absent.returncode == 4
     assert "expected a file, or a folder with *.parquet or *.jsonl or *.json; got none" in absent.stderr

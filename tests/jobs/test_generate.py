@@ -152,6 +152,8 @@ def test_what_cannot_be_asked_is_refused_before_the_sampler_starts(config, folde
         ConfigError, match=r"replies.max_model_len \(91\) must be at most 90, .*; try replies.max_model_len=90"
     ):
         generate.main(with_replies(config, max_model_len=91), [prompt], out=tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"model.family \(emu3\) must be anole, which .*; set model.family=anole"):
+        generate.main(replace(config, model=replace(config.model, family="emu3")), [prompt], out=tmp_path / "out")
     with pytest.raises(DataError, match=r"replies.max_tokens of at least 19.*got 10"):
         generate.main(with_replies(config, max_tokens=10), [prompt], out=tmp_path / "out")
     with pytest.raises(DataError, match=r"within replies.max_model_len 90 tokens; got \d+ and up to 89; shorten"):

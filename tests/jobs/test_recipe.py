@@ -8,6 +8,7 @@ import pytest
 from unirl.config import RecipeConfig
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError
+from unirl.data.atomic import DataError
 from unirl.jobs import recipe
 from unirl.jobs.commands import CommandError
 
@@ -79,3 +80,24 @@ def test_a_failed_stage_ends_the_recipe_with_its_own_exit_code(tmp_path):
         recipe.main(config)
     assert error.value.exit_code == 4
     assert not (tmp_path / recipe.BASE_EVALUATION).exists()
+
+
+def test_a_dry_run_shows_both_stages_and_writes_nothing(tmp_path, capsys):
+    config = load_config(["configs/recipes/lab_sft_then_rl.yaml"], [f"run_dir={tmp_path / 'both'}"], RecipeConfig)
+    assert recipe.main(config, local=True, dry_run=True) == 0
+    shown = capsys.readouterr().out
+    assert "unirl sft\n" in shown
+    assert "train.name = lab-rl" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_run_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(DataError, match="expected a folder for several runs"):
+        recipe.main(replace(RecipeConfig(), run_dir=str(tmp_path)))
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_defaults_fit_together(tmp_path, capsys):
+    assert recipe.main(replace(RecipeConfig(), run_dir=str(tmp_path / "new")), local=True, dry_run=True) == 0
+    assert "lab:janus" not in capsys.readouterr().out

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.jobs.runs import IN_ONE_PROCESS, SMALL, UNIRL, finish, start, wait_for_step, weights_of
+from tests.jobs.runs import IN_ONE_PROCESS, SMALL, finish, start, wait_for_step, weights_of
 from unirl import cli
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.monitoring.journal import read_step
@@ -39,35 +38,50 @@ def test_a_run_leaves_metrics_journal_policy_and_report(undisturbed):
     assert "<svg" in (undisturbed / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@pytest.fixture(scope="module")
+def broken_off(folder, undisturbed):
+    """Runs that were ended by a signal and resumed, side by side, with the times of their first evaluations."""
+    codes = {signal.SIGKILL: -9, signal.SIGINT: 130}
+    evaluated = ("evaluation.enabled=true", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.greedy=false")
+    runs = {signum: folder / signum.name for signum in codes}
+
+    def begin(signum, *arguments):
+        return start(folder, signum.name, *arguments, *IN_ONE_PROCESS)
+
+    first = {s: begin(s, f"train.run_dir={run_dir}", *SMALL, *evaluated) for s, run_dir in runs.items()}
+    for signum, process in first.items():
+        wait_for_step(runs[signum], 3, process)
+        os.killpg(process.pid, signum)
+    for signum, process in first.items():
+        finish(process, folder, signum.name, codes[signum])
+    before = {signum: times_of_evaluations(run_dir) for signum, run_dir in runs.items()}
+    for signum, process in {s: begin(s, "--resume", str(run_dir)) for s, run_dir in runs.items()}.items():
+        finish(process, folder, signum.name)
+    return {signum: (run_dir, before[signum]) for signum, run_dir in runs.items()}
+
+
+def times_of_evaluations(run_dir):
+    return {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
 def test_a_resumed_run_ends_with_weights_journal_and_evaluations_of_the_undisturbed_one(
-    folder, undisturbed, signum, code
+    undisturbed, broken_off, signum
 ):
     """An evaluation is due at every step, so at the interrupted one too, whichever it is."""
-    name = signal.Signals(signum).name
-    run_dir = folder / name
-    evaluated = ("evaluation.enabled=true", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.greedy=false")
-    process = start(folder, name, f"train.run_dir={run_dir}", *SMALL, *evaluated, *IN_ONE_PROCESS)
-    wait_for_step(run_dir, 3, process)
-    os.killpg(process.pid, signum)
-    finish(process, folder, name, code)
-    before = {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
+    run_dir, before = broken_off[signum]
     assert len(before) < 5
-    finish(start(folder, name, "--resume", str(run_dir), *IN_ONE_PROCESS), folder, name)
     assert weights_of(run_dir) == weights_of(undisturbed)
     for step in range(1, 6):
         ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
         assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
-    after = {path.name: path.stat().st_mtime_ns for path in (run_dir / "evaluations").glob("*.json")}
+    after = times_of_evaluations(run_dir)
     assert sorted(after) == [f"step_{step:06d}.json" for step in range(6)]
     if signum != signal.SIGKILL:  # which undoes steps, whose evaluations are made again
         assert before.items() <= after.items()
 
 
-def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed):
+def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed, capsys):
     run_dir = folder / "ray"
     evaluated = ("evaluation.enabled=true", "evaluation.num_prompts=8", "train.num_steps=2")
     finish(start(folder, "ray", f"train.run_dir={run_dir}", *SMALL, *evaluated), folder, "ray")
@@ -82,11 +96,9 @@ def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(fo
     for step in (1, 2):
         ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
         assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
-    measured = subprocess.run(
-        [UNIRL, "eval", str(run_dir), "--local", "--json", "rollout.backend=torch"],
-        capture_output=True, text=True, timeout=200, check=True,
-    )  # fmt: skip
-    estimates = json.loads(measured.stdout)["estimates"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["eval", str(run_dir), "--local", "--json", "rollout.backend=torch"])
+    estimates = json.loads(capsys.readouterr().out)["estimates"]
     assert (
         estimates["generation/greedy/lab_verifier/exact"] == result["estimates"]["generation/greedy/lab_verifier/exact"]
     )

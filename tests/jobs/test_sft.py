@@ -19,7 +19,6 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.interleaved import write_interleaved
 from unirl.jobs import sft
-from unirl.models.policy import WrongFamilyError
 from unirl.types import InterleavedSample, Segment, Turn
 
 WORDS = ("draw", "a", "red", "green", "circle", "square")
@@ -69,10 +68,26 @@ def start(folder, run, *more):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder):
-    run_dir = folder / "undisturbed"
-    runs.finish(start(folder, "undisturbed", "--local", "--run-dir", str(run_dir)), folder, "undisturbed")
-    return run_dir
+def side_by_side(folder):
+    """Run directories of one run that is left alone, and of one that is killed after some steps and resumed."""
+    names = ("undisturbed", "killed")
+    run_dirs = {name: folder / name for name in names}
+    first = {
+        name: start(folder, name, "--local", "--run-dir", str(run_dirs[name]), f"data.cache_dir={folder / name}-cache")
+        for name in names
+    }
+    runs.wait_for_step(run_dirs["killed"], 4, first["killed"])
+    os.killpg(first["killed"].pid, signal.SIGKILL)
+    first["killed"].wait()
+    resumed = runs.start(folder, "killed", "--local", "--resume", str(run_dirs["killed"]), job="sft")
+    runs.finish(first["undisturbed"], folder, "undisturbed")
+    runs.finish(resumed, folder, "killed")
+    return run_dirs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(side_by_side):
+    return side_by_side["undisturbed"]
 
 
 def metrics(run_dir):
@@ -108,26 +123,21 @@ def test_the_export_reloads_in_transformers(folder, undisturbed):
     assert not any("vqmodel" in name for name in moved)
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(folder, undisturbed):
-    run_dir = folder / "killed"
-    process = start(folder, "killed", "--local", "--run-dir", str(run_dir))
-    runs.wait_for_step(run_dir, 4, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process = runs.start(folder, "killed", "--local", "--resume", str(run_dir), job="sft")
-    runs.finish(process, folder, "killed")
+def test_a_killed_run_resumes_to_the_weights_of_the_undisturbed_one(side_by_side, undisturbed):
+    run_dir = side_by_side["killed"]
     assert runs.weights_of(run_dir) == runs.weights_of(undisturbed)
     last = {line["step"]: line["learner/loss"] for line in metrics(run_dir)}
     assert last == {line["step"]: line["learner/loss"] for line in metrics(undisturbed)}
+    kinds = [json.loads(line)["kind"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("resume") == 1
 
 
-@pytest.mark.slow
-def test_ray_two_ranks_and_parallel_encoders_learn_the_same(folder, undisturbed):
-    run_dir = folder / "ray"
+@pytest.mark.parametrize("cache", ["undisturbed-cache", pytest.param("made-by-two-encoders", marks=pytest.mark.slow)])
+def test_two_ranks_through_ray_learn_the_same(folder, undisturbed, cache):
+    run_dir = folder / f"ray-{cache}"
     more = (
         "learner.num_ranks=2", "learner.zero_stage=3", "data.encoders.num_workers=2", "learner.num_cpus=0.5",
-        f"data.cache_dir={folder / 'other'}", "--run-dir", str(run_dir),
+        f"data.cache_dir={folder / cache}", "--run-dir", str(run_dir),
     )  # fmt: skip
     runs.finish(start(folder, "ray", *more), folder, "ray")
     for one, two in zip(metrics(undisturbed), metrics(run_dir), strict=True):
@@ -135,6 +145,12 @@ def test_ray_two_ranks_and_parallel_encoders_learn_the_same(folder, undisturbed)
         assert two["learner/grad_norm"] == pytest.approx(one["learner/grad_norm"], rel=1e-3)
     one, two = (load_file(run / "policy" / "model.safetensors") for run in (undisturbed, run_dir))
     assert all(np.abs(one[name] - two[name]).max() < 1e-3 for name in one)
+
+
+def test_a_dry_run_looks_for_the_data(config):
+    sources = {"mine": SourceConfig(path="stores/nowhere")}
+    with pytest.raises(DataError, match="stores/nowhere: expected an existing path"):
+        sft.main(replace(config, data=replace(config.data, sources=sources)), dry_run=True)
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
@@ -148,8 +164,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model.family": "emu3"}, WrongFamilyError, r"got emu3 for .*; set model.family=anole"),
-        ({"model.family": "liquid"}, WrongFamilyError, r"got liquid for .*; set model.family=anole"),
+        ({"model.family": "emu3"}, ConfigError, r"model.family \(emu3\) must be anole, which .* is of"),
+        ({"model.family": "liquid"}, ConfigError, "set model.family=anole"),
         ({"model.image_tokenizer": "anole"}, ValueError, "decoder"),
         ({"data.max_length": 10}, ConfigError, r"data.max_length \(10\) must leave room for one image, .* 18 tokens"),
         ({"data.max_length": 18 + 1}, DataError, r"expected at most 1.00% of 60 samples to be unfit"),

@@ -83,16 +83,17 @@ def test_the_shipped_figures_meet_the_targets(shipped_path, name):
 
 
 @pytest.mark.parametrize(("name", "load"), [("janus", load_janus), ("anole", anole_student.load_model)])
-def test_the_shipped_base_is_as_good_as_its_lab_json_says(shipped_path, name, load):
+@pytest.mark.parametrize(("share", "gap"), [(4, 0.1), pytest.param(1, 0.03, marks=pytest.mark.slow)])
+def test_the_shipped_base_is_as_good_as_its_lab_json_says(shipped_path, name, load, share, gap):
+    """All of the same prompts with the same seeds: only kernels that round differently may flip a few draws."""
     folder = shipped_path.parent / name
     model, measured = load(folder), json.loads((folder / "lab.json").read_text())["measured"]["noisy_base"]
-    exam = make_exam(measured["num_prompts"])
-    # The same prompts and sampling seeds: only kernels that round differently may flip a few draws.
+    exam = make_exam(measured["num_prompts"] // share)
     accuracy = answer_accuracy(model, exam, greedy=False)
-    assert accuracy == pytest.approx(measured["understanding_sampled"], abs=0.03)
+    assert accuracy == pytest.approx(measured["understanding_sampled"], abs=gap)
     exact, partial = drawing_scores(model, exam, greedy=False, guidance=1.0)
-    assert exact == pytest.approx(measured["exact_sampled_guidance_1"], abs=0.03)
-    assert partial == pytest.approx(measured["partial_sampled_guidance_1"], abs=0.03)
+    assert exact == pytest.approx(measured["exact_sampled_guidance_1"], abs=gap)
+    assert partial == pytest.approx(measured["partial_sampled_guidance_1"], abs=gap)
 
 
 @pytest.mark.slow

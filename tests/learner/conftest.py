@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 
 import pytest
@@ -6,9 +5,6 @@ import pytest
 from unirl.config import AlgorithmConfig, ImageSampling, LearnerConfig, SamplingConfig, TextSampling
 from unirl.learner.engine import RankPlace
 from unirl.learner.learner import Learner, LearnerSettings
-
-# The optimizer check of DeepSpeed imports a compiled function; without the compiler that takes seconds less.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 SETTINGS = LearnerSettings(
     learner=LearnerConfig(lr=1e-3, warmup_steps=0),

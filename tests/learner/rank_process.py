@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tests.fakes import TinyPolicy, tiny_batch
+from tests.learner import unequal_images
 from tests.learner.conftest import SETTINGS
 from unirl.learner.engine import RankPlace
 from unirl.learner.learner import Learner, scoring_of
@@ -100,6 +101,7 @@ def main(place: RankPlace, out: Path) -> None:
         learner._engine.destroy()
         resumed._engine.destroy()
     report["poisoned"] = poison(learner_of(place, zero_stage=0), place.rank)
+    report["unequal_images"] = unequal_images.take_steps(place, out / "janus")
     (out / f"rank{place.rank}.json").write_text(json.dumps(report))
 
 

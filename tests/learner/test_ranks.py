@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.fakes import TinyPolicy
+from tests.janus_checkpoints import write_janus
 from tests.learner.rank_process import NUM_STEPS, arrays_of, learner_of, take_steps
 from unirl.learner.engine import RankPlace
 
@@ -35,6 +36,7 @@ def start_two(module, out, timeout_s):
 def two_ranks(tmp_path_factory):
     """Everything that two ranks did, in one pair of processes, since starting them takes most of the time."""
     out = tmp_path_factory.mktemp("ranks")
+    write_janus(out / "janus")
     start_two("rank_process", out, timeout_s=240)
     return out
 
@@ -122,8 +124,7 @@ def test_number_that_is_none_on_one_rank_is_raised_on_all(two_ranks):
     assert "(rank 0)" not in messages[0]
 
 
-def test_ranks_with_unequal_numbers_of_images_stay_in_step(tmp_path):
-    start_two("image_process", tmp_path, timeout_s=240)
-    one, other = ([step | {"learner/update_s": 0} for step in report] for report in reports(tmp_path))
+def test_ranks_with_unequal_numbers_of_images_stay_in_step(two_ranks):
+    one, other = ([step | {"learner/update_s": 0} for step in r["unequal_images"]] for r in reports(two_ranks))
     assert one == other
     assert [step["learner/num_micro_batches"] for step in one] == [1, 1]

@@ -1,5 +1,6 @@
 """Fine-tuning on conversations against a plain loop of PyTorch on the same tiny Anole."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,15 @@ import torch
 from torch.nn import functional
 
 from tests.joint_checkpoints import write_anole
+from tests.models.conversations import CASES, config_of, dialogues, pack
+from tests.models.theirs import head_rows, rounding, their_model, their_states
 from tests.sequences import random_sequences
 from unirl.config import LearnerConfig, ModelConfig, SftLossConfig
 from unirl.learner.engine import RankPlace
 from unirl.learner.sft_learner import SftLearner, SftSettings
 from unirl.learner.sft_targets import target_mask
 from unirl.models import anole
+from unirl.models.policy import load_interleaved
 from unirl.types import TokenKind
 
 SETTINGS = SftSettings(
@@ -142,14 +146,21 @@ def test_learning_rate_zero_changes_no_weight(make_learner, sequences):
     assert all(torch.equal(value, before[name]) for name, value in weights(learner).items())
 
 
-def test_ten_steps_learn(make_learner, sequences):
-    learner = make_learner(learner={"lr": 3e-3})
-    before = learner.evaluate(sequences)
-    for step in range(1, 11):
-        learner.update(learner.prepare(sequences), step)
-    after = learner.evaluate(sequences)
-    assert after["sft/nats/text"] < 0.6 * before["sft/nats/text"]
-    assert after["sft/nats/image"] < 0.9 * before["sft/nats/image"]
+@pytest.mark.parametrize("case", CASES)
+def test_ten_steps_of_every_family_learn_both_modalities_and_export_the_public_layout(case, ten_steps):
+    steps = json.loads((ten_steps / case / "losses.json").read_text())
+    assert len(steps) == 10
+    for part, share in (("text", 0.6), ("image", 0.9)):
+        assert steps[-1][f"sft/nats/{part}"] < share * steps[0][f"sft/nats/{part}"]
+    before, after = (load_interleaved(config_of(case), ten_steps / case / name) for name in ("public", "tuned"))
+    for part in ("text", "image"):
+        (old, rows), (new, _) = head_rows(before, part), head_rows(after, part)
+        assert (old[rows] != new[rows]).any(dim=1).float().mean() > 0.5
+    theirs, sequences = their_model(case, ten_steps / case / "tuned"), dialogues(after.layout)
+    with torch.no_grad():
+        states = [after.hidden_states_of(pack([sequence])) for sequence in sequences]
+        for found, sequence in zip(states, sequences, strict=True):
+            torch.testing.assert_close(found, their_states(theirs, sequence), atol=rounding(case), rtol=1e-6)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])

@@ -9,22 +9,28 @@ from unirl.config import ModelConfig
 from unirl.models.interleaved import PackedRow
 from unirl.types import Segment, Turn
 
-# Name of the case -> family, how its checkpoint is written.
+# Name of the case -> family, how its checkpoint is written. Heads of a size that the engine's kernels take on a CPU;
+# Liquid's own is 256.
 CASES = {
     "anole": ("anole", write_anole, {}),
-    "emu3": ("emu3", write_emu3, {}),
-    "emu3 native": ("emu3", write_emu3, {"native": True}),
-    "liquid": ("liquid", write_liquid, {}),
-    "liquid tied": ("liquid", write_liquid, {"tied": True}),
+    "emu3": ("emu3", write_emu3, {"head_dim": 32}),
+    "emu3 native": ("emu3", write_emu3, {"head_dim": 32, "native": True}),
+    "liquid": ("liquid", write_liquid, {"head_dim": 256}),
+    "liquid tied": ("liquid", write_liquid, {"head_dim": 32, "tied": True}),
     "janus_pro": ("janus_pro", write_janus, {}),
 }
 ONE_EACH = ["anole", "emu3", "liquid", "janus_pro"]
 
 
 def written(folder, case):
-    """Settings and folder of a case's checkpoint; nothing is frozen."""
-    family, write, options = CASES[case]
-    return ModelConfig(family=family, frozen=()), write(folder, **options)
+    """Settings and folder of a case's checkpoint."""
+    _, write, options = CASES[case]
+    return config_of(case), write(folder, **options)
+
+
+def config_of(case):
+    """Settings of a case; nothing is frozen."""
+    return ModelConfig(family=CASES[case][0], frozen=())
 
 
 def say(role, *parts, in_loss=None):

@@ -17,6 +17,35 @@ def images(reply):
     return [segment.codes for segment in reply.segments if segment.codes is not None]
 
 
+def check_replies(replies, layout, grid, max_tokens):
+    """Each reply is text and whole images as the family writes them, and ends where it says; read without the grammar.
+
+    Returns how many images there are.
+    """
+    for reply in replies:
+        assert reply.well_formed
+        begun = [id for id in reply.prompt_ids[-1:].tolist() if id == layout.image.begin]
+        ids, at, left = begun + reply.ids.tolist(), 0, images(reply)
+        while at < len(ids):
+            if ids[at] != layout.image.begin:
+                assert layout.vocabulary.drawable_text[ids[at]]
+                assert ids[at] != layout.end or at == len(ids) - 1
+                at += 1
+                continue
+            codes = left.pop(0)
+            block, _ = layout.image.block(codes, layout.vocabulary.first_code)
+            assert codes.shape == grid
+            assert 0 <= codes.min() <= codes.max() < layout.vocabulary.num_codes
+            assert ids[at : at + len(block)] == block
+            at += len(block)
+        assert not left
+        ends = ids[-1] == layout.end
+        assert reply.finish_reason == ("stop" if ends else "length")
+        assert ends or len(reply.ids) == max_tokens
+        assert reply.kinds[-1] == TokenKind.TEXT
+    return sum(len(images(reply)) for reply in replies)
+
+
 def teacher_forced(policy, replies, sampling, pixels=()):
     """Log-probabilities [T] of each reply from one pass over all of them, with their pictures, packed into one row."""
     sequences = [np.concatenate([reply.prompt_ids, reply.ids]) for reply in replies]

@@ -1,47 +1,30 @@
-"""Interleaved replies of every family but Anole, each against the plain sampler and one teacher-forced pass."""
+"""Interleaved replies of every family's fine-tuned export, against the plain sampler and one teacher-forced pass."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from tests.janus_checkpoints import write_janus
-from tests.joint_checkpoints import write_emu3, write_liquid
+from tests.models.conversations import CASES, codes_of, config_of, picture, say
 from tests.rollout.conftest import publication
-from tests.rollout.interleaved import gaps, images, tokens
-from unirl.config import ModelConfig
+from tests.rollout.interleaved import check_replies, gaps, images, tokens
 from unirl.models.policy import load_interleaved
 from unirl.rollout.interleaved_engine import InterleavedEngine
 from unirl.rollout.interleaved_law import Drawing, InterleavedSampling
 from unirl.rollout.interleaved_replies import InterleavedRequest
 from unirl.rollout.interleaved_torch import InterleavedTorch
 from unirl.rollout.vllm_process import EngineSettings
-from unirl.types import Segment, Turn
 
-pytestmark = pytest.mark.slow
-
-SETTINGS = EngineSettings(max_model_len=224, max_num_seqs=16, kv_cache_memory_gib=0.0625)
-# Heads of a size that the CPU's kernels take; Liquid's own is 256.
-CASES = {
-    "emu3": ("emu3", write_emu3, {"head_dim": 32}),
-    "emu3 native": ("emu3", write_emu3, {"head_dim": 32, "native": True}),
-    "liquid": ("liquid", write_liquid, {"head_dim": 256}),
-    "liquid tied": ("liquid", write_liquid, {"head_dim": 32, "tied": True}),
-    "janus_pro": ("janus_pro", write_janus, {}),
-}
-PICTURE = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
-
-
-SLOW = ("emu3 native", "liquid tied", "janus_pro")
+SETTINGS = EngineSettings(max_model_len=224, max_num_seqs=64, kv_cache_memory_gib=0.0625)
+PICTURE = picture(size=(9, 12))
+SLOW = ("emu3 native", "liquid tied")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
-def case(request, tmp_path_factory):
+def case(request, ten_steps):
     """Settings, folder and grid."""
-    family, write, options = CASES[request.param]
-    folder = write(tmp_path_factory.mktemp(family) / "small", **options)
-    return ModelConfig(family=family), folder, (4, 4) if family == "janus_pro" else (2, 3)
+    grid = (4, 4) if request.param == "janus_pro" else (2, 3)
+    return config_of(request.param), ten_steps / request.param / "tuned", grid
 
 
 @pytest.fixture(scope="module")
@@ -63,32 +46,45 @@ def sampling(case):
 
 
 @pytest.fixture(scope="module")
-def requests(policy, case):
+def make_requests(policy, case):
     """Words alone, a picture that is shown, one that the assistant drew before; half begin with an image."""
-
-    def say(role, *parts):
-        return Turn(
-            role=role,
-            segments=tuple(Segment(text=p) if isinstance(p, str) else Segment(image=p) for p in parts),
-        )
-
     dialogues = [
-        [say("user", "what is a cat ?")],
-        [say("user", PICTURE, "what is the cat ?")],
-        [say("user", "a red cat"), say("assistant", PICTURE), say("user", "a dog")],
-        [say("user", PICTURE), say("assistant", "a cat", PICTURE), say("user", "a red", PICTURE)],
+        [say("user", "what is a red ?")],
+        [say("user", PICTURE, "what is ?")],
+        [say("user", "a red"), say("assistant", PICTURE), say("user", "a green")],
+        [say("user", PICTURE), say("assistant", "a red", PICTURE), say("user", "is", PICTURE)],
     ]
-    made = []
-    for index, turns in enumerate(dialogues):
-        count = len(policy.layout.images_to_code(turns))
-        codes = [np.arange(np.prod(case[2]), dtype=np.int32).reshape(case[2]) % 16 for _ in range(count)]
-        prompt = policy.layout.encode(turns, codes)
-        seeds = tuple(range(10 * index, 10 * index + 2))
-        made.append(InterleavedRequest(request_id=f"{index}", prompt=prompt, seeds=seeds))
-        made.append(InterleavedRequest(request_id=f"{index}+", prompt=prompt, seeds=seeds, begin_with_image=True))
-    return made
+
+    def make(seeds):
+        made = []
+        for index, turns in enumerate(dialogues):
+            prompt = policy.layout.encode(turns, codes_of(policy.layout, turns, grid=case[2]))
+            for mark in ("", "+"):
+                own = tuple(range(100 * index, 100 * index + seeds))
+                made.append(
+                    InterleavedRequest(
+                        request_id=f"{index}{mark}", prompt=prompt, seeds=own, begin_with_image=bool(mark)
+                    )
+                )
+        return made
+
+    return make
 
 
+@pytest.fixture(scope="module")
+def requests(make_requests):
+    return make_requests(2)
+
+
+def test_two_hundred_replies_are_well_formed(engine, policy, make_requests, sampling, case, report):
+    replies = engine.generate(make_requests(25), sampling)
+    drawn = check_replies(replies, policy.layout, sampling.grid, sampling.max_tokens)
+    report(f"{len(replies)} replies of fine-tuned {case[0].family}, all well formed, with {drawn} images")
+    assert len(replies) == 200
+    assert drawn > 100
+
+
+@pytest.mark.slow
 def test_tokens_equal_the_plain_samplers(engine, policy, requests, sampling):
     plain = InterleavedTorch(policy, SETTINGS.max_model_len)
     for settings in (sampling, replace(sampling, text=Drawing(temperature=0), image=Drawing(temperature=0))):

@@ -14,6 +14,7 @@ from unirl.cluster.placement import Placement
 from unirl.cluster.plan import check_plan, encoder_plan
 from unirl.cluster.sft_worker import SftWorker, TokenSources
 from unirl.config import SftConfig
+from unirl.data.atomic import DataError
 from unirl.data.token_store import Unit, encode_unit
 from unirl.models.policy import load_encoder
 
@@ -81,6 +82,7 @@ def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Pat
     """Make the shards of all units on the run's Ray; yields the notes of a unit's shards when it is done.
 
     Raises:
+        DataError: a unit cannot be encoded.
         PlacementError: machine or cluster cannot hold the encoders.
     """
 
@@ -93,8 +95,11 @@ def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Pat
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             (unit,) = batch["item"]
-            notes = encode_unit(unit, folder, self._encode, config.data.samples_per_shard)
-            return {"notes": np.array(["\n".join(map(str, notes))])}
+            try:
+                notes, error = list(encode_unit(unit, folder, self._encode, config.data.samples_per_shard)), ""
+            except (DataError, ValueError) as raised:  # as a row, since Ray would bury it in its own
+                notes, error = [], str(raised)
+            return {"notes": np.array(["\n".join(map(str, notes))]), "error": np.array([error])}
 
     workers = config.data.encoders
     present = ray.cluster_resources()
@@ -110,4 +115,6 @@ def encode_in_parallel(units: Sequence[Unit], config: SftConfig, checkpoint: Pat
         num_gpus=workers.num_gpus or None,
     )
     for row in done.iter_rows():
+        if row["error"]:
+            raise DataError(str(row["error"]))
         yield from map(Path, str(row["notes"]).splitlines())

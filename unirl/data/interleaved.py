@@ -4,6 +4,7 @@ Images stand in the rows as bytes, or as files below the folder. messages.py tel
 """
 
 import hashlib
+import heapq
 import json
 import logging
 from collections import Counter
@@ -104,6 +105,17 @@ def sample_of(row: Row | DataError, file: Path, place: int) -> InterleavedSample
         ValueError: it is no whole sample.
     """
     return to_sample(_normal(row, f"{file.stem}/{place}"), file.parent)
+
+
+def similar_ids(path: Path, name: str, count: int = 3) -> list[str]:
+    """Ids in a store or a file that contain `name`, first those that end in it after a slash.
+
+    Raises:
+        DataError: as `data_files`.
+    """
+    rows = ((file, place, row) for file in data_files(path) for place, row in enumerate(stream_rows(file, ["id"])))
+    ids = (str(row.get("id") or f"{file.stem}/{place}") for file, place, row in rows if isinstance(row, dict))
+    return heapq.nsmallest(count, (i for i in ids if name in i), key=lambda i: (not i.endswith(f"/{name}"), len(i), i))
 
 
 def require_new(name: str, ids: set[str]) -> None:

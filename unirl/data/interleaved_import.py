@@ -1,13 +1,14 @@
 """From the records of a public dataset to a store: choosing, proving, sharding, and going on after a kill.
 
 A store under way holds whole shards and progress.json; only a finished one has manifest.json, without which no reader
-opens it.
+opens it. Of an import that found too much of the source bad, rejected.jsonl alone stays: what is repaired is read anew.
 """
 
 import hashlib
 import heapq
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,8 +33,8 @@ from unirl.data.interleaved import (
     write_rows,
 )
 from unirl.data.messages import normalise, to_sample
-from unirl.data.records import Rejected, stop_if_too_many, write_rejected
-from unirl.data.tables import Row, stream_rows
+from unirl.data.records import Rejected, TooManyBadError, stop_if_too_many, write_rejected
+from unirl.data.tables import SUFFIXES, Row, stream_rows
 
 REJECTED = "rejected.jsonl"
 RECORDS_PER_SHARD = 2048
@@ -74,6 +75,8 @@ class _Progress:
 
     threshold: int | None
     """Largest key of a chosen record; None when all are."""
+    source: dict[str, list[int]] = field(default_factory=dict)
+    """Size and time of writing of the source's files of rows, by path."""
     num_read: int = 0
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     subsets: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -97,11 +100,12 @@ def import_samples(
         out: folder of the store; must not exist unless `resume`.
         drafts: gives the records, the same ones in the same order at each call.
         plan: what to make.
-        max_rejected_fraction: more bad records than this share stop the import; what is written stays for `resume`.
+        max_rejected_fraction: more bad records than this share stop the import; then rejected.jsonl alone stays.
         resume: go on with a store that was left unfinished; start one if there is none.
 
     Raises:
-        DataError: `out` exists or was started with another plan, the source cannot be read, or too much of it is bad.
+        DataError: `out` exists or was started with another plan, the source cannot be read or changed since, or too
+            much of it is bad.
     """
     if (out / MANIFEST).is_file() and resume:
         manifest = read_manifest(out)
@@ -176,21 +180,46 @@ class _Import:
         self._ids: set[str] = set()
         self._spoken = time.monotonic()
         left = self._go_on(resume) if out.exists() else None
-        self._progress = left or _Progress(threshold=_threshold(drafts, plan))
+        self._progress = left or _Progress(threshold=_threshold(drafts, plan), source=_source_stamps(plan))
 
     def run(self) -> dict[str, Any]:
         self._say("starts" if not self._progress.files else f"goes on after {len(self._progress.files)} shards")
         drafts = islice(self._chosen(), self._progress.num_read, None)
         first = next(drafts, None)  # a source that cannot be read leaves no folder
+        if first is None and not self._progress.num_read:
+            raise DataError(f"{self._plan.source}: expected records to import; got none: it is empty; check the source")
         self._save()
         try:
             while first is not None:
                 self._write_shard(chain([first], islice(drafts, self._plan.records_per_shard - 1)))
                 first = next(drafts, None)
-            stop_if_too_many(self._out, self._rejected, self._max_rejected, self._progress.num_read)
+            self._stop_if_too_many(self._progress.num_read)
+            self._require_some()
+        except TooManyBadError as error:
+            self._clear()
+            raise TooManyBadError(f"{error}; all of them stand in {self._out / REJECTED}") from error
         finally:
             write_rejected(self._out / REJECTED, self._rejected)
         return self._finish()
+
+    def _stop_if_too_many(self, seen: int) -> None:
+        stop_if_too_many(
+            Path(self._plan.source), self._rejected, self._max_rejected, seen, limit="--max-rejected-fraction"
+        )
+
+    def _require_some(self) -> None:
+        if not self._progress.subsets:
+            raise TooManyBadError(
+                f"{self._plan.source}: expected records to import; got {self._progress.num_read}, none of them good: "
+                f"{self._rejected[0].reason}"
+            )
+
+    def _clear(self) -> None:
+        """Remove what was written, so that the same command starts anew."""
+        (self._out / PROGRESS).unlink()
+        for name in self._progress.files:
+            (self._out / name).unlink()
+        shutil.rmtree(self._out / IMAGES, ignore_errors=True)
 
     def _go_on(self, resume: bool) -> _Progress | None:
         """What an earlier attempt left, checked and cleared of partial files; None when it left nothing."""
@@ -198,8 +227,8 @@ class _Import:
         if resume:
             for partial in self._out.rglob(".*.partial"):
                 partial.unlink()
-            if not any(self._out.iterdir()):
-                return None
+        if self._out.is_dir() and {path.name for path in self._out.iterdir()} <= {REJECTED}:
+            return None
         if not resume or not path.is_file():
             hint = "add --resume to go on with it" if path.is_file() else "remove it or name another"
             raise DataError(f"{self._out}: expected a folder that is not there yet; got an existing one; {hint}")
@@ -209,6 +238,11 @@ class _Import:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: expected the progress of an import; got: {error!r}; import anew") from error
         _require_same(self._out, settings, self._plan)
+        if progress.source != _source_stamps(self._plan):
+            raise DataError(
+                f"{self._out}: expected to go on with the source as it was; got {self._plan.source} written again "
+                "since; remove the folder and import anew"
+            )
         for name, facts in progress.files.items():
             check_file(self._out / name, facts, whole="store")
             self._ids.update(row["id"] for row in stream_rows(self._out / name, ["id"]) if isinstance(row, dict))
@@ -248,7 +282,7 @@ class _Import:
             except (ValueError, OSError) as error:
                 self._rejected.append(Rejected(source=self._plan.importer, row=place, id=draft.id, reason=str(error)))
                 seen = max(progress.num_read, FEWEST_ROWS)
-                stop_if_too_many(self._out, self._rejected, self._max_rejected, seen)
+                self._stop_if_too_many(seen)
             else:
                 add_counts(progress.subsets, sample)
                 yield row
@@ -260,11 +294,6 @@ class _Import:
 
     def _finish(self) -> dict[str, Any]:
         progress = self._progress
-        if not progress.subsets:
-            raise DataError(
-                f"{self._plan.source}: expected records to import; got {progress.num_read}, none of them good; see "
-                f"{self._out / REJECTED}"
-            )
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "settings": asdict(self._plan),
@@ -295,6 +324,14 @@ def _threshold(drafts: Callable[[], Iterable[Draft]], plan: Plan) -> int | None:
         elif -key > lowest[0]:
             heapq.heapreplace(lowest, -key)
     return -lowest[0] if lowest else None
+
+
+def _source_stamps(plan: Plan) -> dict[str, list[int]]:
+    """Size and time of writing of the source's files of rows, at most a folder down: unpacked images lie deeper."""
+    source = Path(plan.source)
+    files = [path for path in (source, *source.glob("*"), *source.glob("*/*")) if path.suffix.lower() in SUFFIXES]
+    stats = {str(path): path.stat() for path in sorted(files) if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def _require_same(out: Path, saved: dict[str, Any], plan: Plan) -> None:

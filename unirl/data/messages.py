@@ -23,8 +23,9 @@ COLUMNS = ("id", "subset", "source", "system", "messages", "conversations", "ima
 TURNS = ("messages", "conversations")
 """Of these, the columns that may hold the turns; the first that a row has counts."""
 MARKER = "<image>"
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+"""What a turn may name its role, and what that means."""
 
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _LOSS_KEYS = ("loss", "train", "weight")
 _IMAGE_KEYS = ("image", "image_url", "path", "url", "bytes")
 
@@ -150,8 +151,8 @@ def _messages(row: Row) -> list[Mapping[str, Any]]:
     found = next((turns_of(row[key]) for key in TURNS if row.get(key) is not None), None)
     if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
         raise DataError(
-            f"expected a list of turns under messages or conversations; got keys {sorted(map(str, row))}; name the "
-            "column so, or import the file with a mapping"
+            f"expected a list of turns under messages or conversations; got keys {sorted(map(str, row))}; rename the "
+            "key of the turns to messages, or drop the record"
         )
     if row.get("system"):
         found = [{"role": "system", "content": row["system"]}, *found]
@@ -160,9 +161,9 @@ def _messages(row: Row) -> list[Mapping[str, Any]]:
 
 def _role(message: Mapping[str, Any]) -> str:
     role = message.get("role") if message.get("role") is not None else message.get("from")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"expected a role of {', '.join(_ROLES)}; got {role!r}; rename it or drop the record")
-    return _ROLES[role]
+    if not isinstance(role, str) or role not in ROLES:
+        raise DataError(f"expected a role of {', '.join(ROLES)}; got {role!r}; rename it or drop the record")
+    return ROLES[role]
 
 
 def _content(message: Mapping[str, Any], role: str, images: "deque[Row]", *, split: bool) -> Iterator[Row]:

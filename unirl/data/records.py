@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +41,9 @@ _ARROW_TYPES = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
 # What Pillow's decoders raise on damaged bytes.
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 
+_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")
+"""What Pillow says of bytes instead of a file name."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +59,10 @@ class Rejected:
     stage: Literal["reading", "duplicate", "teacher", "tokens"] = "reading"
     """Who left it out: the reader, the search for equal images, the teacher, or the encoder into tokens."""
     reason: str
+
+
+class TooManyBadError(DataError):
+    """More records are bad than the reader allows."""
 
 
 def file_name(kind: type[Sample]) -> str:
@@ -134,17 +142,31 @@ def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
         file.writelines(json.dumps(asdict(record)).encode() + b"\n" for record in rejected)
 
 
-def stop_if_too_many(path: Path, rejected: Sequence[Rejected], max_fraction: float, num_rows: int) -> None:
+def stop_if_too_many(
+    path: Path,
+    rejected: Sequence[Rejected],
+    max_fraction: float,
+    num_rows: int,
+    *,
+    limit: str = "max_rejected_fraction",
+) -> None:
     """End the reading when more than the allowed share of `num_rows` records are bad.
 
+    Args:
+        path: its name in messages.
+        rejected: the bad records so far.
+        max_fraction: the allowed share.
+        num_rows: what it is a share of.
+        limit: what a user sets it by.
+
     Raises:
-        DataError: shows the first of them.
+        TooManyBadError: shows the first of them.
     """
     if len(rejected) > max_fraction * num_rows:
         shown = "; ".join(f"row {r.row} ({r.id}): {r.reason}" for r in rejected[:_SHOWN])
-        raise DataError(
+        raise TooManyBadError(
             f"{path}: expected at most {max_fraction:.2%} bad records of {num_rows}; got {len(rejected)}: {shown}. "
-            "Repair the data, or allow a larger max_rejected_fraction"
+            f"Repair the data, or allow a larger {limit}"
         )
 
 
@@ -201,9 +223,10 @@ def decode_image(data: bytes, *, pixels: bool = True) -> NDArray[np.uint8]:
     except DataError:
         raise
     except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
+        reason = _ADDRESS.sub("", str(error))
+        got = f"{len(data)} bytes that do not decode ({reason})" if data else "0 bytes: the file is empty"
         raise DataError(
-            f"expected a whole {', '.join(_FORMATS)} image; got {len(data)} bytes that do not decode ({error}); "
-            "replace or drop the record"
+            f"expected a whole {', '.join(_FORMATS)} image; got {got}; replace or drop the record"
         ) from error
 
 

@@ -191,6 +191,8 @@ def _json_records(path: Path) -> Iterator[Row | DataError]:
 
     with path.open("rb") as file:
         start = next((byte for byte in _bytes_of(file) if not byte.isspace()), b"")
+        if not start:
+            raise DataError(f"{path}: expected one JSON list or object of records; got an empty file; copy it again")
         file.seek(0)
         try:
             if start == b"[":

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unirl.data.atomic import DataError, atomic_file
-from unirl.data.checksums import check_file, file_facts
+from unirl.data.checksums import check_file, file_facts, remembered_sha256
 from unirl.data.interleaved import MANIFEST, data_files, sample_of
 from unirl.data.messages import COLUMNS
 from unirl.data.records import Rejected, decode_image, encode_png, write_rejected
@@ -68,8 +68,12 @@ def units_of(source: Path, num_parts: int) -> list[Unit]:
     ]
 
 
-def source_facts(source: Path) -> list[dict[str, Any]]:
-    """Name and size of the files of a source, and what else tells a changed one: checksum, or time of writing.
+def source_facts(source: Path, memory: Path) -> list[dict[str, Any]]:
+    """What tells a source from another or a changed one: its manifest's checksum, or place and checksum of its files.
+
+    Args:
+        source: store, file or folder of conversations.
+        memory: folder of remembered checksums.
 
     Raises:
         DataError: as `data_files`.
@@ -77,8 +81,8 @@ def source_facts(source: Path) -> list[dict[str, Any]]:
     manifest = source / MANIFEST
     if manifest.is_file():
         return [{"manifest": file_facts(manifest)["sha256"]}]
-    stats = [(file, file.stat()) for file in data_files(source)]
-    return [{"name": file.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for file, stat in stats]
+    # The place counts, since rows may name pictures beside them.
+    return [{"path": str(file), "sha256": remembered_sha256(file, memory)} for file in data_files(source)]
 
 
 def encode_unit(unit: Unit, folder: Path, encode: Encode, samples_per_shard: int) -> Iterator[Path]:
@@ -160,6 +164,29 @@ def finish_store(folder: Path, notes: Iterable[Path], fingerprint: str) -> None:
     manifest = {"version": VERSION, "fingerprint": fingerprint, "num_rejected": len(rejected), "shards": facts}
     with atomic_file(folder / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1).encode())
+
+
+def drop_damaged(folder: Path, fingerprint: str) -> list[str]:
+    """Remove the damaged shards of a store and its manifest, so that encoding makes them again; says what was found.
+
+    A reader that has opened a shard keeps the bytes it opened. An unfinished store is left as it is.
+
+    Raises:
+        DataError: the manifest cannot be read or is of another family.
+    """
+    if not (folder / MANIFEST).is_file():
+        return []
+    found: list[str] = []
+    for facts in _read_manifest(folder, fingerprint)["shards"]:
+        shard = folder / facts["shard"]
+        try:
+            check_file(shard, facts, whole="token shard")
+        except DataError as error:
+            found.append(str(error))
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shard.with_suffix(".json").unlink(missing_ok=True)
+            shard.unlink(missing_ok=True)
+    return found
 
 
 def check_rejected(folder: Path, fingerprint: str, *, max_rejected_fraction: float) -> None:
@@ -254,8 +281,8 @@ def _read_manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
         version, found = manifest["version"], manifest["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder}: expected a finished token store with {MANIFEST}; got {error!r}; encode it again, which goes on "
-            "where it stopped"
+            f"{folder}: expected a finished token store with {MANIFEST}; got {error!r}; delete that file and "
+            "encode again, which goes on where it stopped"
         ) from error
     if version != VERSION or found != fingerprint:
         raise DataError(

@@ -1,12 +1,15 @@
 """Which column of UnifiedVisual-240K holds what. Its column names are not published, so a mapping says so, or a guess.
 
-Nothing here reads rows beyond the first of a file, which is shown where a mapping is missing.
+Nothing here reads rows beyond the first few of a file, to prove that their turns are what a mapping says.
 """
 
+import difflib
 import re
+from collections.abc import Iterator
 from collections.abc import Mapping as Table
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import pyarrow as pa
 import yaml
 
 from unirl.data.atomic import DataError
-from unirl.data.tables import open_table, table_rows
+from unirl.data.messages import ROLES, turns_of
+from unirl.data.tables import Row, open_table, table_rows
 
 PARTS = {
     "imagegeneration": "image_generation",
@@ -35,6 +39,7 @@ _IMAGES = ("images", "image", "image_paths", "image_path")
 _IDS = ("id", "uid", "sample_id", "question_id")
 _SUBSETS = ("subset", "task", "category")
 _LONGEST_SHOWN = 60
+_TRIED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +105,7 @@ def mappings_for(source: Path, files: list[Path], given: Any) -> dict[Path, tupl
     schemas = {file: _schema(file) for file in files}
     chosen: dict[Path, tuple[Mapping, str]] = {}
     missing: list[str] = []
-    given_mappings = (
-        None if given is None else [_parsed(entry) for entry in (given if isinstance(given, list) else [given])]
-    )
+    given_mappings = None if given is None else _parsed(given)
     for file, schema in schemas.items():
         name = file.relative_to(source).as_posix() if file.is_relative_to(source) else file.name
         if given_mappings is None:
@@ -115,39 +118,79 @@ def mappings_for(source: Path, files: list[Path], given: Any) -> dict[Path, tupl
                 f"{name}: no mapping fits" if given_mappings else f"{name}: no column looks like a conversation"
             )
             continue
-        missing += [
-            f"{name}: no column {column!r}, which the mapping names as {key}"
-            for key, column in mapping.columns().items()
-            if column not in schema.names
-        ]
+        absent = [(key, column) for key, column in mapping.columns().items() if column not in schema.names]
+        problems = [f"no column {column!r}, which the mapping names as {key}" for key, column in absent]
+        if mapping.turns is not None and mapping.turns in schema.names:
+            problems += _turn_problems(mapping.turns, mapping, file)
+        missing += [f"{name}: {problem}" for problem in problems]
         taken = ", ".join(f"{key} from {column!r}" for key, column in mapping.columns().items())
+        if mapping.images is None:
+            ignored = [repr(column) for column in schema.names if column not in mapping.columns().values()]
+            taken += f"; no column of images found, ignored: {', '.join(ignored) or 'none'}"
         chosen[file] = mapping, f"{name}: {'mapped' if given_mappings else 'no mapping, guessed'}: {taken}"
     if missing:
-        raise DataError(_description(source, schemas, missing))
+        tried = given_mappings or [mapping for mapping, _ in chosen.values()][:1] or [Mapping()]
+        said = [said for _, said in chosen.values()]
+        raise DataError(_description(source, schemas, missing, said, tried))
     return chosen
 
 
-def _parsed(entry: Any) -> Mapping:
-    known = {item.name: item for item in fields(Mapping)}
-    problems = []
+def mapping_problems(given: Any) -> list[str]:
+    """What is wrong with the content of a mapping.yaml in itself, one clause each."""
+    return [problem for entry in _entries(given) for problem in _entry_problems(entry)]
+
+
+def _entries(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
+
+
+def _parsed(given: Any) -> list[Mapping]:
+    if problems := mapping_problems(given):
+        raise DataError(f"mapping: expected {mapping_keys()}; got: {'; '.join(problems)}; correct the file")
+    return [Mapping(**{key: value for key, value in entry.items() if value is not None}) for entry in _entries(given)]
+
+
+def mapping_keys() -> str:
+    """The keys of a mapping, for a message."""
+    known = ", ".join(item.name for item in fields(Mapping))
+    return f"keys {known}, each with a text, roles, subsets and archives with name: name lines"
+
+
+def _entry_problems(entry: Any) -> list[str]:
     if not isinstance(entry, dict):
-        problems, entry = [f"it is {entry!r}"], {}
+        return [f"it is {entry!r}"]
+    known = {item.name: item for item in fields(Mapping)}
+    problems: list[str] = []
     for key, value in entry.items():
         table = key in ("roles", "subsets", "archives")
         texts = isinstance(value, dict) and all(isinstance(x, str) for pair in value.items() for x in pair)
         if key not in known:
-            problems.append(f"it has {key!r}")
+            near = difflib.get_close_matches(str(key), known, n=1)
+            problems.append(f"it has {key!r}{f', did you mean {near[0]}?' if near else ''}")
         elif not (texts if table else isinstance(value, str) or (value is None and known[key].default is None)):
             problems.append(f"{key} is {value!r}")
-    entry = {key: value for key, value in entry.items() if value is not None}
     if not problems and not (entry.get("turns") or (entry.get("user") and entry.get("assistant"))):
         problems.append("it names neither turns nor user and assistant")
-    if problems:
-        raise DataError(
-            f"mapping: expected keys {', '.join(known)}, each with a text, roles, subsets and archives with name: name "
-            f"lines; got: {'; '.join(problems)}; correct the file"
-        )
-    return Mapping(**entry)
+    return problems
+
+
+def _turn_problems(column: str, mapping: Mapping, file: Path) -> list[str]:
+    """What no turn of the first rows has, though the mapping says so; `column` holds the turns."""
+    cells = [turns_of(row.get(column)) for row in _first_rows(file, _TRIED_ROWS, [column])]
+    turns = [turn for cell in cells if isinstance(cell, list) for turn in cell if isinstance(turn, dict)]
+    if not turns:
+        return []
+    keys = dict.fromkeys(str(key) for turn in turns for key in turn)
+    found = ", ".join(map(repr, keys))
+    problems = [
+        f"no key {name!r} inside the turns of {column!r}, which have {found}; name it as {key}"
+        for key, name, usual in (("role", mapping.role, "from"), ("content", mapping.content, "value"))
+        if name not in keys and usual not in keys
+    ]
+    speakers = dict.fromkeys(str(turn.get(mapping.role, turn.get("from"))) for turn in turns)
+    if not problems and not any(speaker in ROLES or speaker in mapping.roles for speaker in speakers):
+        problems.append(f"turns of {', '.join(map(repr, speakers))}, of which none is known; name them under roles")
+    return problems
 
 
 def _guess(schema: pa.Schema) -> Mapping | None:
@@ -168,7 +211,9 @@ def _guess(schema: pa.Schema) -> Mapping | None:
     return None
 
 
-def _description(source: Path, schemas: dict[Path, pa.Schema], missing: list[str]) -> str:
+def _description(
+    source: Path, schemas: dict[Path, pa.Schema], missing: list[str], said: list[str], tried: list[Mapping]
+) -> str:
     """What is there, what is missing, and a mapping to edit."""
     lines = [f"{source}: expected columns that a mapping or a guess can name; got:"]
     described: set[str] = set()
@@ -177,23 +222,25 @@ def _description(source: Path, schemas: dict[Path, pa.Schema], missing: list[str
         lines.append(f"  {file.name}{' (columns as above)' if same in described else ''}")
         if same not in described:
             described.add(same)
-            example = _first_row(file)
+            example = next(iter(_first_rows(file, 1)), {})
             lines += [f"    {c.name}: {c.type}, for example {_shorten(example.get(c.name))}" for c in schema]
     archives = sorted(path.name for path in source.glob("images/*"))
-    lines += [f"  archives: {', '.join(archives) or 'none in images/'}", "missing:", *(f"  {line}" for line in missing)]
-    lines += ["edit this, save it as mapping.yaml and add --mapping mapping.yaml:", *_skeleton(schemas)]
+    lines.append(f"  archives: {', '.join(archives) or 'none in images/'}")
+    lines += ["taken:", *(f"  {line}" for line in said)] if said else []
+    lines += ["missing:", *(f"  {line}" for line in missing)]
+    lines += ["edit this, save it as mapping.yaml and add --mapping mapping.yaml:", *_template(schemas, tried)]
     return "\n".join(lines)
 
 
-def _skeleton(schemas: dict[Path, pa.Schema]) -> list[str]:
-    columns = " | ".join(dict.fromkeys(name for schema in schemas.values() for name in schema.names))
-    lines = [f"  # columns: {columns}"]
-    notes = {"turns": "or user: and assistant: below", "subset": "or leave it out: the file's name tells"}
-    for item in fields(Mapping):
-        default = {} if item.default is not None and not isinstance(item.default, str) else item.default
-        value = "null" if default is None else "{}" if default == {} else yaml.safe_dump(default).splitlines()[0]
-        lines.append(f"  {item.name}: {value}{f'  # {notes[item.name]}' if item.name in notes else ''}")
-    return lines
+def _template(schemas: dict[Path, pa.Schema], mappings: list[Mapping]) -> Iterator[str]:
+    """The lines of a mapping.yaml of these mappings."""
+    yield f"  # columns: {' | '.join(dict.fromkeys(name for schema in schemas.values() for name in schema.names))}"
+    notes = {"turns": "  # or user: and assistant: below", "subset": "  # or leave it out: the file's name tells"}
+    for mapping in mappings:
+        leads = chain(["  - "], repeat("    ")) if len(mappings) > 1 else repeat("  ")
+        for lead, (key, value) in zip(leads, asdict(mapping).items(), strict=False):
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]
+            yield f"{lead}{key}: {text}{notes.get(key, '') if value is None else ''}"
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -201,9 +248,9 @@ def _schema(file: Path) -> pa.Schema:
         return table.schema_arrow
 
 
-def _first_row(file: Path) -> dict[str, Any]:
+def _first_rows(file: Path, count: int, columns: list[str] | None = None) -> list[Row]:
     with open_table(file) as table:
-        return next(table_rows(table, file), {})
+        return list(islice(table_rows(table, file, columns=columns), count))
 
 
 def _shorten(value: Any) -> str:

@@ -15,9 +15,9 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of
 from unirl.evaluation.ablation_report import Ablation, Curve, is_sure, write_ablation_report
-from unirl.jobs.commands import CommandError, Commands, RunCommand, keep_settings, words_of_run
+from unirl.jobs.commands import CommandError, Commands, RunCommand, folder_of_runs, keep_settings, words_of_run
 from unirl.jobs.interrupts import Interrupted
-from unirl.jobs.run_dirs import RUNS, is_finished
+from unirl.jobs.run_dirs import is_finished
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,10 @@ def main(
 
     Raises:
         ConfigError: an arm's settings are wrong; its keys are named after the arm.
-        DataError: the folder's grid was begun with other settings.
+        DataError: the folder's grid was begun with other settings, or it is a run.
         ValueError: a score names a measure that not all runs have.
     """
-    folder = Path(config.run_dir) if config.run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
+    folder = folder_of_runs(config.run_dir, config.name)
     runs = list(runs_of(config, folder))
     if dry_run:
         sys.stdout.write(_plan(config, runs))
@@ -176,8 +176,13 @@ def measured(config: AblationConfig, runs: Sequence[ArmRun]) -> Ablation:
 def _notes(runs: Sequence[ArmRun], finished: Sequence[ArmRun]) -> list[str]:
     seeds = sorted({run.seed for run in finished})
     notes = [f"{len(finished)} runs, seeds {', '.join(map(str, seeds))}."]
-    if missing := [f"{run.arm} with seed {run.seed}" for run in runs if run not in finished]:
-        notes.append(f"Not finished, and left out: {', '.join(missing)}.")
+    missing: dict[str, list[str]] = {}
+    for run in runs:
+        if run not in finished:
+            missing.setdefault(run.arm, []).append(str(run.seed))
+    if missing:
+        shown = "; ".join(f"{arm}, seed {', '.join(own)}" for arm, own in missing.items())
+        notes.append(f"Not finished, and left out: {shown}.")
     if len(seeds) == 1:
         notes.append("One seed: the intervals do not hold the noise between runs.")
     return notes

@@ -90,6 +90,16 @@ def resolve_pairs(name: str, cache_dir: str | Path, settings: PairConfig | None 
     return folder
 
 
+def check_conversations(name: str) -> None:
+    """Look for the conversations behind a source, making nothing.
+
+    Raises:
+        DataError: there is nothing of this name.
+    """
+    if name not in LAB_CONVERSATIONS:
+        _path(name, *LAB_CONVERSATIONS)
+
+
 def resolve_conversations(name: str, cache_dir: str | Path) -> Path:
     """The folder or file of conversations behind a source; the lab's are made on first use and kept in `cache_dir`.
 

@@ -4,6 +4,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Self
 
 from unirl.data.atomic import DataError, atomic_file
 from unirl.jobs.interrupts import Interrupted
-from unirl.jobs.run_dirs import is_run
+from unirl.jobs.run_dirs import RUNS, is_run
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,18 @@ class Commands:
         self._received = self._received or signum
         for process in list(self._running):
             process.send_signal(signum)
+
+
+def folder_of_runs(run_dir: str | None, name: str) -> Path:
+    """The folder of runs that belong together: the one that was named, or a new one below runs/.
+
+    Raises:
+        DataError: it is a run itself.
+    """
+    folder = Path(run_dir) if run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    if is_run(folder):
+        raise DataError(f"{folder}: expected a folder for several runs; got one that is a run; name another --run-dir")
+    return folder
 
 
 def words_of_run(job: str, settings: Path, run_dir: Path) -> list[str | Path]:

@@ -3,13 +3,22 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unirl.cluster.sft_worker import TokenSources
 from unirl.config import SftConfig, SourceConfig
 from unirl.data.interleaved import MANIFEST
-from unirl.data.token_store import VERSION, Unit, check_rejected, encode_unit, finish_store, source_facts, units_of
+from unirl.data.token_store import (
+    VERSION,
+    Unit,
+    check_rejected,
+    drop_damaged,
+    encode_unit,
+    finish_store,
+    source_facts,
+    units_of,
+)
 from unirl.jobs.assets import locked, resolve_conversations
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.policy import load_encoder
@@ -21,7 +30,7 @@ EncodeAll = Callable[[Sequence[Unit], Path], Iterator[Path]]
 
 
 def token_sources(config: SftConfig, checkpoint: Path, encode_all: EncodeAll | None = None) -> TokenSources:
-    """The finished token stores of a run; what is not there yet is made, and an interrupted making goes on.
+    """The finished token stores of a run; what is not there yet or damaged is made.
 
     Args:
         config: the run's.
@@ -45,16 +54,43 @@ def token_sources(config: SftConfig, checkpoint: Path, encode_all: EncodeAll | N
     return TokenSources(training=made(config.data.sources), heldout=made(config.evaluation.sources))
 
 
+def changed_sources(
+    before: Mapping[str, str], now: Mapping[str, str], sources: Mapping[str, SourceConfig]
+) -> list[str]:
+    """Which sources have other tokens than before, with their paths, and whether data or encoder made the difference.
+
+    Args:
+        before: fingerprint of each source's tokens, by its name, when the run began.
+        now: the same now.
+        sources: the run's.
+    """
+    lines: list[str] = []
+    for name in sorted(now):
+        was, became = (marks.get(name, "").partition("-") for marks in (before, now))
+        path = sources[name].path
+        if was[0] != became[0]:
+            lines.append(f"{path} (source {name}) holds other data")
+        elif was != became:
+            lines.append(f"{path} (source {name}) is encoded otherwise, by other tokenizers or settings of data")
+    return lines
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
 def _store(
     source: SourceConfig, config: SftConfig, encoder: ConversationEncoder, encode_all: EncodeAll
 ) -> tuple[Path, str]:
     """Folder and fingerprint of the token store of a source."""
     data = config.data
     conversations = resolve_conversations(source.path, data.cache_dir).absolute()
-    facts = [VERSION, encoder.fingerprint, source_facts(conversations), data.samples_per_shard]
-    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    facts = source_facts(conversations, Path(data.cache_dir) / "checksums")
+    fingerprint = f"{_digest(facts)}-{_digest([VERSION, encoder.fingerprint, data.samples_per_shard])}"
     folder = Path(data.cache_dir).absolute() / "tokens" / f"{config.model.family}-{fingerprint}"
     with locked(folder):
+        for damage in drop_damaged(folder, fingerprint):
+            log.warning("makes a token shard again: %s", damage)
         if not (folder / MANIFEST).is_file():
             _make_store(folder, units_of(conversations, data.encoders.num_workers), source.path, encode_all)
             finish_store(folder, folder.glob("shard-*.json"), fingerprint)

@@ -15,10 +15,11 @@ import yaml
 
 from unirl.config_rules import ConfigError, Problem
 from unirl.data.atomic import DataError, atomic_file
-from unirl.data.interleaved import add_counts, data_files, stream_interleaved, summarise
+from unirl.data.interleaved import add_counts, data_files, similar_ids, stream_interleaved, summarise
 from unirl.data.interleaved_import import Draft, Plan, import_samples
 from unirl.data.interleaved_page import render_page, sample_lines
 from unirl.data.records import Rejected
+from unirl.data.unifiedvisual_mapping import mapping_keys, mapping_problems
 
 FAULTY = 4
 """Exit code of a store that does not hold: bad data."""
@@ -65,7 +66,7 @@ def validate(path: Path, *, max_rejected_fraction: float = 0.01, as_json: bool =
         for record in rejected[:_SHOWN]:
             sys.stdout.write(f"left out: {record.source} row {record.row} {record.id!r}: {record.reason}\n")
         sys.stdout.write("".join([f"and {len(rejected) - _SHOWN} more\n"] * (len(rejected) > _SHOWN)))
-        sys.stdout.write(f"{path}: {'holds' if holds else 'does not hold'}\n")
+        sys.stdout.write(f"{path}: {'holds' if holds else f'does not hold: {_fault(counts, max_rejected_fraction)}'}\n")
     return 0 if holds else FAULTY
 
 
@@ -73,7 +74,7 @@ def show(path: Path, *, name: str | None = None, count: int = 3, out: Path | Non
     """Print the first samples of a store or file, or the one with an id; with `out` also write them as an HTML page.
 
     Raises:
-        DataError: the path cannot be read, or no good sample has the id.
+        DataError: the path cannot be read, or has no good sample, or none of the id.
     """
     rejected: list[Rejected] = []
     samples = stream_interleaved(
@@ -82,7 +83,12 @@ def show(path: Path, *, name: str | None = None, count: int = 3, out: Path | Non
     chosen = list(islice(samples, count if name is None else 1))
     if name is not None and not chosen:
         reason = next((f", left out: {record.reason}" for record in rejected if record.id == name), "")
-        raise DataError(f"{path}: expected a sample {name!r}; got none{reason}; list some with --count")
+        near = [] if reason else similar_ids(path, name)
+        hint = f"did you mean {' or '.join(near)}?" if near else "list some with --count"
+        raise DataError(f"{path}: expected a sample {name!r}; got none{reason}; {hint}")
+    if not chosen:
+        reason = f"{len(rejected)} records, none of them good: {rejected[0].reason}" if rejected else "no record"
+        raise DataError(f"{path}: expected a sample to show; got {reason}; `unirl data validate` names all that is bad")
     for sample in chosen:
         sys.stdout.writelines(f"{line}\n" for line in sample_lines(sample))
     if out is not None:
@@ -117,17 +123,21 @@ def _importer(name: str, options: Mapping[str, Any]) -> Callable[..., Iterator[D
 
 
 def read_mapping(path: Path) -> Any:
-    """The content of a YAML file.
+    """The content of a mapping.yaml.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or has other keys or values than a mapping.
     """
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        given = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         problem = Problem("--mapping", str(path), f"could not be read: {reason}", "check the path and the YAML")
         raise ConfigError([problem]) from error
+    if problems := mapping_problems(given):
+        rule = f"is no mapping: {'; '.join(problems)}"
+        raise ConfigError([Problem("--mapping", str(path), rule, f"it takes {mapping_keys()}")])
+    return given
 
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +146,14 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
+
+
+def _fault(counts: Mapping[str, Any], max_rejected_fraction: float) -> str:
+    """Why a store with these counts does not hold."""
+    num_rows = counts["samples"] + counts["rejected"]
+    if not counts["samples"]:
+        return f"none of {num_rows} records is good" if num_rows else "it has no records"
+    return f"more than {max_rejected_fraction:.2%} of {num_rows} records are bad"
 
 
 def _print_counts(counts: Mapping[str, Any]) -> None:

@@ -103,7 +103,7 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
         as_json: print a line of JSON for each reply instead of text.
 
     Raises:
-        ConfigError: replies would be longer than the checkpoint allows.
+        ConfigError: the checkpoint is of another family, or replies would be longer than it allows.
         DataError: the checkpoint or a prompt cannot be used, or the folder holds replies already.
         ValueError: the settings do not fit the checkpoint.
     """

@@ -6,21 +6,20 @@ Each stage is a command of its own, so that it is resumed, shown and ended like 
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unirl.config import RecipeConfig, SftConfig
+from unirl.config import RecipeConfig, RlConfig, SftConfig
 from unirl.config_loading import to_yaml
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.exam import means_of
 from unirl.evaluation.stages_report import Means, Stage, write_stages_report
-from unirl.jobs.commands import Commands, RunCommand, keep_settings, words_of_run
+from unirl.jobs.commands import Commands, RunCommand, folder_of_runs, keep_settings, words_of_run
 from unirl.jobs.exam import SaveImage, take_exam
 from unirl.jobs.interrupts import Interrupted
-from unirl.jobs.run_dirs import RUNS, is_finished
+from unirl.jobs.run_dirs import is_finished
 from unirl.jobs.sft import exam_name
 
 log = logging.getLogger(__name__)
@@ -31,24 +30,34 @@ SFT, TRAIN = "sft", "train"
 BASE_EVALUATION, FINAL_EXAM = "evaluation_base.json", "exam_final.json"
 
 
-def main(config: RecipeConfig, *, local: bool = False, run: RunCommand | None = None, exam: Exam = take_exam) -> int:
+def main(
+    config: RecipeConfig,
+    *,
+    local: bool = False,
+    dry_run: bool = False,
+    run: RunCommand | None = None,
+    exam: Exam = take_exam,
+) -> int:
     """Run both stages, or what is left of them, and write the report; returns the exit code.
 
     Args:
         config: all settings; `run_dir` of an unfinished recipe goes on with it.
         local: every stage in one process, without Ray.
+        dry_run: show both stages' settings, actors and memory; start nothing.
         run: runs a command of unirl; None starts a process.
         exam: what judges a checkpoint.
 
     Raises:
-        DataError: the folder's recipe was begun with other settings.
+        DataError: the folder's recipe was begun with other settings, or it is a run.
         CommandError: a stage failed; run the same command again once it is mended.
     """
-    folder = Path(config.run_dir) if config.run_dir else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of_runs(config.run_dir, config.name)
     sft = replace(config.sft, evaluation=replace(config.sft.evaluation, exam="lab"))
-    model = replace(sft.model, path=str(folder / SFT / "policy"), frozen=config.train.model.frozen)
-    for name, settings in ((SFT, sft), (TRAIN, replace(config.train, model=model))):
+    model = replace(sft.model, frozen=config.train.model.frozen)
+    if dry_run:
+        return _show_plans(sft, replace(config.train, model=model), local=local)
+    train = replace(config.train, model=replace(model, path=str(folder / SFT / "policy")))
+    for name, settings in ((SFT, sft), (TRAIN, train)):
         keep_settings(folder / f"{name}.yaml", to_yaml(settings))
     try:
         with Commands() as commands:
@@ -62,6 +71,16 @@ def main(config: RecipeConfig, *, local: bool = False, run: RunCommand | None = 
             file.write(json.dumps(taken).encode())
     sys.stdout.write(f"{write_stages_report(folder, config.name, stages_of(folder))}\n")
     return 0
+
+
+def _show_plans(fine_tuning: SftConfig, training: RlConfig, *, local: bool) -> int:
+    """Both stages' plans, the second as if its policy were the base; the greater of their exit codes."""
+    from unirl.jobs import rl, sft
+
+    sys.stdout.write(f"unirl {SFT}\n")
+    first = sft.main(fine_tuning, local=local, dry_run=True)
+    sys.stdout.write(f"\nunirl {TRAIN}, from the policy of the first stage\n")
+    return max(first, rl.main(training, local=local, dry_run=True))
 
 
 def _run_stages(folder: Path, base: str, run: RunCommand, where: list[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from unirl.config import DrawingConfig, ModelConfig, RepliesConfig
 from unirl.config_rules import ConfigError, Problem
 from unirl.models.image_codec import ImageCodec
-from unirl.models.policy import load_codec, load_interleaved, load_layout, max_positions
+from unirl.models.policy import check_family, load_codec, load_interleaved, load_layout, max_positions
 from unirl.rollout.interleaved_law import Drawing, InterleavedSampling
 from unirl.rollout.interleaved_replies import InterleavedRequest, OnDone, Reply, make_jobs, make_rules
 from unirl.types import Segment, Turn
@@ -56,11 +56,12 @@ class Responder:
             section: of the configuration that holds it, for messages.
 
         Raises:
-            ConfigError: replies would be longer than the checkpoint allows.
+            ConfigError: the checkpoint is of another family, or replies would be longer than it allows.
             FileNotFoundError: the checkpoint lacks a file.
-            ValueError: it is of another family, or the settings do not fit it.
+            ValueError: the settings do not fit it.
         """
         self._model, self._checkpoint, self._config, self._section = model, checkpoint, config, section
+        check_family(model, checkpoint)
         self._max_model_len = _max_model_len(config, checkpoint, section)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.layout, self.codec = load_layout(model, checkpoint), load_codec(model, checkpoint)

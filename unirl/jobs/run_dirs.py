@@ -76,6 +76,12 @@ def last_step(run_dir: Path) -> int | None:
     return max((int(file.parent.name[5:]) for file in run_dir.glob("checkpoints/step_*/COMMIT.json")), default=None)
 
 
+def newest_commit(run_dir: Path) -> dict[str, Any] | None:
+    """What the newest committed checkpoint says of itself; None before the first."""
+    step = last_step(run_dir)
+    return None if step is None else json.loads((run_dir / f"checkpoints/step_{step:08d}/COMMIT.json").read_text())
+
+
 def is_complete(run_dir: Path, num_steps: int, setting: tuple[str, object]) -> bool:
     """Whether a run is finished and `num_steps` asks for no more.
 

@@ -17,7 +17,7 @@ from unirl.evaluation.evaluate import Estimate, Gain, find_measures
 from unirl.evaluation.report import write_report
 from unirl.evaluation.run_reader import read_run
 from unirl.lab.ceiling import NOTES, clean_ceiling
-from unirl.monitoring.run_facts import changed_settings
+from unirl.monitoring.run_facts import changed_lines, changed_settings
 from unirl.monitoring.terminal import Terminal
 
 GIB = 1 << 30
@@ -33,10 +33,9 @@ def show_plan(config: RlConfig, checkpoint: Path, *, local: bool) -> int:
     """
     plan = actor_plan(config, count_parameters(checkpoint))
     needed = total_resources(plan)
-    changed = [f"  {key} = {value}" for key, (_, value) in changed_settings(config).items()]
     lines = [
         "settings that differ from the defaults:",
-        *(changed or ["  none"]),
+        *changed_lines(config),
         "",
         render_plan(plan),
         "",

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from unirl.cluster.plan import (
     cluster_address,
     count_parameters,
+    encoder_plan,
     machine_resources,
     render_plan,
     sft_plan,
@@ -25,16 +26,17 @@ from unirl.data.atomic import DataError
 from unirl.data.mixture import Mixture
 from unirl.evaluation.exam import exam_rows
 from unirl.evaluation.sft_report import write_sft_report
-from unirl.jobs.assets import resolve_checkpoint
-from unirl.jobs.conversations import token_sources
+from unirl.jobs.assets import check_conversations, resolve_checkpoint
+from unirl.jobs.conversations import changed_sources, token_sources
 from unirl.jobs.exam import check_exam, take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.rl import is_due
-from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step
+from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step, newest_commit
 from unirl.jobs.sft_checks import changed_rate, find_unlearned, what_ends
+from unirl.models.policy import check_family
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.log_files import log_to_files
-from unirl.monitoring.run_facts import changed_settings
+from unirl.monitoring.run_facts import changed_lines, changed_settings
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.terminal import Terminal
@@ -157,8 +159,8 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         dry_run: show settings and memory; encode and start nothing.
 
     Raises:
-        ConfigError: several learner ranks in one process, an unknown subset of the exam, or settings that a run cannot
-            change on its way.
+        ConfigError: several learner ranks in one process, an unknown subset of the exam, a checkpoint of another
+            family, or settings that a run cannot change on its way.
         DataError: conversations, tokens, a checkpoint or a run directory that cannot be used.
         PlacementError: this machine cannot hold the learner.
     """
@@ -167,6 +169,7 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         raise ConfigError([Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1")])
     check_exam(config)
     checkpoint = resolve_checkpoint(config.model.path).absolute()
+    check_family(config.model, checkpoint)
     if dry_run:
         return _show_plan(config, checkpoint, local=local)
     chosen, resumed = choose_run_dir(config, resume)
@@ -189,11 +192,14 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         if resumed and is_complete(run_dir, last, ending):
             sys.stdout.write(f"{run_dir} is finished; to go further, raise {ending[0]}\n")
             return 0
+        marks = {name: mark for name, (_, mark) in sorted(tokens.training.items())}
+        data = {"tokens": marks, "epoch_size": mixture.epoch_size}
+        if resumed:
+            _check_data(run_dir, data, config)
         alerts = [*unlearned, *changed_rate(before, config, mixture, made=last_step(run_dir) or 0)]
         record = stack.enter_context(RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed))
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
-        data = {"tokens": {name: mark for name, (_, mark) in sorted(tokens.training.items())}}
-        run = _open_run(config, record, interrupts, last, data | {"epoch_size": mixture.epoch_size})
+        run = _open_run(config, record, interrupts, last, data)
         if changed:
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
@@ -214,7 +220,7 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
         with _open_ranks(run.config, checkpoint, tokens, local=local) as ranks:
             first_step = 1
             if resumed and last_step(run_dir) is not None:
-                first_step = _restored(ranks.restore(run_dir / "checkpoints"), run)
+                first_step = ranks.restore(run_dir / "checkpoints")["step"] + 1
             record.accept()
             run.terminal.banner({"ready": f"step {first_step} is next"})
             with run.terminal:
@@ -234,18 +240,22 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
     return 0
 
 
-def _restored(state: dict[str, Any], run: Run) -> int:
-    """The step to go on with.
+def _check_data(run_dir: Path, data: dict[str, Any], config: SftConfig) -> None:
+    """Refuse to go on when the steps would be others than those that the newest checkpoint was on its way through.
 
     Raises:
-        DataError: the steps would be others than those that the checkpoint was on its way through.
+        DataError: names the sources that have changed.
     """
-    if state["data"] != run.data:
-        raise DataError(
-            f"{run.record.run_dir}: expected the data that the run began with, {state['data']}; got {run.data}: "
-            "sources, tokenizers or the lab have changed; restore them, or start a new run from the exported policy"
-        )
-    return state["step"] + 1
+    commit = newest_commit(run_dir)
+    before = commit["state"]["run"]["data"] if commit else data
+    if before == data:
+        return
+    changed = changed_sources(before["tokens"], data["tokens"], config.data.sources)
+    sizes = f"{before['epoch_size']} sequences an epoch became {data['epoch_size']}"
+    raise DataError(
+        f"{run_dir}: expected the data that the run began with; got others: {'; '.join(changed) or sizes}; restore them, "
+        "or start a new run from the exported policy"
+    )
 
 
 def _show_result(run: Run) -> None:
@@ -324,16 +334,22 @@ def _banner(run_dir: Path, mixture: Mixture, last: int, *, local: bool) -> dict[
 
 
 def _show_plan(config: SftConfig, checkpoint: Path, *, local: bool) -> int:
-    """Print settings, actors and memory of a run on stdout; 2 when it would not fit."""
-    plan = sft_plan(config, count_parameters(checkpoint))
-    changed = [f"  {key} = {default_text(value)}" for key, (_, value) in changed_settings(config).items()]
+    """Print settings, actors and memory of a run on stdout; 2 when it would not fit.
+
+    Raises:
+        DataError: data are not there.
+    """
+    for source in (*config.data.sources.values(), *config.evaluation.sources.values()):
+        check_conversations(source.path)
+    learner, encoders = sft_plan(config, count_parameters(checkpoint)), [] if local else encoder_plan(config)
     problems: list[str] = []
     if local:
         where = "--local: all of this in one process"
     elif address := cluster_address(config.cluster):
         where = f"CPUs and GPUs of the cluster at {address} are compared when the run starts"
     else:
-        where, problems = "on a Ray started here", shortages(plan, machine_resources(config.cluster))
-    lines = ["settings that differ from the defaults:", *(changed or ["  none"]), "", render_plan(plan), where]
-    sys.stdout.write("\n".join(lines + [f"does not fit: {problem}" for problem in problems]) + "\n")
+        where = "on a Ray started here; encoders end before the learner starts"
+        problems = [p for plan in (encoders, learner) for p in shortages(plan, machine_resources(config.cluster))]
+    lines = ["settings that differ from the defaults:", *changed_lines(config), "", render_plan([*encoders, *learner])]
+    sys.stdout.write("\n".join([*lines, where, *(f"does not fit: {problem}" for problem in problems)]) + "\n")
     return 2 if problems else 0

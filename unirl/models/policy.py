@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from unirl.config import Family, ModelConfig, RlConfig, SamplingConfig, SftConfig
-from unirl.config_rules import Problem
+from unirl.config_rules import ConfigError, Problem
 from unirl.models.checkpoint import read_json
 from unirl.models.conversation_encoder import ConversationEncoder
 from unirl.models.image_codec import ImageCodec
@@ -34,12 +34,6 @@ MODEL_TYPES: dict[str, Family] = {
     "gemma": "liquid",
 }
 """Family by model_type in config.json."""
-
-
-class WrongFamilyError(ValueError):
-    """A checkpoint of another family than the settings name."""
-
-    exit_code = 4  # the command line's code for data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +239,7 @@ def load_policy(config: ModelConfig, path: Path) -> Policy:
         FileNotFoundError: the folder lacks a file that the family needs.
         ValueError: the checkpoint is of another family, truncated, or lacks a token string.
     """
-    return _load(config, path, "load", "can be trained by reinforcement learning")
+    return _offer(config, "load", "can be trained by reinforcement learning")(config, path)
 
 
 def load_prompts(config: ModelConfig, path: Path) -> Prompts:
@@ -255,7 +249,7 @@ def load_prompts(config: ModelConfig, path: Path) -> Prompts:
         FileNotFoundError: the folder lacks a file of the tokenizer.
         ValueError: the tokenizer lacks a token string.
     """
-    return _load(config, path, "load_prompts", "can be trained by reinforcement learning")
+    return _offer(config, "load_prompts", "can be trained by reinforcement learning")(config, path)
 
 
 def load_independent(config: ModelConfig, path: Path) -> Independent | None:
@@ -272,7 +266,7 @@ def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:
         ValueError: the family cannot be fine-tuned on conversations, or the checkpoint is of another family, truncated,
             or lacks a token string.
     """
-    return _load(config, path, "load_interleaved", "can be fine-tuned on conversations")
+    return _offer(config, "load_interleaved", "can be fine-tuned on conversations")(config, path)
 
 
 def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
@@ -283,7 +277,7 @@ def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
         ValueError: the family cannot be fine-tuned on conversations, the checkpoint is of another family, or its
             tokenizer lacks a token string.
     """
-    return _load(config, path, "load_layout", "can be fine-tuned on conversations")
+    return _offer(config, "load_layout", "can be fine-tuned on conversations")(config, path)
 
 
 def load_codec(config: ModelConfig, path: Path) -> ImageCodec:
@@ -294,7 +288,7 @@ def load_codec(config: ModelConfig, path: Path) -> ImageCodec:
         ValueError: the family cannot be fine-tuned on conversations, unfit weights, or `config.image_pixels` where
             pictures have one size.
     """
-    return _load(config, path, "load_codec", "can be fine-tuned on conversations")
+    return _offer(config, "load_codec", "can be fine-tuned on conversations")(config, path)
 
 
 def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> ConversationEncoder:
@@ -343,21 +337,18 @@ def family_of(path: Path) -> Family:
     return MODEL_TYPES[found]
 
 
-def _load(config: ModelConfig, path: Path, name: str, what: str) -> Any:
-    """What the function `name` of the family's file makes of a checkpoint folder of that family.
+def check_family(config: ModelConfig, path: Path) -> None:
+    """Refuse a checkpoint folder of another family.
 
     Raises:
-        WrongFamilyError: the checkpoint is of another.
-        ValueError: the family has no such function, so that it is not one that `what`.
+        ConfigError: names the family that it is of.
+        FileNotFoundError: the folder has no config.json.
+        ValueError: it is of no family that is known.
     """
-    make = _offer(config, name, what)
-    found = read_json(path / "config.json").get("model_type")
-    if (family := MODEL_TYPES.get(str(found), config.family)) != config.family:
-        raise WrongFamilyError(
-            f"model.family: expected the family of model.path; got {config.family} for {path}, a checkpoint of "
-            f"model_type {found!r}; set model.family={family}, or point model.path elsewhere"
-        )
-    return make(config, path)
+    found = family_of(path)
+    if found != config.family:
+        rule, fix = f"must be {found}, which {path} is of", f"set model.family={found}, or another model.path"
+        raise ConfigError([Problem("model.family", config.family, rule, fix)])
 
 
 def _offer(config: ModelConfig, name: str, what: str) -> Any:

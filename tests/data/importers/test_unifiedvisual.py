@@ -135,15 +135,51 @@ def test_columns_that_cannot_be_guessed_are_shown_with_a_mapping_to_edit(tmp_pat
         assert line in text
     skeleton = yaml.safe_load(text.partition("--mapping mapping.yaml:\n")[2])
     filled = skeleton | {"turns": "talk", "role": "who", "content": "said", "subset": None}
+    with pytest.raises(DataError, match="turns of 'Q', of which none is known; name them under roles"):
+        made(tmp_path, "unifiedvisual", source, mapping=filled)
+    filled["roles"] = {"Q": "user"}
     with pytest.raises(DataError, match="none of them good"):  # the mapping fits; the made rows have no answer
         made(tmp_path, "unifiedvisual", source, mapping=filled, bad=[])
+
+
+def test_turns_whose_keys_cannot_be_guessed_are_shown_with_a_mapping_to_edit(tmp_path):
+    source = tmp_path / "uv"
+    turns = [{"speaker": "user", "says": "<image>?"}, {"speaker": "assistant", "says": "Yes."}]
+    table(source / "data" / "MMInternet.parquet", {"key": 1, "dialog": json.dumps(turns), "pics": [encoded()]})
+    with pytest.raises(DataError) as caught:
+        made(tmp_path, "unifiedvisual", source)
+    text = str(caught.value)
+    for line in (
+        "no mapping, guessed: turns from 'dialog'; no column of images found, ignored: 'key', 'pics'",
+        "no key 'role' inside the turns of 'dialog', which have 'speaker', 'says'; name it as role",
+        "no key 'content' inside the turns of 'dialog', which have 'speaker', 'says'; name it as content",
+    ):
+        assert line in text
+    template = yaml.safe_load(text.partition("--mapping mapping.yaml:\n")[2])
+    assert template["turns"] == "dialog"
+    filled = template | {"role": "speaker", "content": "says", "images": "pics"}
+    with pytest.raises(DataError, match=r"(?s)no column 'pic', which.*no key 'content' inside"):
+        made(tmp_path, "unifiedvisual", source, mapping=filled | {"images": "pic", "content": "content"})
+    (sample,) = made(tmp_path, "unifiedvisual", source, mapping=filled)
+    assert outline(sample) == [("user", "-(6, 8)", "-?"), ("assistant", "+Yes.")]
+
+
+def test_a_partly_wrong_mapping_comes_back_with_what_was_right(tmp_path, download):
+    given = {"turns": "talks", "role": "speaker", "roles": {"Q": "user"}, "marker": "[img]"}
+    for mapping in (given, [given, given | {"files": "other/*"}]):
+        with pytest.raises(DataError) as caught:
+            made(tmp_path, "unifiedvisual", download, mapping=mapping)
+        template = yaml.safe_load(str(caught.value).partition("--mapping mapping.yaml:\n")[2])
+        shown = template if isinstance(template, list) else [template]
+        assert [given.items() <= entry.items() for entry in shown] == [True] * len(shown)
+        assert isinstance(template, list) == isinstance(mapping, list)
 
 
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [
         ({"turns": "talks"}, "no column 'talks', which the mapping names as turns"),
-        ({"turn": "conversations"}, "got: it has 'turn'"),
+        ({"turn": "conversations"}, "got: it has 'turn', did you mean turns?"),
         ({"images": "images"}, "it names neither turns nor user and assistant"),
         ({"turns": 3}, "turns is 3"),
         ({"turns": "conversations", "roles": {"a": 1}}, "roles is {'a': 1}"),

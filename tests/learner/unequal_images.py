@@ -1,14 +1,12 @@
-"""One of two ZeRO-3 ranks whose micro-batches hold unequal numbers of images; `test_ranks.py` starts them."""
+"""One of two ZeRO-3 ranks whose micro-batches hold unequal numbers of images; `rank_process.py` takes the steps."""
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.janus_checkpoints import SIDE, write_janus
+from tests.janus_checkpoints import SIDE
 from tests.learner.conftest import SETTINGS
 from unirl.config import ModelConfig
 from unirl.learner import engine
@@ -50,19 +48,11 @@ def batch_for(policy: JanusPro) -> LearnerBatch:
     )
 
 
-def main(place: RankPlace, out: Path) -> None:
-    """Two steps, of which the second follows what DeepSpeed recorded of the first."""
+def take_steps(place: RankPlace, folder: Path) -> list[dict[str, float]]:
+    """Two steps of a checkpoint, of which the second follows what DeepSpeed recorded of the first."""
     engine.deepspeed_config = partition_everything
-    policy = JanusPro.load(ModelConfig(), write_janus(out / f"checkpoint{place.rank}"))
+    policy = JanusPro.load(ModelConfig(), folder)
     settings = replace(SETTINGS, learner=replace(SETTINGS.learner, zero_stage=3))
     learner = Learner(policy, settings, place)
     batch = batch_for(policy)
-    report = [learner.update(replace(batch, policy_version=step), step) for step in range(2)]
-    (out / f"rank{place.rank}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(
-        RankPlace(rank=int(sys.argv[1]), world_size=int(sys.argv[2]), address="127.0.0.1", port=int(sys.argv[3])),
-        Path(sys.argv[4]),
-    )
+    return [learner.update(replace(batch, policy_version=step), step) for step in range(2)]
