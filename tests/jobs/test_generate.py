@@ -62,6 +62,7 @@ def test_replies_are_printed_written_and_shown(config, folder, tmp_path, capsys)
     assert drawn
     assert all(image.shape == (8, 8, 3) for image in drawn)
     page = (tmp_path / "out" / "index.html").read_text()
+    assert "loss" not in page
     assert page.count("<img") == len(drawn) + 4
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == len({image.tobytes() for image in drawn}) + 1
 
@@ -142,10 +143,15 @@ def test_what_cannot_be_asked_is_refused_before_the_sampler_starts(config, folde
     prompt = generate.prompt_of("draw it", [])
     start = generate.Responder._start
     monkeypatch.setattr(generate.Responder, "_start", lambda *_: pytest.fail("started"))
-    with pytest.raises(DataError, match=r"nowhere\.png"):
-        generate.prompt_of("what is it ?", [folder / "nowhere.png"])
-    with pytest.raises(DataError, match="expected a text"):
-        generate.prompt_of("  ", [])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("a")
+    for name, reason in (
+        ("nowhere.png", "No such file or directory"),
+        ("empty.png", "expected a whole .* image; got 0 bytes: the file is empty; .*"),
+        ("text.png", "expected a whole .* that do not decode .cannot identify image file.; .*"),
+    ):
+        with pytest.raises(DataError, match=rf"^--image {tmp_path / name}: {reason}$"):
+            generate.prompt_of("what is it ?", [tmp_path / name])
     with pytest.raises(ValueError, match=r"image_size: expected a size .* got 16 x 16, which it reads as 8 x 8"):
         generate.main(with_replies(config, image_size=(16, 16)), [prompt], out=tmp_path / "out")
     with pytest.raises(

@@ -51,9 +51,8 @@ def prompt_of(text: str, images: Sequence[Path]) -> Prompt:
         try:
             segments.append(Segment(image=decode_image(path.read_bytes())))
         except (OSError, ValueError) as error:
-            raise DataError(f"--image {path}: {error}") from error
-    if not text.strip():
-        raise DataError("--prompt: expected a text; got only blanks; say what to answer or draw")
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"--image {path}: {reason}") from error
     return Prompt("prompt", (Turn(role="user", segments=(*segments, Segment(text=text))),))
 
 
@@ -123,7 +122,7 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
     out.mkdir(parents=True, exist_ok=True)
     write_interleaved(out / REPLIES, samples, images=out / IMAGES)
     with atomic_file(out / PAGE) as file:
-        file.write(render_page(samples, title=f"Replies of {config.model.path}").encode())
+        file.write(render_page(samples, title=f"Replies of {config.model.path}", marks=False).encode())
     sys.stdout.writelines(_lines(replies, samples, as_json=as_json))
     sys.stderr.write(f"{out / REPLIES}, {out / IMAGES}/ and {out / PAGE}\n")
     return 0
