@@ -15,6 +15,8 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.interleaved import stream_interleaved
 from unirl.jobs import generate
+from unirl.jobs.assets import CHECKPOINTS
+from unirl.models.policy import max_positions
 
 POSITIONS = 90
 
@@ -80,6 +82,11 @@ def test_the_engine_writes_what_the_plain_sampler_writes(config, tmp_path, capsy
     assert lines[:8] == lines[8:]
     assert {line["id"] for line in lines} == {"prompt", "b"}
     assert all(line["well_formed"] for line in lines)
+
+
+def test_the_positions_of_a_checkpoint_are_those_of_its_language_model():
+    found = {name: max_positions(CHECKPOINTS / name) for name in ("anole", "janus", "lumina_dimoo")}
+    assert found == {"anole": 512, "janus": 128, "lumina_dimoo": None}
 
 
 def test_a_reply_takes_what_its_prompt_leaves(config, tmp_path, capsys):

@@ -318,7 +318,7 @@ def max_positions(path: Path) -> int | None:
         ValueError: it cannot be read.
     """
     raw = read_json(path / "config.json")
-    return raw.get("text_config", raw).get("max_position_embeddings")
+    return (raw.get("text_config") or raw).get("max_position_embeddings")
 
 
 def family_of(path: Path) -> Family:
