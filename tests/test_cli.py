@@ -46,6 +46,18 @@ def test_every_command_explains_itself(command):
     assert len(result.output.splitlines()) > 5
 
 
+@pytest.mark.parametrize("asked", [[], ["--prompt", ""], ["--prompt", " "], ["--prompt", "a", "--prompts", "b.jsonl"]])
+def test_generate_wants_one_kind_of_prompt(asked):
+    result = run("generate", *asked)
+    assert result.exit_code == 2
+    assert "expected" in result.output
+
+
+def test_generate_says_what_a_checkpoint_may_be():
+    shown = " ".join(run("generate", "--help").output.split())
+    assert "run directory or lab:anole; default model.path, lab:janus." in shown
+
+
 def test_show_prints_what_loads_back_equal(tmp_path):
     result = run("config", "show", "learner.lr=1e-5")
     file = tmp_path / "shown.yaml"

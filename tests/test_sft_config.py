@@ -29,7 +29,10 @@ LAB = "lab: {path: 'lab:unified_visual'"
         (["evaluation.every=9"], "evaluation.every"),
         (["model.image_pixels=[9, 4]"], "model.image_pixels"),
         (["model.family=lumina_dimoo"], "model.family"),
-        (["evaluation.exam=lab", "evaluation.replies.max_tokens=4096"], "evaluation.replies.max_tokens"),
+        (
+            ["evaluation.exam=lab", "evaluation.replies={max_tokens: 9, max_model_len: 9}"],
+            "evaluation.replies.max_tokens",
+        ),
         (["train.name=a/b"], "train.name"),
         (["loss.rows_at_once=0"], "loss.rows_at_once"),
         (["learner.warmup_fraction=1.5"], "learner.warmup_fraction"),
@@ -57,8 +60,12 @@ def test_a_setting_that_would_have_no_effect_passes_where_it_has_one():
 
 
 def test_a_reply_must_fit_beside_its_prompt():
-    with pytest.raises(ConfigError, match=r"replies.max_tokens .* must be below replies.max_model_len"):
-        load_config([], ["replies.max_tokens=5000"], GenerateConfig)
+    with pytest.raises(
+        ConfigError, match=r"replies.max_tokens .* must be below replies.max_model_len.*; lower it, or le"
+    ):
+        load_config([], ["replies.max_tokens=5000", "replies.max_model_len=512"], GenerateConfig)
+    short = load_config([], ["replies.max_model_len=512"], GenerateConfig).replies
+    assert (short.max_model_len, short.max_tokens) == (512, None), "the reply takes what the prompt leaves"
 
 
 @pytest.mark.parametrize(

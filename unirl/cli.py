@@ -218,7 +218,12 @@ def ablate(
 def generate(  # noqa: PLR0913 - one option each
     overrides: Overrides = None,
     config: Files = None,
-    checkpoint: Annotated[str | None, typer.Option(metavar="PATH", help="Checkpoint folder or lab:anole.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Checkpoint folder, run directory or lab:anole; default model.path, lab:janus."
+        ),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="What to answer or draw.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="Picture before the prompt; repeat it.")] = None,
     prompts: Annotated[
@@ -232,6 +237,8 @@ def generate(  # noqa: PLR0913 - one option each
     start_logging(verbose)
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("expected one of --prompt TEXT and --prompts FILE")
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter("expected a text; got only blanks; say what to answer or draw", param_hint="--prompt")
     from unirl.config import GenerateConfig
     from unirl.config_loading import load_config
     from unirl.jobs import generate as job

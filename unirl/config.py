@@ -477,8 +477,9 @@ class RepliesConfig:
     """How text is drawn; greedily by default, as in the paper (UnifiedVisual, section 4.3)."""
     image: DrawingConfig = field(default_factory=DrawingConfig)
     """How image codes are drawn."""
-    max_tokens: int = 2048
-    """Longest reply in tokens; no image is begun that would not fit."""
+    max_tokens: int | None = None
+    """Longest reply in tokens; no image is begun that would not fit. null takes what `max_model_len` leaves after the
+    prompt."""
     max_images: int | None = None
     """Most images of a reply; null sets no limit, 0 gives text only."""
     image_size: tuple[int, int] | None = None
@@ -486,8 +487,8 @@ class RepliesConfig:
     that a square picture is read at."""
     backend: Literal["vllm", "torch"] = "vllm"
     """"vllm" is the engine; "torch" the plain sampler, slow, for comparisons."""
-    max_model_len: int = 4096
-    """Longest prompt plus reply in tokens."""
+    max_model_len: int | None = None
+    """Longest prompt plus reply in tokens; null takes 4,096, or the checkpoint's positions where they are fewer."""
     max_num_seqs: int = 16
     """Most replies written at once."""
     kv_cache_memory_gib: float = 1.0

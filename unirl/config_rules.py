@@ -354,9 +354,9 @@ def _ignored(config: SftConfig) -> Iterator[Problem]:
 
 
 def _replies(config: RepliesConfig, section: str) -> Iterator[Problem]:
-    if config.max_tokens >= config.max_model_len:
+    if config.max_tokens and config.max_model_len and config.max_tokens >= config.max_model_len:
         rule = f"must be below {section}.max_model_len ({config.max_model_len}), which counts the prompt too"
-        fix = f"try {section}.max_model_len={2 * config.max_tokens}"
+        fix = "lower it, or leave it out to take what the prompt leaves"
         yield Problem(f"{section}.max_tokens", config.max_tokens, rule, fix)
 
 

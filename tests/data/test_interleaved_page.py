@@ -53,3 +53,18 @@ def test_a_page_holds_shrunk_images_and_marks_what_is_learned():
     assert images[0]["alt"] == "900 x 500 pixels"
     assert len(images[0]["src"]) < 900 * 500
     assert sum(attributes.get("class") == "learned" for _, attributes in page.tags) == 2
+
+
+def test_a_page_without_marks_says_nothing_of_the_loss():
+    page = Tags(render_page([edit()], title="t", marks=False))
+    assert not any(attributes.get("class") == "learned" for _, attributes in page.tags)
+    assert "loss" not in page.text
+
+
+def test_small_pictures_are_shown_enlarged_pixel_by_pixel():
+    page = render_page([edit(), hostile("a")], title="t")
+    images = [attributes for tag, attributes in Tags(page).tags if tag == "img"]
+    assert [(image.get("class"), image.get("width")) for image in images] == [
+        ("small", "200"), ("small", "200"), (None, None), ("small", "200"),
+    ]  # fmt: skip
+    assert ".small { image-rendering: pixelated }" in page

@@ -1,6 +1,7 @@
 """Exams compared item by item, and the pages that show them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -30,6 +31,17 @@ def test_gains_are_of_the_same_items():
     assert exact.gain[2] <= 1.0
 
 
+def test_a_gain_of_nothing_has_an_interval_that_narrows_with_the_items():
+    def gain(num):
+        exam = {"items": [item(str(n), exact=float(n % 2)) for n in range(num)]}
+        (row,) = exam_rows(exam, exam)
+        return row.gain
+
+    # t^2 / (t^2 + n), Student's t for 3 and 39 degrees of freedom being 3.182 and 2.023.
+    for num, most in ((4, 0.717), (40, 0.0928)):
+        assert gain(num) == pytest.approx((0.0, -most, most), abs=1e-3)
+
+
 def test_a_metric_that_judged_fewer_than_two_of_the_same_items_is_left_out():
     assert metric_names(BEFORE) == ["editing/exact", "editing/right"]
     assert [row.metric for row in exam_rows(BEFORE, AFTER)] == ["editing/exact"], "right: only a was judged twice"
@@ -55,6 +67,10 @@ def test_the_page_of_a_run_shows_exam_curves_and_replies(tmp_path):
     assert "text, held out" in page
     assert "&lt;b&gt;so&lt;/b&gt; draw it" in page
     assert 'src="evaluations/images/x.webp"' in page
+    assert '<table class="replies">' in page
+    (cells,) = re.findall(r"\.replies th, \.replies td {(.*?)}", page)
+    assert "text-align: left; white-space: normal" in cells, "long replies wrap, headings stand above them"
+    assert "either way" in page
 
 
 def test_the_page_of_a_run_without_an_exam_is_made(tmp_path):

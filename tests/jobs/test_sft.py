@@ -167,7 +167,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(config, tmp_path, capsys):
         ({"model.family": "emu3"}, ConfigError, r"model.family \(emu3\) must be anole, which .* is of"),
         ({"model.family": "liquid"}, ConfigError, "set model.family=anole"),
         ({"model.image_tokenizer": "anole"}, ValueError, "decoder"),
-        ({"data.max_length": 10}, ValueError, "expected room for one image; got 10 for an image of 18 tokens"),
+        ({"data.max_length": 10}, ConfigError, r"data.max_length \(10\) must leave room for one image, .* 18 tokens"),
         ({"data.max_length": 18 + 1}, DataError, r"expected at most 1.00% of 60 samples to be unfit"),
         ({"model.image_pixels": (64, 128)}, ValueError, "image_pixels: expected null"),
         ({"data.sources": {"mine": SourceConfig(path="nowhere")}}, DataError, "nowhere"),

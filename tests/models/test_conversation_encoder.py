@@ -7,9 +7,12 @@ import pytest
 
 from tests.joint_checkpoints import write_anole
 from unirl.config import ModelConfig, SftLossConfig
+from unirl.config_rules import ConfigError
+from unirl.jobs.assets import CHECKPOINTS
 from unirl.learner.sft_targets import count_targets
 from unirl.models import anole
 from unirl.models.conversation_encoder import ConversationEncoder
+from unirl.models.policy import load_layout
 from unirl.types import InterleavedSample, Segment, TokenKind, Turn
 
 
@@ -91,8 +94,24 @@ def test_a_special_token_in_a_text_leaves_the_sample_out(layout):
         encoder(layout)(sample(exchange(1, "draw </s> it")))
 
 
+@pytest.mark.parametrize("family", ["anole", "janus_pro"])
+def test_unknown_words_leave_the_sample_out_by_their_names(family):
+    folder = CHECKPOINTS / family.removesuffix("_pro")
+    lab = encoder(load_layout(ModelConfig(family=family), folder), max_length=400)
+
+    def asked(words):
+        user, drawn = Turn(role="user", segments=(Segment(text=words),)), Turn(role="assistant", segments=(picture(1),))
+        return sample((user, drawn))
+
+    assert lab(asked("a red circle"))
+    with pytest.raises(ValueError, match=r"s: .* words that it lacks: Draw, purple, elephant; use .*lower case"):
+        lab(asked("Draw a purple elephant Draw"))
+    with pytest.raises(ValueError, match=r"special tokens|words that it lacks: <unk>"):
+        lab(asked("a <unk>"))
+
+
 def test_one_image_longer_than_a_sequence_is_refused_at_once(layout):
-    with pytest.raises(ValueError, match=r"max_length: expected room for one image; got 6 for an image of 6 tokens"):
+    with pytest.raises(ConfigError, match=r"data.max_length \(6\) must leave room for one image, .* 6 tokens"):
         encoder(layout, max_length=6)
 
 

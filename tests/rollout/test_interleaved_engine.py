@@ -205,8 +205,8 @@ def test_what_cannot_be_served_is_said_before_anything_is_sampled(engine, plain,
     torn = replace(request.prompt, ids=ends, kinds=np.zeros(len(ends), np.uint8), in_loss=np.zeros(len(ends), np.bool_))
     for wrong, sampling, message in (
         (request, replace(SAMPLING, max_tokens=155), r"request 0: expected prompt and reply within rollout.max_model_"),
-        (request, replace(SAMPLING, max_tokens=8), r"request 0: expected max_tokens of at least 9, what an image of 3"),
-        (begun, replace(SAMPLING, max_tokens=7), r"request 0: expected max_tokens of at least 8"),
+        (request, replace(SAMPLING, max_tokens=8), r"request 0: expected rollout.max_tokens of at least 9, what an"),
+        (begun, replace(SAMPLING, max_tokens=7), r"request 0: expected rollout.max_tokens of at least 8"),
         (request, replace(SAMPLING, grid=None), r"grid: expected rows and columns of image codes, since images may"),
         (request, replace(SAMPLING, grid=(0, 2)), r"grid: expected positive rows and columns of image codes; got 0 x"),
         (begun, replace(SAMPLING, max_images=0), r"request 0: expected max_images above 0, since the reply begins"),

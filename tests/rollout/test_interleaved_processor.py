@@ -16,7 +16,7 @@ TEXT, CODES, END = {1, 2, 3, 4, 5, 10}, set(range(16, 24)), {13}
 @pytest.fixture
 def rules(chat_layout):
     layout = chat_layout(ImageMarkup(begin=10, end=13), size=24, codes=range(16, 24), words=range(1, 6), end=1)
-    return make_rules(layout, InterleavedSampling(grid=(1, 2), max_tokens=12))
+    return make_rules(layout, InterleavedSampling(grid=(1, 2)))
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def processor():
 
 
 def request(rules, row, opened, ids):
-    return row, SamplingParams(extra_args={"rules": rules, "opened": opened}), None, ids
+    return row, SamplingParams(max_tokens=12, extra_args={"rules": rules, "opened": opened}), None, ids
 
 
 def drawable(processor, size, added=(), removed=(), moved=()):

@@ -58,7 +58,8 @@ def _exam(exams: Sequence[Mapping[str, Any]]) -> str:
     return (
         '<div class="scroll"><table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>'
         f"{''.join(body)}</table></div><p class=note>Means with 95 % intervals: Wilson with the measured spread; gains "
-        "of the same prompts alike, in [-1, 1]. Bold: the interval of the gain does not hold 0.</p>"
+        "of the same prompts alike, in [-1, 1]; where no score changed, the share that could have, either way. Bold: "
+        "the interval of the gain does not hold 0.</p>"
     )
 
 

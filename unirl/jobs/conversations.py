@@ -39,7 +39,7 @@ def token_sources(config: SftConfig, checkpoint: Path, encode_all: EncodeAll | N
 
     Raises:
         DataError: a source is missing or damaged, or too many samples are unfit.
-        ValueError: one image alone is longer than data.max_length.
+        ConfigError: one image alone is longer than data.max_length.
     """
     # Where workers encode, this one only tells what its tokens would be, and leaves the GPUs to the learner.
     encoder = load_encoder(config, checkpoint, on_gpu=encode_all is None)

@@ -71,7 +71,7 @@ def _answers(config: SftConfig, checkpoint: Path) -> list[dict[str, Any]]:
     asked = config.evaluation.exam_subsets
     subsets: list[Subset] = [subset for subset in SUBSETS if subset in asked or not asked]
     items = make_exam(config.evaluation.exam_items, subsets=subsets)
-    responder = Responder(config.model, checkpoint, config.evaluation.replies)
+    responder = Responder(config.model, checkpoint, config.evaluation.replies, section="evaluation.replies")
     requests = responder.requests([Prompt(item.id, item.prompt) for item in items], seeds=(0,))
     taken: list[dict[str, Any]] = []
     for item, reply in zip(items, responder.reply(requests), strict=True):

@@ -51,9 +51,8 @@ def prompt_of(text: str, images: Sequence[Path]) -> Prompt:
         try:
             segments.append(Segment(image=decode_image(path.read_bytes())))
         except (OSError, ValueError) as error:
-            raise DataError(f"--image {path}: {error}") from error
-    if not text.strip():
-        raise DataError("--prompt: expected a text; got only blanks; say what to answer or draw")
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"--image {path}: {reason}") from error
     return Prompt("prompt", (Turn(role="user", segments=(*segments, Segment(text=text))),))
 
 
@@ -103,8 +102,9 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
         as_json: print a line of JSON for each reply instead of text.
 
     Raises:
-        DataError: the checkpoint cannot be used, or the folder holds replies already.
-        ValueError: a prompt is too long, or the settings do not fit the checkpoint.
+        ConfigError: the checkpoint is of another family, or replies would be longer than it allows.
+        DataError: the checkpoint or a prompt cannot be used, or the folder holds replies already.
+        ValueError: the settings do not fit the checkpoint.
     """
     out = out or Path("generated") / time.strftime("%Y%m%d-%H%M%S")
     if (out / REPLIES).exists():
@@ -112,14 +112,17 @@ def main(config: GenerateConfig, prompts: Sequence[Prompt], *, out: Path | None,
             f"{out}: expected a folder without replies; got one that has {REPLIES}; name another with --out"
         )
     responder = Responder(config.model, resolve_checkpoint(config.model.path), config.replies)
-    requests = responder.requests(prompts, range(config.seed, config.seed + config.num_replies))
+    try:
+        requests = responder.requests(prompts, range(config.seed, config.seed + config.num_replies))
+    except ValueError as error:
+        raise DataError(str(error)) from error
     replies = responder.reply(requests)
     owners = {prompt.id: prompt for prompt in prompts}
     samples = [_sample(owners[reply.request_id], reply, responder.segments(reply)) for reply in replies]
     out.mkdir(parents=True, exist_ok=True)
     write_interleaved(out / REPLIES, samples, images=out / IMAGES)
     with atomic_file(out / PAGE) as file:
-        file.write(render_page(samples, title=f"Replies of {config.model.path}").encode())
+        file.write(render_page(samples, title=f"Replies of {config.model.path}", marks=False).encode())
     sys.stdout.writelines(_lines(replies, samples, as_json=as_json))
     sys.stderr.write(f"{out / REPLIES}, {out / IMAGES}/ and {out / PAGE}\n")
     return 0

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from unirl.config_rules import ConfigError, Problem
 from unirl.models.image_codec import ImageCodec
 from unirl.models.interleaved import ChatLayout, Codes
 from unirl.types import InterleavedSample, TokenSequence, Turn
@@ -28,11 +29,9 @@ class ConversationEncoder:
         rows, columns = self.codec.grid(np.zeros((1, 1, 3), np.uint8))
         length = self.layout.image.length(rows, columns)
         if length >= self.max_length:
-            raise ValueError(
-                f"data.max_length: expected room for one image; got {self.max_length} for an image of {length} tokens "
-                f"({rows} x {columns} codes); raise it to more than {length}, or lower model.image_pixels where the "
-                "family takes pictures of any size"
-            )
+            rule = f"must leave room for one image, which takes {length} tokens ({rows} x {columns} codes)"
+            fix = f"raise it above {length}, or lower model.image_pixels where the family takes pictures of any size"
+            raise ConfigError([Problem("data.max_length", self.max_length, rule, fix)])
 
     @property
     def fingerprint(self) -> str:
@@ -45,8 +44,8 @@ class ConversationEncoder:
         """The sequences of a sample; those in which nothing is to be learned are left out.
 
         Raises:
-            ValueError: nothing is marked as to be learned, a text holds a special token, or the sample is too long and
-                cannot be split.
+            ValueError: nothing is marked as to be learned, a text holds a special token or an unknown word, or the
+                sample is too long and cannot be split.
         """
         if not self.learns_all and not any(segment.in_loss for turn in sample.turns for segment in turn.segments):
             raise ValueError(

@@ -168,8 +168,8 @@ class ChatLayout:
             subset: where it belongs.
 
         Raises:
-            ValueError: a text holds a special token of the family, the codes are not as many as the images, or a grid
-                holds what is no code.
+            ValueError: a text holds a special token of the family or a word that its vocabulary lacks, the codes are
+                not as many as the images, or a grid holds what is no code.
         """
         writer, left = _Writer(), list(codes)
         writer.add(self.start, in_loss=False)
@@ -228,7 +228,10 @@ class ChatLayout:
         return self.image.block(grid, vocabulary.first_code)
 
     def _plain_ids(self, text: str, owner: str) -> list[int]:
-        ids = self.encode_text(text)
+        try:
+            ids = self.encode_text(text)
+        except ValueError as error:
+            raise ValueError(f"sequence {owner}: {error}") from error
         special = [id for id in ids if not self.plain[id]]
         if special:
             raise ValueError(

@@ -296,7 +296,8 @@ def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> Conve
 
     Raises:
         FileNotFoundError: the folder lacks a file that the tokenizers need.
-        ValueError: as `load_layout` and `load_codec`, or one image alone is longer than `data.max_length`.
+        ConfigError: one image alone is longer than `data.max_length`.
+        ValueError: as `load_layout` and `load_codec`.
     """
     codec: Any = load_codec(config.model, path)
     codec.module.to("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
@@ -307,6 +308,17 @@ def load_encoder(config: SftConfig, path: Path, *, on_gpu: bool = True) -> Conve
         too_long=config.data.too_long,
         learns_all=config.loss.targets == "all",
     )
+
+
+def max_positions(path: Path) -> int | None:
+    """Most tokens that the checkpoint folder's language model takes, by its config.json; None where that is silent.
+
+    Raises:
+        FileNotFoundError: the folder has no config.json.
+        ValueError: it cannot be read.
+    """
+    raw = read_json(path / "config.json")
+    return (raw.get("text_config") or raw).get("max_position_embeddings")
 
 
 def family_of(path: Path) -> Family:

@@ -24,7 +24,31 @@ class OpenTokenizer:
     """Id of each special token by the family's name for it."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text without anything before or behind it."""
+        """Ids of a text without anything before or behind it.
+
+        Raises:
+            ValueError: the vocabulary lacks a word of it.
+        """
+        ids = self._known_ids(text)
+        if ids is None and (lacking := [word for word in dict.fromkeys(text.split()) if self._known_ids(word) is None]):
+            raise ValueError(
+                f"expected words of the checkpoint's vocabulary; got words that it lacks: {', '.join(lacking[:10])}; "
+                "use others, or write these as it does: the lab's are in lower case, with blanks around . and ?"
+            )
+        return self._ids(text) if ids is None else ids
+
+    def _known_ids(self, text: str) -> list[int] | None:
+        """Ids of a text; None where one of them stands for what the vocabulary lacks, or nothing does."""
+        try:
+            ids = self._ids(text)
+        except Exception as error:
+            # The library raises nothing narrower where the token for unknown words is itself unknown.
+            if "[UNK]" not in str(error):
+                raise
+            return None
+        return None if self.tokenizer.unk_token_id in ids and text != self.tokenizer.unk_token else ids
+
+    def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def decode(self, ids: NDArray[np.int32]) -> str:

@@ -116,7 +116,7 @@ class InterleavedEngine:
         return sampling_params(
             seed=seed,
             temperature=1.0,
-            max_tokens=rules.sampling.max_tokens,
+            max_tokens=job.max_tokens,
             stop=[rules.grammar.end],
             rules=rules,
             opened=job.opened,

@@ -38,8 +38,9 @@ class InterleavedSampling:
 
     text: Drawing = field(default_factory=Drawing)
     image: Drawing = field(default_factory=Drawing)
-    max_tokens: int = 4096
-    """Longest reply in tokens. No image is begun that would not be whole within it, with one token behind it."""
+    max_tokens: int | None = None
+    """Longest reply in tokens; None takes what the sampler's length leaves after the prompt. No image is begun that
+    would not be whole within it, with one token behind it."""
     max_images: int | None = None
     """Most images of a reply, one that the prompt begins included; None sets no limit."""
     grid: tuple[int, int] | None = None

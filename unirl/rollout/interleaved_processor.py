@@ -64,8 +64,8 @@ class InterleavedProcessor(LogitsProcessor):
         for row in batch_update.removed:
             self._rows.pop(row, None)
         for row, params, _, output_ids in batch_update.added:
-            extra = params.extra_args or {}
-            self._rows[row] = _Row(extra["rules"], extra["rules"].progress(extra["opened"]), output_ids)
+            extra, max_tokens = params.extra_args or {}, params.max_tokens
+            self._rows[row] = _Row(extra["rules"], extra["rules"].progress(extra["opened"], max_tokens), output_ids)
         for source, target, direction in batch_update.moved:
             moved, replaced = self._rows.pop(source), self._rows.pop(target, None)
             self._rows[target] = moved

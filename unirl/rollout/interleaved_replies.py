@@ -56,9 +56,9 @@ class Rules:
     grammar: Grammar
     sampling: InterleavedSampling
 
-    def progress(self, opened: Sequence[int]) -> Progress:
+    def progress(self, opened: Sequence[int], max_tokens: int) -> Progress:
         """Before the first token of a reply, behind a prompt that leaves these ids of an image unfinished."""
-        return Progress.start(self.grammar, self.sampling.max_tokens, self.sampling.max_images, opened)
+        return Progress.start(self.grammar, max_tokens, self.sampling.max_images, opened)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,8 @@ class Job:
     prompt_ids: NDArray[np.int32]
     opened: list[int]
     """Ids of an image that the prompt leaves unfinished."""
+    max_tokens: int
+    """Longest reply."""
 
     def row(self, ids: list[int], device: torch.device) -> PackedRow:
         """Prompt and the ids so far as a row of one document."""
@@ -137,17 +139,19 @@ def _job(request: InterleavedRequest, rules: Rules, max_model_len: int, section:
             f"{name}: expected max_images above 0, since the reply begins within an image; got 0; raise max_images"
         )
     least = grammar.room(len(opened)) if opened or sampling.max_images != 0 else 1
-    if sampling.max_tokens < least:
+    wanted = least if sampling.max_tokens is None else sampling.max_tokens
+    if wanted < least:
         rows, columns = grammar.grid
         raise ValueError(
-            f"{name}: expected max_tokens of at least {least}, what an image of {rows} x {columns} codes and the end "
-            f"of the reply take; got {sampling.max_tokens}; raise max_tokens, take a smaller grid or set max_images to "
-            "0"
+            f"{name}: expected {section}.max_tokens of at least {least}, what an image of {rows} x {columns} codes and "
+            f"the end of the reply take; got {wanted}; raise it, take a smaller grid or set {section}.max_images to 0"
         )
-    if (longest := len(ids) + sampling.max_tokens) > max_model_len:
+    if len(ids) + wanted > max_model_len:
+        got = f"at least {wanted}" if sampling.max_tokens is None else f"up to {wanted}"
         raise ValueError(
             f"{name}: expected prompt and reply within {section}.max_model_len {max_model_len} tokens; got {len(ids)} "
-            f"and up to {sampling.max_tokens}; set {section}.max_model_len to {longest} or more, lower max_tokens, or "
-            "drop the sample"
+            f"and {got}; shorten the prompt, lower {section}.max_tokens, or set {section}.max_model_len to "
+            f"{len(ids) + wanted} where the checkpoint has as many positions"
         )
-    return Job(request=request, prompt_ids=np.array(ids, np.int32), opened=opened)
+    longest = max_model_len - len(ids) if sampling.max_tokens is None else wanted
+    return Job(request=request, prompt_ids=np.array(ids, np.int32), opened=opened, max_tokens=longest)

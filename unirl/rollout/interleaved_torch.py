@@ -43,9 +43,9 @@ class InterleavedTorch:
     def _written(self, job: Job, rules: Rules, seed: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         device = next(self.policy.module.parameters()).device
         grammar, generator = BatchGrammar(rules.grammar, device), torch.Generator().manual_seed(seed)
-        progress, drawings = rules.progress(job.opened), (rules.sampling.text, rules.sampling.image)
+        progress, drawings = rules.progress(job.opened, job.max_tokens), (rules.sampling.text, rules.sampling.image)
         ids, logprobs = list[int](), list[float]()
-        while len(ids) < rules.sampling.max_tokens and ids[-1:] != [rules.grammar.end]:
+        while len(ids) < job.max_tokens and ids[-1:] != [rules.grammar.end]:
             hidden = self.policy.hidden_states_of(job.row(ids, device))
             logits = self.policy.logits(hidden[-1:], "both")
             place, may_begin = (torch.tensor([x], device=device) for x in (progress.place, progress.may_begin))
