@@ -45,6 +45,15 @@ def test_means_and_gains_equal_a_plain_loop():
     assert mean_of(both.by_seed[1], ["riddles/right"]) == np.mean(rows[1][:30])
 
 
+def test_arms_that_agree_on_every_item_differ_by_little_rather_than_by_nothing():
+    cells = compare([arm("one", 0.5), arm("same", 0.5)], ["riddles/right"], "one")
+    mean, low, high = cells["same"].gain
+    # 0 of 30: t^2 / n / (1 + t^2 / n) with t = 2.0452.
+    assert (mean, high) == pytest.approx((0.0, 0.12236), abs=1e-4)
+    assert low == -high
+    assert not is_sure(cells["same"])
+
+
 def test_gains_are_of_the_seeds_that_both_have():
     cells = compare([arm("both", 0.8, seeds=(1, 2, 3)), arm("alone", 0.3)], ["riddles/right"], "alone")
     only = compare([arm("both", 0.8, seeds=(1, 2)), arm("alone", 0.3, seeds=(1, 2))], ["riddles/right"], "alone")

@@ -1,7 +1,7 @@
 """Runs that differ by arm and seed compared: means over seeds and held-out items, and what each arm gains."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirl.evaluation.exam import Estimate, metric_names, scores_of
-from unirl.evaluation.intervals import Interval, crossed_interval
+from unirl.evaluation.intervals import Interval, crossed_interval, gain_interval
 
 Measures = Mapping[str, Mapping[str, float]]
 """What a run measured at one moment: the value of each held-out item, by measure."""
@@ -88,16 +88,17 @@ def compare(arms: Sequence[Arm], metrics: Sequence[str], reference: str) -> dict
         )
     by_arm = {arm.name: {seed: _items(found, metrics) for seed, found in arm.by_seed.items()} for arm in arms}
     base = by_arm[reference]
+    stacked = {name: np.stack(list(by_seed.values())) for name, by_seed in by_arm.items()}
+    are_shares = all(v.shape[1] > 1 and v.min() >= 0 and v.max() <= 1 for v in stacked.values())
     cells: dict[str, Cell] = {}
     for name, by_seed in by_arm.items():
-        values = np.stack(list(by_seed.values()))
+        values, gain = stacked[name], None
         both = [seed for seed in by_seed if seed in base]
-        gain = None
         if name != reference and both:
-            difference = np.stack([by_seed[seed] - base[seed] for seed in both])
-            gain = _estimate(difference, (-1.0, 1.0) if _is_share(values) and _is_share(difference + 1, 2) else None)
-        bounds = (0.0, 1.0) if _is_share(values) else None
-        cells[name] = Cell(mean=_estimate(values, bounds), gain=gain, num_seeds=len(values), num_items=values.shape[1])
+            gains = np.stack([by_seed[seed] - base[seed] for seed in both])
+            gain = _estimate(gains, gain_interval if are_shares else _unbounded)
+        mean = _estimate(values, crossed_interval if are_shares else _unbounded)
+        cells[name] = Cell(mean=mean, gain=gain, num_seeds=len(values), num_items=values.shape[1])
     return cells
 
 
@@ -110,10 +111,10 @@ def _items(measures: Measures, metrics: Sequence[str]) -> NDArray[np.float64]:
     return np.array([measures[name][item] for name in metrics for item in sorted(measures[name])], np.float64)
 
 
-def _is_share(values: NDArray[np.float64], most: float = 1.0) -> bool:
-    return bool(values.min() >= 0 and values.max() <= most)
-
-
-def _estimate(values: NDArray[np.float64], bounds: Interval | None) -> Estimate:
+def _unbounded(values: NDArray[np.float64]) -> Interval:
     mean = float(values.mean())
-    return mean, *(crossed_interval(values, bounds) if values.size > 1 else (mean, mean))
+    return crossed_interval(values, None) if values.size > 1 else (mean, mean)
+
+
+def _estimate(values: NDArray[np.float64], interval: Callable[[NDArray[np.float64]], Interval]) -> Estimate:
+    return float(values.mean()), *interval(values)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.evaluation.intervals import Interval, bounded_interval
+from unirl.evaluation.intervals import bounded_interval, gain_interval
 
 Estimate = tuple[float, float, float]
 """Mean, and the ends of its 95 % interval."""
@@ -41,7 +41,7 @@ def exam_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ExamR
                 num=len(both),
                 before=_estimate(one),
                 after=_estimate(other),
-                gain=(float(gain.mean()), *_gain_interval(gain)),
+                gain=(float(gain.mean()), *gain_interval(gain[None])),
             )
         )
     return rows
@@ -63,18 +63,6 @@ def scores_of(exam: Mapping[str, Any], metric: str) -> dict[str, float]:
     subset, _, name = metric.partition("/")
     items = [item for item in exam["items"] if item["subset"] == subset]
     return {item["id"]: item["scores"][name] for item in items if item["scores"][name] is not None}
-
-
-def _gain_interval(gain: NDArray[np.float64]) -> Interval:
-    """Interval of the mean gain of items [N].
-
-    Where no item changed there is no spread to measure, and the interval would be empty. It then holds the gains of
-    a share of items that could have changed unseen, by 1 each way: at most Wilson's bound of a share of 0 in N.
-    """
-    if gain.any():
-        return bounded_interval(gain, -1.0, 1.0)
-    most = bounded_interval(gain)[1]
-    return -most, most
 
 
 def _estimate(scores: NDArray[np.float64]) -> Estimate:

@@ -72,6 +72,21 @@ def crossed_interval(values: NDArray[np.float64], bounds: Interval | None = (0.0
     return _inside(mean, square, values.shape[1], low, high) if bounds else (mean - square**0.5, mean + square**0.5)
 
 
+def gain_interval(gains: NDArray[np.float64]) -> Interval:
+    """Interval of the mean of gains [S, N] in [-1, 1] of N items in S runs, as `crossed_interval`.
+
+    Where no item changed in any run there is no spread to measure, and the interval would be empty. It then holds the
+    gains of a share of items that could have changed unseen, by 1 each way: at most Wilson's bound of 0 in N.
+
+    Raises:
+        ValueError: fewer than two values, or one outside [-1, 1].
+    """
+    if gains.any():
+        return crossed_interval(gains, (-1.0, 1.0))
+    most = bounded_interval(gains.mean(axis=0))[1]
+    return -most, most
+
+
 def t_interval(values: NDArray[np.float64]) -> Interval:
     """Student t interval of the mean of independent values [N].
 
