@@ -491,8 +491,9 @@ class RepliesConfig:
     """Longest prompt plus reply in tokens; null takes 4,096, or the checkpoint's positions where they are fewer."""
     max_num_seqs: int = 16
     """Most replies written at once."""
-    kv_cache_memory_gib: float = 1.0
-    """Memory for the engine's key-value cache."""
+    kv_cache_memory_gib: float | None = None
+    """Memory for the engine's key-value cache; null takes 1 GiB, or what one reply of the longest takes if that is
+    more. More lets more replies be written at once."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; starts faster, samples slower."""
 

@@ -1,6 +1,7 @@
 """The engine of interleaved replies on a tiny Anole, against the plain sampler and one teacher-forced pass."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from unirl.rollout.interleaved_engine import InterleavedEngine
 from unirl.rollout.interleaved_law import Drawing, InterleavedSampling
 from unirl.rollout.interleaved_replies import InterleavedRequest
 from unirl.rollout.interleaved_torch import InterleavedTorch
-from unirl.rollout.vllm_process import EngineSettings
+from unirl.rollout.vllm_process import EngineSettings, with_memory
 from unirl.types import Segment, TokenKind, Turn
 
 MODEL = ModelConfig(family="anole")
@@ -230,6 +231,15 @@ def test_little_memory_changes_no_token(engine, folder, make_requests):
     assert waits
     with pytest.raises(ValueError, match=r"rollout.kv_cache_memory_gib: expected at least"):
         InterleavedEngine(MODEL, folder, replace(SETTINGS, kv_cache_memory_gib=memory / 2))
+
+
+def test_memory_that_nobody_set_holds_a_sequence():
+    # Chameleon 7B: 32 layers, 32 heads of 128, keys and values, 4 bytes: 1 MiB a token.
+    trunk = SimpleNamespace(hidden_size=4096, num_attention_heads=32, num_key_value_heads=32, num_hidden_layers=32)
+    settings = replace(SETTINGS, max_model_len=4096, kv_cache_memory_gib=None)
+    assert with_memory(trunk, settings, torch.float32).kv_cache_memory_gib == 4.0
+    assert with_memory(trunk, settings, torch.bfloat16, num_streams=2).kv_cache_memory_gib == 4.0
+    assert with_memory(trunk, replace(settings, max_model_len=64), torch.float32).kv_cache_memory_gib == 1.0
 
 
 def test_bfloat16_engine_stays_near_the_learner(folder, make_requests, report):

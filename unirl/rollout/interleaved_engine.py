@@ -23,11 +23,11 @@ from unirl.rollout.sampler import NamedArrays
 from unirl.rollout.vllm_process import (
     EngineProcess,
     EngineSettings,
-    check_memory,
     family_file,
     ids_and_logprobs,
     sampling_params,
     set_environment,
+    with_memory,
 )
 from unirl.types import WeightsManifest
 
@@ -54,7 +54,7 @@ class InterleavedEngine:
         sees_pixels = self._front.layout.sees_pixels
         if sees_pixels:
             nn.Module.to(self._front.module, "cuda" if torch.cuda.is_available() else "cpu")
-        check_memory(self._front.config.get_text_config(), settings, self._dtype)
+        settings = with_memory(self._front.config.get_text_config(), settings, self._dtype)
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
             family.write_engine_folder(self._front, Path(folder))
             self._engine = EngineProcess(

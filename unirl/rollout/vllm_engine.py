@@ -16,11 +16,11 @@ from unirl.rollout.sampler import NamedArrays
 from unirl.rollout.vllm_process import (
     EngineProcess,
     EngineSettings,
-    check_memory,
     family_file,
     ids_and_logprobs,
     sampling_params,
     set_environment,
+    with_memory,
 )
 from unirl.types import Modality, RolloutGroup, RolloutRequest, UnderstandingSample, WeightsManifest
 
@@ -62,7 +62,7 @@ class VllmSampler:
             kv_cache_memory_gib=rollout.kv_cache_memory_gib,
             enforce_eager=rollout.enforce_eager,
         )
-        check_memory(self._front.config.get_text_config(), settings, self._dtype, self._num_streams)
+        settings = with_memory(self._front.config.get_text_config(), settings, self._dtype, self._num_streams)
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
             family.write_engine_folder(self._front, Path(folder), self._num_streams)
             self._engine = EngineProcess(

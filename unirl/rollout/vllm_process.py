@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,8 +40,8 @@ class EngineSettings:
     """Longest prompt plus completion in tokens."""
     max_num_seqs: int
     """Most sequences decoded at once."""
-    kv_cache_memory_gib: float
-    """Memory for the key-value cache."""
+    kv_cache_memory_gib: float | None
+    """Memory for the key-value cache; None takes 1 GiB, or what one sequence of the longest takes if that is more."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; starts faster, samples slower."""
     section: str = "rollout"
@@ -67,6 +67,7 @@ class EngineProcess:
     ) -> None:
         from vllm import LLM
 
+        assert settings.kv_cache_memory_gib is not None, "see with_memory"
         # It complains about a missing tokenizer, which the engine is not meant to have.
         logging.getLogger("vllm.renderers.base").addFilter(lambda record: record.levelno >= logging.ERROR)
         self._front, self._eager, self._is_broken = front, settings.enforce_eager, False
@@ -190,29 +191,31 @@ def ids_and_logprobs(completion: "CompletionOutput") -> tuple[NDArray[np.int32],
     return np.asarray(completion.token_ids, dtype=np.int32), np.asarray(logprobs.logprobs, dtype=np.float32)
 
 
-def check_memory(text: Any, settings: EngineSettings, dtype: torch.dtype, num_streams: int = 1) -> None:
-    """Refuse a key-value cache that does not hold one sequence.
+def with_memory(text: Any, settings: EngineSettings, dtype: torch.dtype, num_streams: int = 1) -> EngineSettings:
+    """Settings whose key-value cache holds one sequence at least.
 
     Args:
         text: transformers configuration of the trunk.
-        settings: with the memory.
+        settings: with the memory, or None to choose it.
         dtype: of the cache.
         num_streams: caches that a sequence fills.
 
     Raises:
-        ValueError: it is too small.
+        ValueError: the memory given does not hold one sequence.
     """
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     values_per_token = 2 * num_streams * text.num_hidden_layers * text.num_key_value_heads * head_dim
     num_blocks = -(-settings.max_model_len // BLOCK_TOKENS)
     least = num_blocks * BLOCK_TOKENS * values_per_token * dtype.itemsize / 2**30
-    if settings.kv_cache_memory_gib < least:
+    memory = max(least, 1.0) if settings.kv_cache_memory_gib is None else settings.kv_cache_memory_gib
+    if memory < least:
         section = settings.section
         raise ValueError(
             f"{section}.kv_cache_memory_gib: expected at least {least:.3g}, which one sequence of "
             f"{section}.max_model_len {settings.max_model_len} tokens takes in {num_streams} streams; got "
-            f"{settings.kv_cache_memory_gib:.3g}; raise it to {least:.3g} times the sequences to decode at once"
+            f"{memory:.3g}; raise it to {least:.3g} times the sequences to decode at once"
         )
+    return replace(settings, kv_cache_memory_gib=memory)
 
 
 def set_environment() -> None:
