@@ -9,7 +9,7 @@ import pytest
 from unirl.evaluation.ablation import WHOLE, Arm, common_measures, compare, mean_of, measures_of
 from unirl.evaluation.ablation_report import Ablation, Curve, is_sure, write_ablation_report
 from unirl.evaluation.evaluate import EvaluationItem
-from unirl.evaluation.intervals import crossed_interval
+from unirl.evaluation.intervals import crossed_gain, crossed_interval, seed_noise
 
 SIZES = {"riddles/right": 30, "pictures/exact": 20}
 
@@ -26,27 +26,29 @@ def arm(name, chance, seeds=(0, 1, 2)):
     return Arm(name=name, by_seed={seed: measures(seed) for seed in seeds})
 
 
+def rows_of(arm):
+    """[S, N] by a plain loop."""
+    return np.array(
+        [[run[metric][item] for metric in SIZES for item in sorted(run[metric])] for run in arm.by_seed.values()]
+    )
+
+
 def test_means_and_gains_equal_a_plain_loop():
-    both, alone = arm("both", 0.8), arm("alone", 0.3)
+    both, alone = arm("both", 0.8), arm("alone", 0.3, seeds=(5, 6))
     cells = compare([both, alone], list(SIZES), "alone")
-    rows, gains = [], []
-    for seed in (0, 1, 2):
-        rows.append([])
-        gains.append([])
-        for metric in SIZES:
-            for item, value in sorted(both.by_seed[seed][metric].items()):
-                rows[-1].append(value)
-                gains[-1].append(value - alone.by_seed[seed][metric][item])
-    assert cells["both"].mean == pytest.approx((np.mean(rows), *crossed_interval(np.array(rows))))
-    assert cells["both"].gain == pytest.approx((np.mean(gains), *crossed_interval(np.array(gains), (-1.0, 1.0))))
+    noise = seed_noise([rows_of(both), rows_of(alone)])
+    assert cells["both"].mean == pytest.approx((np.mean(rows_of(both)), *crossed_interval(rows_of(both), noise=noise)))
+    gain = np.mean(rows_of(both)) - np.mean(rows_of(alone))
+    assert cells["both"].gain == pytest.approx((gain, *crossed_gain(rows_of(both), rows_of(alone), noise=noise)))
     assert is_sure(cells["both"])
     assert (cells["both"].num_seeds, cells["both"].num_items) == (3, 50)
     assert cells["alone"].gain is None
-    assert mean_of(both.by_seed[1], ["riddles/right"]) == np.mean(rows[1][:30])
+    assert cells["alone"].num_seeds == 2
+    assert mean_of(both.by_seed[1], ["riddles/right"]) == np.mean(rows_of(both)[1][:30])
 
 
 def test_arms_that_agree_on_every_item_differ_by_little_rather_than_by_nothing():
-    cells = compare([arm("one", 0.5), arm("same", 0.5)], ["riddles/right"], "one")
+    cells = compare([arm("one", 0.5, seeds=(0,)), arm("same", 0.5, seeds=(0,))], ["riddles/right"], "one")
     mean, low, high = cells["same"].gain
     # 0 of 30: t^2 / n / (1 + t^2 / n) with t = 2.0452.
     assert (mean, high) == pytest.approx((0.0, 0.12236), abs=1e-4)
@@ -54,20 +56,12 @@ def test_arms_that_agree_on_every_item_differ_by_little_rather_than_by_nothing()
     assert not is_sure(cells["same"])
 
 
-def test_gains_are_of_the_seeds_that_both_have():
-    cells = compare([arm("both", 0.8, seeds=(1, 2, 3)), arm("alone", 0.3)], ["riddles/right"], "alone")
-    only = compare([arm("both", 0.8, seeds=(1, 2)), arm("alone", 0.3, seeds=(1, 2))], ["riddles/right"], "alone")
-    assert cells["both"].gain == only["both"].gain
-    assert cells["both"].num_seeds == 3
-    assert compare([arm("both", 0.8, seeds=(3,)), arm("alone", 0.3)], ["riddles/right"], "alone")["both"].gain is None
-
-
 def test_losses_have_no_bounds():
     arms = [Arm(name=n, by_seed={s: {"heldout/nats": {WHOLE: x + s}} for s in (0, 1)}) for n, x in (("a", 2), ("b", 1))]
     cells = compare(arms, ["heldout/nats"], "a")
-    assert cells["a"].mean[0] == 2.5
-    assert cells["a"].mean[1] < 0
-    assert cells["b"].gain == (-1, -1, -1)
+    assert cells["a"].mean == pytest.approx((2.5, 2.5 - 4.3027 * 0.5, 2.5 + 4.3027 * 0.5), abs=1e-4)
+    # Both vary by 0.5 between two seeds: 1 -+ 4.3027 * sqrt(0.5 / 2 + 0.5 / 2).
+    assert cells["b"].gain == pytest.approx((-1, -4.04247, 2.04247), abs=1e-4)
 
 
 def test_a_measure_that_a_run_lacks_is_not_compared():

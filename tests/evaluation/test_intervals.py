@@ -4,7 +4,9 @@ import pytest
 from unirl.evaluation.intervals import (
     bounded_interval,
     cluster_interval,
+    crossed_gain,
     crossed_interval,
+    seed_noise,
     t_interval,
     t_quantile,
     wilson_interval,
@@ -109,8 +111,6 @@ def test_one_seed_leaves_the_noise_of_items_and_one_item_that_of_seeds():
     values = np.random.default_rng(4).uniform(size=20)
     assert crossed_interval(values[None]) == pytest.approx(bounded_interval(values))
     assert crossed_interval(values[:, None], None) == pytest.approx(t_interval(values))
-    with pytest.raises(ValueError, match="two or more values"):
-        crossed_interval(np.ones((1, 1)))
     with pytest.raises(ValueError, match="give wider bounds"):
         crossed_interval(np.full((2, 2), 1.5))
 
@@ -122,6 +122,35 @@ def test_a_crossed_interval_covers_when_seeds_and_items_both_vary():
         low, high = crossed_interval(seeds + items + rng.normal(0, 1, (3, 30)), None)
         covered += low <= 0 <= high
     assert covered / 600 > 0.94
+
+
+def test_seeds_noise_is_that_of_all_arms():
+    # Right in 3 and 1 of 4: means 0.75 and 0.25, variance 0.125, over 0.5 * 0.5. In 4 and 2: 0.125 over 0.75 * 0.25.
+    half = np.array([[1.0, 1, 1, 0], [0, 0, 1, 0]])
+    more = np.array([[1.0, 1, 1, 1], [0, 1, 1, 0]])
+    noise = seed_noise([half, more, np.ones((2, 4)), half[:1]])
+    assert noise.degrees == 2
+    assert noise.dispersion == pytest.approx((0.125 / 0.25 + 0.125 / 0.1875) / 2)
+    # Of `half`: 4.3027^2 * 0.58333 * 0.25 / 2 for the seeds, items 0.5, 0.5, 1, 0: 3.1824^2 * (0.5 / 3) / 4.
+    square = 4.3027**2 * 0.583333 * 0.125 + 3.1824**2 * 0.166667 / 4
+    for end in crossed_interval(half, noise=noise):
+        assert abs(end - 0.5) == pytest.approx(np.sqrt(square * end * (1 - end) / 0.25), abs=1e-4)
+    alone = crossed_interval(half[:1])
+    assert alone == pytest.approx(bounded_interval(half[0])), "one seed alone says nothing of seeds"
+
+
+def test_gains_cover_with_two_seeds_when_their_noise_is_shared():
+    rng, covered, widths = np.random.default_rng(6), 0, []
+    for _ in range(400):
+        items = rng.normal(0, 1, 30)
+        arms = [items + rng.normal(0, 0.3, (2, 1)) + rng.normal(0, 1, (2, 30)) for _ in range(6)]
+        low, high = crossed_gain(arms[1], arms[0], None, seed_noise(arms, None))
+        widths.append(high - low)
+        covered += low <= 0 <= high
+    assert covered / 400 > 0.94
+    alone = crossed_gain(arms[1], arms[0], None)
+    assert np.mean(widths) < 2
+    assert alone[1] - alone[0] > 2.5, "twelve runs know the noise better than four"
 
 
 def test_clusters_of_one_give_about_the_t_interval():

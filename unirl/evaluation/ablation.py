@@ -1,7 +1,7 @@
 """Runs that differ by arm and seed compared: means over seeds and held-out items, and what each arm gains."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirl.evaluation.exam import Estimate, metric_names, scores_of
-from unirl.evaluation.intervals import Interval, crossed_interval, gain_interval
+from unirl.evaluation.intervals import crossed_gain, crossed_interval, seed_noise
 
 Measures = Mapping[str, Mapping[str, float]]
 """What a run measured at one moment: the value of each held-out item, by measure."""
@@ -32,9 +32,9 @@ class Cell:
     """An arm by one score."""
 
     mean: Estimate
-    """Over seeds and items, with a 95 % interval that holds the noise of both."""
+    """Over seeds and items, with a 95 % interval that holds the noise of both; that of seeds is taken from all arms."""
     gain: Estimate | None
-    """Over the reference, seed by seed and item by item; None for the reference itself."""
+    """Over the reference, item by item; None for the reference itself."""
     num_seeds: int
     num_items: int
 
@@ -76,7 +76,7 @@ def compare(arms: Sequence[Arm], metrics: Sequence[str], reference: str) -> dict
     Args:
         arms: with one finished run or more each.
         metrics: measures that all runs made of the same items.
-        reference: the arm that the others are compared with, over the seeds that both have.
+        reference: the arm that the others are compared with.
 
     Raises:
         ValueError: a measure that not all runs have.
@@ -86,19 +86,21 @@ def compare(arms: Sequence[Arm], metrics: Sequence[str], reference: str) -> dict
             f"ablation: expected measures that every run made of the same held-out items; got {', '.join(strange)}; "
             f"there are {', '.join(common_measures(arms))}"
         )
-    by_arm = {arm.name: {seed: _items(found, metrics) for seed, found in arm.by_seed.items()} for arm in arms}
-    base = by_arm[reference]
-    stacked = {name: np.stack(list(by_seed.values())) for name, by_seed in by_arm.items()}
-    are_shares = all(v.shape[1] > 1 and v.min() >= 0 and v.max() <= 1 for v in stacked.values())
+    by_arm = {arm.name: np.stack([_items(run, metrics) for run in arm.by_seed.values()]) for arm in arms}
+    are_shares = all(values.min() >= 0 and values.max() <= 1 and values.shape[1] > 1 for values in by_arm.values())
+    bounds = (0.0, 1.0) if are_shares else None
+    noise, base = seed_noise(list(by_arm.values()), bounds), by_arm[reference]
     cells: dict[str, Cell] = {}
-    for name, by_seed in by_arm.items():
-        values, gain = stacked[name], None
-        both = [seed for seed in by_seed if seed in base]
-        if name != reference and both:
-            gains = np.stack([by_seed[seed] - base[seed] for seed in both])
-            gain = _estimate(gains, gain_interval if are_shares else _unbounded)
-        mean = _estimate(values, crossed_interval if are_shares else _unbounded)
-        cells[name] = Cell(mean=mean, gain=gain, num_seeds=len(values), num_items=values.shape[1])
+    for name, values in by_arm.items():
+        mean, gain = float(values.mean()), None
+        if name != reference:
+            gain = (mean - float(base.mean()), *crossed_gain(values, base, bounds, noise))
+        cells[name] = Cell(
+            mean=(mean, *crossed_interval(values, bounds, noise)),
+            gain=gain,
+            num_seeds=len(values),
+            num_items=values.shape[1],
+        )
     return cells
 
 
@@ -109,12 +111,3 @@ def mean_of(measures: Measures, metrics: Sequence[str]) -> float:
 
 def _items(measures: Measures, metrics: Sequence[str]) -> NDArray[np.float64]:
     return np.array([measures[name][item] for name in metrics for item in sorted(measures[name])], np.float64)
-
-
-def _unbounded(values: NDArray[np.float64]) -> Interval:
-    mean = float(values.mean())
-    return crossed_interval(values, None) if values.size > 1 else (mean, mean)
-
-
-def _estimate(values: NDArray[np.float64], interval: Callable[[NDArray[np.float64]], Interval]) -> Estimate:
-    return float(values.mean()), *interval(values)

@@ -16,8 +16,8 @@ Table = Mapping[str, Mapping[str, Cell]]
 """Score or measure -> arm -> what was found."""
 
 HOW = (
-    "Means over seeds and held-out items, with 95 % intervals that hold the noise of both. Below them the gain over "
-    "{reference}, seed by seed and item by item. Bold: the interval of the gain does not hold 0."
+    "Means over seeds and held-out items, with 95 % intervals that hold the noise of both; that of seeds is taken from "
+    "all arms. Below them the gain over {reference}, item by item. Bold: the interval of the gain does not hold 0."
 )
 
 

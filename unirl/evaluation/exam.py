@@ -41,7 +41,7 @@ def exam_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ExamR
                 num=len(both),
                 before=_estimate(one),
                 after=_estimate(other),
-                gain=(float(gain.mean()), *gain_interval(gain[None])),
+                gain=(float(gain.mean()), *gain_interval(gain)),
             )
         )
     return rows

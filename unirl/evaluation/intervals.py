@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -43,47 +44,88 @@ def bounded_interval(values: NDArray[np.float64], low: float = 0.0, high: float 
     return _inside(float(values.mean()), square, len(values), low, high)
 
 
-def crossed_interval(values: NDArray[np.float64], bounds: Interval | None = (0.0, 1.0)) -> Interval:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedNoise:
+    """How far runs differ that differ by their seed alone."""
+
+    dispersion: float
+    """Variance of a run's mean, over that of one right-or-wrong draw of the same mean where values have bounds."""
+    degrees: int
+    """Degrees of freedom of the estimate; 0 when no arm has two seeds, and nothing is known."""
+
+    def square(self, values: NDArray[np.float64], bounds: Interval | None) -> float:
+        """Variance that seeds give the mean of values [S, N]; 0 when nothing is known."""
+        return self.dispersion * _draw_variance(values, bounds) / len(values)
+
+
+def seed_noise(arms: Sequence[NDArray[np.float64]], bounds: Interval | None = (0.0, 1.0)) -> SeedNoise:
+    """The noise of seeds from all arms [S, N] of a grid together, since two or three seeds of one say little.
+
+    As the dispersion of a quasi-binomial model where values have bounds; arms whose values are all alike say nothing.
+    """
+    told = [(values, _draw_variance(values, bounds)) for values in arms if len(values) > 1]
+    told = [(values, variance) for values, variance in told if variance > 0]
+    degrees = sum(len(values) - 1 for values, _ in told)
+    total = sum((len(v) - 1) * float(v.mean(axis=1).var(ddof=1)) / variance for v, variance in told)
+    return SeedNoise(dispersion=total / degrees if degrees else 0.0, degrees=degrees)
+
+
+def crossed_interval(
+    values: NDArray[np.float64], bounds: Interval | None = (0.0, 1.0), noise: SeedNoise | None = None
+) -> Interval:
     """Interval of the mean of values [S, N]: S runs with seeds of their own, judged on the same N items.
 
-    What the seeds and what the items make uncertain are added as squares, each with its own Student's t, from the means
-    of rows and of columns. Each of these holds a share of the noise of single values, so that the sum is a little too
-    wide rather than too narrow. One row, or one column, says nothing about its own part, which is then left out.
+    What the seeds and what the items make uncertain are added as squares, each with its own Student's t. Both hold a
+    share of the noise of single values, so that the sum is a little too wide rather than too narrow. One item says
+    nothing of other items; that part is then left out.
 
     Args:
         values: finite.
         bounds: of the values, which the interval never leaves; None for values without bounds.
+        noise: of the seeds, from all arms; None takes it from these values.
 
     Raises:
-        ValueError: fewer than two values, or one outside the bounds.
+        ValueError: a value outside the bounds.
     """
-    low, high = bounds or (-math.inf, math.inf)
-    if values.size < 2 or values.min() < low or values.max() > high:
-        raise ValueError(
-            f"interval: expected two or more values in [{low:g}, {high:g}]; got shape {values.shape}, from "
-            f"{values.min(initial=0):g} to {values.max(initial=0):g}; give wider bounds"
-        )
-    mean = float(values.mean())
-    square = sum(
-        t_quantile(len(means) - 1) ** 2 * float(means.var(ddof=1)) / len(means)
-        for means in (values.mean(axis=0), values.mean(axis=1))
-        if len(means) > 1
-    )
-    return _inside(mean, square, values.shape[1], low, high) if bounds else (mean - square**0.5, mean + square**0.5)
+    noise = noise or seed_noise([values], bounds)
+    return _around(values.mean(axis=0), noise.square(values, bounds), noise.degrees, bounds)
+
+
+def crossed_gain(
+    values: NDArray[np.float64],
+    reference: NDArray[np.float64],
+    bounds: Interval | None = (0.0, 1.0),
+    noise: SeedNoise | None = None,
+) -> Interval:
+    """Interval of what values [S, N] gain over those of a reference [R, N] of the same items, as `crossed_interval`.
+
+    Items are paired, seeds are not. Where no item's mean differs there is no spread of items to measure, and an
+    interval of `gain_interval` stands for it.
+
+    Raises:
+        ValueError: a value outside the bounds.
+    """
+    noise = noise or seed_noise([values, reference], bounds)
+    gains = values.mean(axis=0) - reference.mean(axis=0)
+    square = noise.square(values, bounds) + noise.square(reference, bounds)
+    width = None if bounds is None else bounds[1] - bounds[0]
+    if width and len(gains) > 1 and not gains.any():
+        return gain_interval(gains / width)[0] * width, gain_interval(gains / width)[1] * width
+    return _around(gains, square, noise.degrees, None if width is None else (-width, width))
 
 
 def gain_interval(gains: NDArray[np.float64]) -> Interval:
-    """Interval of the mean of gains [S, N] in [-1, 1] of N items in S runs, as `crossed_interval`.
+    """Interval of the mean of gains [N] in [-1, 1], as `bounded_interval`.
 
-    Where no item changed in any run there is no spread to measure, and the interval would be empty. It then holds the
-    gains of a share of items that could have changed unseen, by 1 each way: at most Wilson's bound of 0 in N.
+    Where no item changed there is no spread to measure, and the interval would be empty. It then holds the gains of a
+    share of items that could have changed unseen, by 1 each way: at most Wilson's bound of 0 in N.
 
     Raises:
         ValueError: fewer than two values, or one outside [-1, 1].
     """
     if gains.any():
-        return crossed_interval(gains, (-1.0, 1.0))
-    most = bounded_interval(gains.mean(axis=0))[1]
+        return bounded_interval(gains, -1.0, 1.0)
+    most = bounded_interval(gains)[1]
     return -most, most
 
 
@@ -127,6 +169,31 @@ def t_quantile(degrees: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _t_within(middle, degrees) < CONFIDENCE else (low, middle)
     return (low + high) / 2
+
+
+def _draw_variance(values: NDArray[np.float64], bounds: Interval | None) -> float:
+    """Variance of one draw that is only ever at the bounds and has the mean of the values; 1 without bounds."""
+    if bounds is None:
+        return 1.0
+    low, high = bounds
+    mean = float(values.mean())
+    return (mean - low) * (high - mean)
+
+
+def _around(items: NDArray[np.float64], seed_square: float, degrees: int, bounds: Interval | None) -> Interval:
+    """Interval of the mean of items' means [N], to whose own noise that of seeds is added."""
+    mean, num = float(items.mean()), len(items)
+    square = t_quantile(degrees) ** 2 * seed_square if degrees else 0.0
+    if num > 1:
+        square += t_quantile(num - 1) ** 2 * float(items.var(ddof=1)) / num
+    if bounds is None:
+        return mean - square**0.5, mean + square**0.5
+    if items.min() < bounds[0] or items.max() > bounds[1]:
+        raise ValueError(
+            f"interval: expected values in [{bounds[0]:g}, {bounds[1]:g}]; got {items.min():g} to {items.max():g}; "
+            "give wider bounds"
+        )
+    return _inside(mean, square, num, *bounds)
 
 
 def _inside(mean: float, square: float, num: int, low: float, high: float) -> Interval:
