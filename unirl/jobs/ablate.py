@@ -152,9 +152,9 @@ def measured(config: AblationConfig, runs: Sequence[ArmRun]) -> Ablation:
             f"ablation: expected a finished run of {reference}, which the others are compared with; got none; its "
             "output lies beside its run directory"
         )
-    metrics = {name: score.metrics for name, score in config.scores.items()}
     measures = common_measures(arms)
-    scores = {name: compare(arms, own, reference) for name, own in (metrics or {m: [m] for m in measures}).items()}
+    metrics = {name: score.metrics for name, score in config.scores.items()} or {name: (name,) for name in measures}
+    scores = {name: compare(arms, own, reference) for name, own in metrics.items()}
     before = measures_of(finished[0].run_dir, first=True)
     curves: list[Curve] = []
     for title, curve in config.curves.items():
