@@ -183,7 +183,7 @@ def test_a_finished_run_says_so_and_a_new_one_does_not_overwrite_it(refused, und
     before = [file.read_bytes() for file in files]
     for arguments, code, words in (
         (["--resume", str(undisturbed)], 0, "is finished; to go further, add train.num_steps=N above 5"),
-        (["--resume", str(undisturbed), "train.num_steps=3"], 2, "must be at least 5"),
+        (["--resume", str(undisturbed), "train.num_steps=3"], 2, "must give at least the 5 steps that"),
         (["--resume", str(undisturbed), "train.num_steps=7", "rollout.max_model_len=60"], 4, "max_model_len=72"),
         (["--resume", str(undisturbed), "train.seed=9"], 2, "train.seed (0 -> 9) cannot change while"),
         (["--run-dir", str(undisturbed), "--local"], 4, f"--resume {undisturbed}"),

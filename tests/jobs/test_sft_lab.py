@@ -12,35 +12,41 @@ from unirl.jobs import sft
 from unirl.lab.unified_visual import heldout_samples, training_samples
 
 SUBSETS = ("mm_internet", "image_generation", "text_reasoning")
-SEED = 0
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    """A run on 600 samples of three subsets, two passes of 32 a step, with the exam before and after."""
-    folder = tmp_path_factory.mktemp("lab")
-    for name, make, count in (("talks", training_samples, 600), ("held", heldout_samples, 20)):
+def run_lab(folder, seed=0):
+    """Fine-tune on 400 samples of each subset, two passes of 16 a step, the exam before and after."""
+    for name, make, count in (("talks", training_samples, 400), ("held", heldout_samples, 20)):
         write_interleaved(folder / f"{name}.parquet", (s for subset in SUBSETS for s in make(subset, count, seed=0)))
     settings = (
         f"data.sources={{lab: {{path: {folder}/talks.parquet}}}}", f"data.cache_dir={folder}/cache",
         f"evaluation.sources={{held: {{path: {folder}/held.parquet}}}}", "evaluation.every=0",
-        "evaluation.exam_items=30", f"evaluation.exam_subsets=[{', '.join(SUBSETS)}]",
-        "train.samples_per_step=16", "learner.lr=0.001", f"train.seed={SEED}", f"train.run_dir={folder}/run",
+        "evaluation.exam_items=20", f"evaluation.exam_subsets=[{', '.join(SUBSETS)}]",
+        "train.samples_per_step=16", "learner.lr=0.001", f"train.seed={seed}", f"train.run_dir={folder}/run",
     )  # fmt: skip
     assert sft.main(load_config(["configs/sft/lab.yaml"], settings, SftConfig), local=True) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return run_lab(tmp_path_factory.mktemp("lab"))
 
 
 def document(run_dir, kind, place):
     return json.loads(sorted(run_dir.glob(f"evaluations/{kind}_*.json"))[place].read_text())
 
 
+# With seeds 0, 1, 2: well-formed 0.95 to 1.0, steps drawn exactly 0.15 to 0.28, riddles answered 0.2 to 0.3, text 0.62 to
+# 0.63 nats, image codes 0.138 to 0.147 nats.
 def test_the_exam_shows_what_was_learned(run_dir):
     rows = {row.metric: row for row in exam_rows(document(run_dir, "exam", 0), document(run_dir, "exam", -1))}
     for subset in SUBSETS:
         assert rows[f"{subset}/well_formed"].before[0] < 0.4
-        assert rows[f"{subset}/well_formed"].after[0] > 0.8, subset
-    assert rows["mm_internet/steps_exact"].after[0] > 0.1, "pictures show their steps"
+        assert rows[f"{subset}/well_formed"].after[0] >= 0.75, subset
+    assert rows["mm_internet/steps_exact"].after[0] >= 0.1, "pictures show their steps"
+    assert rows["text_reasoning/answer_right"].before[0] == 0
+    assert rows["text_reasoning/answer_right"].after[0] >= 0.1
 
 
 def test_held_out_sequences_become_likelier(run_dir):
@@ -48,4 +54,4 @@ def test_held_out_sequences_become_likelier(run_dir):
     assert before["sft/nats/text"] > 4
     assert after["sft/nats/text"] < 0.8
     assert before["sft/nats/image"] > 0.4
-    assert after["sft/nats/image"] < 0.2
+    assert after["sft/nats/image"] < 0.19
