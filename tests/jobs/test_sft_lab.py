@@ -37,8 +37,8 @@ def document(run_dir, kind, place):
     return json.loads(sorted(run_dir.glob(f"evaluations/{kind}_*.json"))[place].read_text())
 
 
-# With seeds 0, 1, 2: well-formed 0.95 to 1.0, steps drawn exactly 0.15 to 0.28, riddles answered 0.2 to 0.3, text 0.62 to
-# 0.63 nats, image codes 0.138 to 0.147 nats.
+# With seeds 0, 1, 2: well-formed 0.95 to 1.0, steps drawn exactly 0.15 to 0.28, riddles answered 0.2 to 0.3, text 0.62
+# to 0.63 nats, image codes 0.138 to 0.147 nats.
 def test_the_exam_shows_what_was_learned(run_dir):
     rows = {row.metric: row for row in exam_rows(document(run_dir, "exam", 0), document(run_dir, "exam", -1))}
     for subset in SUBSETS:
