@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,15 +28,32 @@ def finish(process, folder, run, code=0):
     assert process.wait(timeout=280) == code, (folder / f"{run}.log").read_text()[-3000:]
 
 
+def has_step(run_dir, step):
+    """Whether metrics.jsonl holds the step."""
+    file = run_dir / "metrics.jsonl"
+    return file.exists() and any(json.loads(line)["step"] >= step for line in file.read_text().splitlines())
+
+
 def wait_for_step(run_dir, step, process):
     """Until metrics.jsonl holds the step."""
-    for _ in range(2400):
-        file = run_dir / "metrics.jsonl"
-        if file.exists() and any(json.loads(line)["step"] >= step for line in file.read_text().splitlines()):
+    signal_at_step({run_dir: process}, step, {})
+
+
+def signal_at_step(processes, step, signals):
+    """Each run of {run_dir: process} gets its signal, if it has one, as soon as metrics.jsonl holds the step."""
+    waiting = dict(processes)
+    for _ in range(4800):
+        for run_dir, process in list(waiting.items()):
+            if has_step(run_dir, step):
+                if run_dir in signals:
+                    os.killpg(process.pid, signals[run_dir])
+                del waiting[run_dir]
+            else:
+                assert process.poll() is None, f"{run_dir} ended before the step"
+        if not waiting:
             return
-        assert process.poll() is None, "the run ended before the step"
-        time.sleep(0.1)
-    pytest.fail(f"no step {step} in {run_dir}")
+        time.sleep(0.05)
+    pytest.fail(f"no step {step} in {list(waiting)}")
 
 
 def weights_of(run_dir):

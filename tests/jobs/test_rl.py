@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.runs import IN_ONE_PROCESS, SMALL, finish, start, wait_for_step, weights_of
+from tests.jobs.runs import IN_ONE_PROCESS, SMALL, finish, signal_at_step, start, wait_for_step, weights_of
 from unirl import cli
 from unirl.jobs.assets import resolve_checkpoint
 from unirl.monitoring.journal import read_step
@@ -49,9 +49,7 @@ def broken_off(folder, undisturbed):
         return start(folder, signum.name, *arguments, *IN_ONE_PROCESS)
 
     first = {s: begin(s, f"train.run_dir={run_dir}", *SMALL, *evaluated) for s, run_dir in runs.items()}
-    for signum, process in first.items():
-        wait_for_step(runs[signum], 3, process)
-        os.killpg(process.pid, signum)
+    signal_at_step({runs[s]: process for s, process in first.items()}, 3, {runs[s]: s for s in codes})
     for signum, process in first.items():
         finish(process, folder, signum.name, codes[signum])
     before = {signum: times_of_evaluations(run_dir) for signum, run_dir in runs.items()}
