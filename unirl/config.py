@@ -607,7 +607,7 @@ class ArmConfig:
     """One arm of an ablation: what it sets on top of the base settings."""
 
     files: tuple[str, ...] = ()
-    """YAML files, later ones on top."""
+    """YAML files on top of the grid's files, and below its `settings`."""
     settings: tuple[str, ...] = ()
     """"key=value" each, on top of the files."""
 

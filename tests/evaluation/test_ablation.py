@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unirl.evaluation.ablation import WHOLE, Arm, common_measures, compare, mean_of, measures_of
-from unirl.evaluation.ablation_report import Ablation, Curve, is_sure, write_ablation_report
+from unirl.evaluation.ablation_report import Ablation, Curve, write_ablation_report
 from unirl.evaluation.evaluate import EvaluationItem
 from unirl.evaluation.intervals import crossed_gain, crossed_interval, seed_noise
 
@@ -27,10 +27,31 @@ def arm(name, chance, seeds=(0, 1, 2)):
 
 
 def rows_of(arm):
-    """[S, N] by a plain loop."""
+    """[S, N] by a plain loop, in the order of group and item."""
     return np.array(
-        [[run[metric][item] for metric in SIZES for item in sorted(run[metric])] for run in arm.by_seed.values()]
+        [
+            [run[metric][item] for metric in sorted(SIZES) for item in sorted(run[metric])]
+            for run in arm.by_seed.values()
+        ]
     )
+
+
+def test_several_measures_of_an_item_are_one_value():
+    measured = {"riddles/right": {"a": 1.0, "b": 0.0}, "riddles/short": {"a": 0.0, "b": 0.0}}
+    cells = compare([Arm(name="x", by_seed={0: measured})], list(measured), "x")
+    assert cells["x"].num_items == 2
+    assert cells["x"].mean[0] == 0.25
+
+
+def test_a_measure_that_judged_nothing_is_left_out():
+    arms = [Arm(name=name, by_seed={0: {"riddles/right": {"a": 1.0}, "riddles/odd": {}}}) for name in "xy"]
+    assert common_measures(arms) == ["riddles/right"]
+
+
+def test_nothing_is_certain_where_nothing_is_known_of_the_noise():
+    arms = [Arm(name=n, by_seed={0: {"heldout/nats": {WHOLE: x}}}) for n, x in (("a", 2.0), ("b", 1.0))]
+    assert compare(arms, ["heldout/nats"], "a")["b"].gain == (-1, -1, -1)
+    assert not compare(arms, ["heldout/nats"], "a")["b"].is_certain
 
 
 def test_means_and_gains_equal_a_plain_loop():
@@ -40,11 +61,11 @@ def test_means_and_gains_equal_a_plain_loop():
     assert cells["both"].mean == pytest.approx((np.mean(rows_of(both)), *crossed_interval(rows_of(both), noise=noise)))
     gain = np.mean(rows_of(both)) - np.mean(rows_of(alone))
     assert cells["both"].gain == pytest.approx((gain, *crossed_gain(rows_of(both), rows_of(alone), noise=noise)))
-    assert is_sure(cells["both"])
+    assert cells["both"].is_certain
     assert (cells["both"].num_seeds, cells["both"].num_items) == (3, 50)
     assert cells["alone"].gain is None
     assert cells["alone"].num_seeds == 2
-    assert mean_of(both.by_seed[1], ["riddles/right"]) == np.mean(rows_of(both)[1][:30])
+    assert mean_of(both.by_seed[1], ["riddles/right"]) == np.mean(list(both.by_seed[1]["riddles/right"].values()))
 
 
 def test_arms_that_agree_on_every_item_differ_by_little_rather_than_by_nothing():
@@ -53,7 +74,7 @@ def test_arms_that_agree_on_every_item_differ_by_little_rather_than_by_nothing()
     # 0 of 30: t^2 / n / (1 + t^2 / n) with t = 2.0452.
     assert (mean, high) == pytest.approx((0.0, 0.12236), abs=1e-4)
     assert low == -high
-    assert not is_sure(cells["same"])
+    assert not cells["same"].is_certain
 
 
 def test_losses_have_no_bounds():

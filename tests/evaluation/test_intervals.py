@@ -153,6 +153,13 @@ def test_gains_cover_with_two_seeds_when_their_noise_is_shared():
     assert alone[1] - alone[0] > 2.5, "twelve runs know the noise better than four"
 
 
+def test_the_noise_of_seeds_counts_where_no_item_differs():
+    arm = np.repeat([[1.0], [0.0]], 40, axis=1)
+    low, high = crossed_gain(arm, arm)
+    assert (low, high) == pytest.approx((-high, high))
+    assert high > 0.9, "runs that are all right or all wrong say nothing"
+
+
 def test_clusters_of_one_give_about_the_t_interval():
     values = np.random.default_rng(1).normal(size=200)
     assert cluster_interval(values, list(map(str, range(200)))) == pytest.approx(t_interval(values), abs=0.02)

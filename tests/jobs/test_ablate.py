@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unirl.config import AblationConfig
+from unirl.config import AblationConfig, ScoreConfig
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
@@ -91,6 +91,22 @@ def test_without_the_reference_there_is_nothing_to_compare(grid):
         ablate.main(grid, run=Runs({"slow/seed-0": failure, "slow/seed-1": failure}).run)
 
 
+def test_a_score_that_runs_lack_is_named_and_the_rest_is_compared(grid, capsys):
+    scores = grid.scores | {"odd": ScoreConfig(metrics=("riddles/odd",))}
+    assert ablate.main(replace(grid, scores=scores), run=Runs().run) == 0
+    shown = capsys.readouterr().out
+    assert "Left out: odd, since not all runs measured riddles/odd." in shown
+    assert "right\n" in shown
+
+
+def test_a_dry_run_says_what_is_left(grid, capsys):
+    assert ablate.main(grid, dry_run=True, as_json=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["runs"], len(shown["left"])) == (4, 4)
+    assert ablate.main(grid, dry_run=True) == 0
+    assert "fast: learner.lr=0.01" in capsys.readouterr().out
+
+
 def test_a_grid_that_was_begun_keeps_its_settings(grid):
     ablate.main(grid, run=Runs().run)
     with pytest.raises(DataError, match="expected the settings that this began with"):
@@ -136,4 +152,4 @@ def test_two_real_arms_of_two_steps(tmp_path, capfd):
     cells = json.loads((tmp_path / "grid/ablation.json").read_text())["measures"]["heldout/nats/text"]
     assert cells["slow"]["num_items"] == 1
     assert cells["fast"]["mean"][0] != cells["slow"]["mean"][0]
-    assert "One seed" in capfd.readouterr().out
+    assert "One seed an arm" in capfd.readouterr().out

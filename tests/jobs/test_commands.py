@@ -48,6 +48,16 @@ def test_a_signal_reaches_all_that_run_and_nothing_is_begun_after(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Commands() as commands:
+            os.kill(os.getpid(), signal.SIGHUP)
+            commands.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_run_is_begun_or_gone_on_with(tmp_path):
     settings, run_dir = tmp_path / "a.yaml", tmp_path / "a"
     assert words_of_run("sft", settings, run_dir) == ["sft", "-c", settings, "--run-dir", run_dir]

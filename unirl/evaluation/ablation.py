@@ -37,6 +37,8 @@ class Cell:
     """Over the reference, item by item; None for the reference itself."""
     num_seeds: int
     num_items: int
+    is_certain: bool
+    """Whether the interval of the gain excludes 0; False where nothing is known of the noise."""
 
 
 def measures_of(run_dir: Path, *, first: bool = False) -> dict[str, dict[str, float]]:
@@ -67,7 +69,9 @@ def common_measures(arms: Sequence[Arm]) -> list[str]:
     """The measures that every run of every arm made of the same items, in their order."""
     runs = [measures for arm in arms for measures in arm.by_seed.values()]
     names = runs[0] if runs else {}
-    return [name for name in names if all(run.get(name, {}).keys() == names[name].keys() for run in runs)]
+    return [
+        name for name, items in names.items() if items and all(run.get(name, {}).keys() == items.keys() for run in runs)
+    ]
 
 
 def compare(arms: Sequence[Arm], metrics: Sequence[str], reference: str) -> dict[str, Cell]:
@@ -95,11 +99,13 @@ def compare(arms: Sequence[Arm], metrics: Sequence[str], reference: str) -> dict
         mean, gain = float(values.mean()), None
         if name != reference:
             gain = (mean - float(base.mean()), *crossed_gain(values, base, bounds, noise))
+        is_known = values.shape[1] > 1 or noise.degrees > 0
         cells[name] = Cell(
             mean=(mean, *crossed_interval(values, bounds, noise)),
             gain=gain,
             num_seeds=len(values),
             num_items=values.shape[1],
+            is_certain=is_known and gain is not None and (gain[1] > 0 or gain[2] < 0),
         )
     return cells
 
@@ -110,4 +116,9 @@ def mean_of(measures: Measures, metrics: Sequence[str]) -> float:
 
 
 def _items(measures: Measures, metrics: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([measures[name][item] for name in metrics for item in sorted(measures[name])], np.float64)
+    """A value for each item [N], the mean of its measures: several of one item are no more items."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for name in metrics:
+        for item, value in measures[name].items():
+            values.setdefault((name.partition("/")[0], item), []).append(value)
+    return np.array([np.mean(values[key]) for key in sorted(values)], np.float64)

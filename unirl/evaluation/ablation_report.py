@@ -87,13 +87,8 @@ def _cell(cell: Cell | None) -> str:
     gain = "<small>reference</small>"
     if cell.gain:
         gain = "<small>{:+.3f}, {:+.3f} to {:+.3f}</small>".format(*cell.gain)
-    sure = " class=sure" if is_sure(cell) else ""
+    sure = " class=sure" if cell.is_certain else ""
     return f"<td{sure}>{mean:.3f}<small>{low:.3f} to {high:.3f}</small>{gain}</td>"
-
-
-def is_sure(cell: Cell) -> bool:
-    """Whether the interval of the gain does not hold 0."""
-    return cell.gain is not None and (cell.gain[1] > 0 or cell.gain[2] < 0)
 
 
 def _figure(curve: Curve) -> str:

@@ -99,8 +99,8 @@ def crossed_gain(
 ) -> Interval:
     """Interval of what values [S, N] gain over those of a reference [R, N] of the same items, as `crossed_interval`.
 
-    Items are paired, seeds are not. Where no item's mean differs there is no spread of items to measure, and an
-    interval of `gain_interval` stands for it.
+    Items are paired, seeds are not. Where no item's mean differs there is no spread of items to measure, and the
+    interval is at least that of `gain_interval`.
 
     Raises:
         ValueError: a value outside the bounds.
@@ -109,9 +109,11 @@ def crossed_gain(
     gains = values.mean(axis=0) - reference.mean(axis=0)
     square = noise.square(values, bounds) + noise.square(reference, bounds)
     width = None if bounds is None else bounds[1] - bounds[0]
+    low, high = _around(gains, square, noise.degrees, None if width is None else (-width, width))
     if width and len(gains) > 1 and not gains.any():
-        return gain_interval(gains / width)[0] * width, gain_interval(gains / width)[1] * width
-    return _around(gains, square, noise.degrees, None if width is None else (-width, width))
+        least = gain_interval(gains)[1] * width
+        return min(low, -least), max(high, least)
+    return low, high
 
 
 def gain_interval(gains: NDArray[np.float64]) -> Interval:

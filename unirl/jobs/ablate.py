@@ -14,7 +14,7 @@ from unirl.config_loading import load_config, to_yaml
 from unirl.config_rules import ConfigError
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of
-from unirl.evaluation.ablation_report import Ablation, Curve, is_sure, write_ablation_report
+from unirl.evaluation.ablation_report import Ablation, Curve, write_ablation_report
 from unirl.jobs.commands import CommandError, Commands, RunCommand, folder_of_runs, keep_settings, words_of_run
 from unirl.jobs.interrupts import Interrupted
 from unirl.jobs.run_dirs import is_finished
@@ -62,12 +62,13 @@ def main(
     Raises:
         ConfigError: an arm's settings are wrong; its keys are named after the arm.
         DataError: the folder's grid was begun with other settings, or it is a run.
-        ValueError: a score names a measure that not all runs have.
+        ValueError: no run of the reference is finished.
     """
     folder = folder_of_runs(config.run_dir, config.name)
     runs = list(runs_of(config, folder))
     if dry_run:
-        sys.stdout.write(_plan(config, runs))
+        left = [str(run.run_dir) for run in runs if not is_finished(run.run_dir)]
+        sys.stdout.write(json.dumps({"runs": len(runs), "left": left}) + "\n" if as_json else _plan(config, runs))
         return 0
     for each in runs:
         keep_settings(each.beside(".yaml"), to_yaml(each.config))
@@ -139,7 +140,7 @@ def measured(config: AblationConfig, runs: Sequence[ArmRun]) -> Ablation:
     """What the finished runs found.
 
     Raises:
-        ValueError: no run of the reference is finished, or a score names a measure that not all runs have.
+        ValueError: no run of the reference is finished.
     """
     finished = [run for run in runs if is_finished(run.run_dir)]
     arms: list[Arm] = []
@@ -154,10 +155,16 @@ def measured(config: AblationConfig, runs: Sequence[ArmRun]) -> Ablation:
         )
     measures = common_measures(arms)
     metrics = {name: score.metrics for name, score in config.scores.items()} or {name: (name,) for name in measures}
+    notes, unknown = _notes(runs, finished), {name for name, own in metrics.items() if not {*own} <= {*measures}}
+    notes += [
+        f"Left out: {name}, since not all runs measured {', '.join(metrics.pop(name))}." for name in sorted(unknown)
+    ]
     scores = {name: compare(arms, own, reference) for name, own in metrics.items()}
     before = measures_of(finished[0].run_dir, first=True)
     curves: list[Curve] = []
     for title, curve in config.curves.items():
+        if curve.score in unknown:
+            continue
         places = [(x, arm) for x, arm in zip(curve.x, curve.arms, strict=True) if arm in names]
         points = [(x, scores[curve.score][arm].mean) for x, arm in places]
         curves.append(Curve(title=title, x_label=curve.x_label, points=sorted(points)))
@@ -169,13 +176,15 @@ def measured(config: AblationConfig, runs: Sequence[ArmRun]) -> Ablation:
         measures={name: compare(arms, [name], reference) for name in measures},
         before={name: mean_of(before, own) for name, own in metrics.items() if all(m in before for m in own)},
         curves=curves,
-        notes=_notes(runs, finished),
+        notes=notes,
     )
 
 
 def _notes(runs: Sequence[ArmRun], finished: Sequence[ArmRun]) -> list[str]:
     seeds = sorted({run.seed for run in finished})
-    notes = [f"{len(finished)} runs, seeds {', '.join(map(str, seeds))}."]
+    notes = [
+        f"{len(finished)} run{'s' * (len(finished) != 1)}, seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
+    ]
     missing: dict[str, list[str]] = {}
     for run in runs:
         if run not in finished:
@@ -183,8 +192,8 @@ def _notes(runs: Sequence[ArmRun], finished: Sequence[ArmRun]) -> list[str]:
     if missing:
         shown = "; ".join(f"{arm}, seed {', '.join(own)}" for arm, own in missing.items())
         notes.append(f"Not finished, and left out: {shown}.")
-    if len(seeds) == 1:
-        notes.append("One seed: the intervals do not hold the noise between runs.")
+    if len({run.arm for run in finished}) == len(finished):
+        notes.append("One seed an arm: the intervals do not hold the noise between runs.")
     return notes
 
 
@@ -217,4 +226,4 @@ def _shown(cell: Cell) -> str:
     mean = "{:.3f} [{:.3f}, {:.3f}]".format(*cell.mean)
     if cell.gain is None:
         return mean
-    return f"{mean}  {'{:+.3f} [{:+.3f}, {:+.3f}]'.format(*cell.gain)}{' *' * is_sure(cell)}"
+    return f"{mean}  {'{:+.3f} [{:+.3f}, {:+.3f}]'.format(*cell.gain)}{' *' * cell.is_certain}"

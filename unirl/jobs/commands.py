@@ -44,7 +44,8 @@ class Commands:
 
     def __enter__(self) -> Self:
         for signum in _SIGNALS:
-            self._before[signum] = signal.signal(signum, self._pass_on)
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup's
+                self._before[signum] = signal.signal(signum, self._pass_on)
         return self
 
     def __exit__(
@@ -77,7 +78,7 @@ class Commands:
                 )
                 self._running.add(process)
             if self._received is not None:
-                process.send_signal(self._received)  # it came while the process began
+                process.send_signal(_as_ending(self._received))  # it came while the process began
             printed = process.communicate()[0] or ""
         with self._lock:
             self._running.discard(process)
@@ -95,7 +96,12 @@ class Commands:
         # Without the lock, which the interrupted code may hold.
         self._received = self._received or signum
         for process in list(self._running):
-            process.send_signal(signum)
+            process.send_signal(_as_ending(signum))
+
+
+def _as_ending(signum: int) -> int:
+    """The signal at which a run saves and ends."""
+    return signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
 
 
 def folder_of_runs(run_dir: str | None, name: str) -> Path:
