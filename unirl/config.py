@@ -230,6 +230,10 @@ class AlgorithmConfig:
     diffusion_shrink: int = 1
     """Masked-diffusion families only, BIASED: this many consecutive steps are scored as one, on the canvas before the
     first of them (TraceRL's shrink); old log-probabilities are then taken the same way, before the first update."""
+    importance_cap: float | None = 2.0
+    """Batches of older weights only (overlap.mode): each token's loss is multiplied by min(current / sampled
+    probability, this cap), taken before the first update, and ratios are then to the current policy (truncated
+    importance sampling). null takes ratios to the weights that sampled."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,26 @@ class LearnerConfig:
     """Where ZeRO-3 keeps parameters; GPUs only."""
     nvme_path: str | None = None
     """Folder on a local NVMe disk, needed when something is offloaded to "nvme"."""
+    timeout_s: float = 3600.0
+    """An update, a publication or a checkpoint that takes longer is taken for hung, and its ranks for lost."""
+    max_restarts: int = 3
+    """Losses of a rank after which the run ends; until then all ranks start anew from the last checkpoint and the
+    journal. PairGRPO with Ray only."""
+
+
+@dataclass(frozen=True)
+class OverlapConfig:
+    """Whether rollouts go on while the learner learns. Needs Ray."""
+
+    mode: Literal["synchronous", "one_step_off", "bounded_staleness"] = "synchronous"
+    """"synchronous" samples a step, learns it, and repeats: every batch is on-policy. "one_step_off" samples the next
+    step meanwhile, with the weights before; still the same run every time. "bounded_staleness" samples up to
+    `max_staleness` steps ahead with the newest weights there are; what is sampled then depends on timing."""
+    max_staleness: int = 2
+    """"bounded_staleness" only: a step may be sampled with weights at most this many updates older than on-policy."""
+    in_flight_updates: bool = False
+    """"bounded_staleness" only: sequences that are being sampled go on with new weights as soon as they are there, on
+    the keys and values of the older ones; the weights of each token are recorded."""
 
 
 @dataclass(frozen=True)
@@ -360,6 +384,8 @@ class RlConfig:
     """From rewards to the loss."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Optimisation."""
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
+    """Rollouts while the learner learns."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The run."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -102,6 +102,8 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "loss.rows_at_once",
             "data.encoders.num_workers",
             "runs_at_once",
+            "algorithm.importance_cap",
+            "overlap.max_staleness",
         ),
     ),
     (
@@ -138,6 +140,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "learner.weight_decay",
             "learner.warmup_steps",
             "learner.max_grad_norm",
+            "learner.max_restarts",
             "train.save_every",
             "train.keep_checkpoints",
             "evaluation.every",
@@ -182,7 +185,7 @@ def find_problems(config: AnyConfig) -> list[Problem]:
         return [*found, *_name("name", config.name)]
     problems = list(_out_of_bounds(config))
     if isinstance(config, RlConfig):
-        for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
+        for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner, _overlap):
             problems += rules(config)
     elif isinstance(config, SftConfig):
         for rules in (_model_and_run, _conversations, _ignored, _offload):
@@ -286,6 +289,25 @@ def _learner(config: RlConfig) -> Iterator[Problem]:
     yield from _offload(config)
 
 
+def _overlap(config: RlConfig) -> Iterator[Problem]:
+    overlap = config.overlap
+    if overlap.mode != "bounded_staleness" and overlap.in_flight_updates:
+        rule = f"needs overlap.mode=bounded_staleness, not {overlap.mode}: sequences then meet newer weights"
+        yield Problem("overlap.in_flight_updates", True, rule, "set it to false, or change the mode")
+    if overlap.mode == "synchronous":
+        return
+    for key, value, needed in (
+        ("algorithm.image_logprob", config.algorithm.image_logprob, "guided"),
+        ("algorithm.diffusion_shrink", config.algorithm.diffusion_shrink, 1),
+        ("monitoring.journal", config.monitoring.journal, True),
+    ):
+        if value != needed:
+            rule = (
+                f"must be {default_text(needed)} for batches of older weights, as overlap.mode {overlap.mode} gives"
+            )
+            yield Problem(key, value, rule, "change it, or set overlap.mode=synchronous")
+
+
 def _offload(config: RlConfig | SftConfig) -> Iterator[Problem]:
     learner = config.learner
     for name, stage in (("offload_optimizer", 1), ("offload_params", 3)):
@@ -335,6 +357,7 @@ def _ignored(config: SftConfig) -> Iterator[Problem]:
     """Settings that fine-tuning would pass over in silence."""
     reasons = {
         "cluster.placement": "fine-tuning has no rollout workers",
+        "learner.max_restarts": "lost ranks end fine-tuning, which is then resumed",
         "monitoring.pairs_every": "fine-tuning shows no pairs",
         "monitoring.pairs_per_step": "fine-tuning shows no pairs",
         "monitoring.images_max_mb": "fine-tuning keeps the exam's pictures alone",

@@ -70,7 +70,7 @@ class LearnerGroup:
     def __init__(self, config: RlConfig, checkpoint: Path, placement: Placement) -> None:
         self._gang = Gang(LearnerRank, config.learner, placement, config.cluster.start_timeout_s, config, checkpoint)
         self.save, self.restore, self.export = self._gang.save, self._gang.restore, self._gang.export
-        self.close = self._gang.close
+        self.restart, self.close = self._gang.restart, self._gang.close
 
     def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
         """One or more optimizer updates on the batch; the batch goes into the store once for all ranks."""

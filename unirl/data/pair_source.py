@@ -134,6 +134,10 @@ class PairSource:
         self._leased[step] = self.batch(step)
         return self._leased[step]
 
+    def is_finished(self, step: int) -> bool:
+        """Whether the step was recorded."""
+        return step in self._done
+
     def release(self, step: int) -> None:
         """Take an unfinished step back, so that it can be leased again.
 

@@ -30,6 +30,7 @@ class LocalRollouts:
     """One sampler for both tasks, fed the same units of work as the pool feeds its workers."""
 
     def __init__(self, config: RlConfig, checkpoint: Path) -> None:
+        self.oldest_version: int | None = None
         self._size = config.rollout.sequences_per_unit
         self._sampler = build_sampler(config.model, checkpoint, config.rollout, "both")
 
@@ -38,8 +39,8 @@ class LocalRollouts:
         for unit in units_of_work(requests, self._size):
             yield from self._sampler.sample(unit, sampling)
 
-    def load_weights(self, publication: LocalPublication) -> None:
-        """Take over the learner's weights."""
+    def load_weights(self, publication: LocalPublication, *, wait: bool = True) -> None:
+        """Take over the learner's weights, at once."""
         self._sampler.load_weights(publication.manifest, publication.tensors)
 
     def take_restarts(self) -> int:

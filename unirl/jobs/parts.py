@@ -2,19 +2,22 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unirl.algorithms.objective import find_objective
 from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
+from unirl.monitoring.ahead import AheadFiles
+from unirl.monitoring.run_log import RunLog
 from unirl.types import (
     LearnerBatch,
     PairRecord,
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
+    WeightsManifest,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 class Pairs(Protocol):
     """The pairing service: hands each batch out once, counted from 0, and keeps the ledger."""
+
+    def batch(self, step: int) -> tuple[PairRecord, ...]:
+        """The pairs of a step, without handing them out."""
+        ...
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of a step, handed out once."""
@@ -46,12 +53,15 @@ class Pairs(Protocol):
 class Rollouts(Protocol):
     """The rollout pool."""
 
+    oldest_version: int | None
+    """Weights below this version may not sample; None asks for the published version exactly."""
+
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterable[RolloutGroup]:
         """One group per request, in any order."""
         ...
 
-    def load_weights(self, publication: Any) -> None:
-        """Bring every sampler to the published weights."""
+    def load_weights(self, publication: Any, *, wait: bool = True) -> None:
+        """Bring every sampler to the published weights; without `wait`, before what it is handed next."""
         ...
 
     def take_restarts(self) -> int:
@@ -71,6 +81,15 @@ class Rewards(Protocol):
         ...
 
 
+class Published(Protocol):
+    """One version of the weights."""
+
+    @property
+    def manifest(self) -> WeightsManifest:
+        """What it holds, and its checksum."""
+        ...
+
+
 class Learners(Protocol):
     """The learner group."""
 
@@ -78,7 +97,7 @@ class Learners(Protocol):
         """Learn from the batch; returns metrics."""
         ...
 
-    def publish_weights(self) -> Any:
+    def publish_weights(self) -> Published:
         """The current weights, for `load_weights`."""
         ...
 
@@ -103,19 +122,31 @@ class Parts:
     rollouts: Rollouts
     rewards: Rewards
     learner: Learners
+    ahead: AheadFiles | None = None
+    """Where finished rollouts wait for their step to be recorded; None keeps them in memory alone."""
 
 
 @contextmanager
 def open_parts(
-    config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool, log_dir: Path | None = None
+    config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool, record: RunLog | None = None
 ) -> Iterator[Parts]:
-    """Start everything a step needs and end it afterwards, whatever happened in between."""
+    """Start everything a step needs and end it afterwards, whatever happened in between.
+
+    Args:
+        config: the run's.
+        checkpoint: folder of the initial policy.
+        pairs: folder of the pair set.
+        local: all in this process.
+        record: the run's record, by which parts outlive their processes; None for a measurement.
+    """
     with ExitStack() as stack:
         if local:
-            yield _local_parts(config, checkpoint, pairs, stack)
+            parts = _local_parts(config, checkpoint, pairs, stack)
         else:
-            _join_ray(config, checkpoint, stack, log_dir)
-            yield _actors(config, checkpoint, pairs, stack)
+            _join_ray(config, checkpoint, stack, record.run_dir / "logs" if record else None)
+            parts = _actors(config, checkpoint, pairs, stack, record)
+        keeps = config.monitoring.journal
+        yield replace(parts, ahead=AheadFiles(record.run_dir)) if record is not None and keeps else parts
 
 
 @contextmanager
@@ -150,22 +181,24 @@ def _local_rollouts(config: RlConfig, checkpoint: Path, stack: ExitStack) -> tup
     return LocalRollouts(config, checkpoint), rewards
 
 
-def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
+def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, record: RunLog | None) -> Parts:
     """All actors start at once; the learner's places are reserved first, since its ranks need them together."""
     from unirl.cluster.learner_group import LearnerGroup
     from unirl.cluster.pairing_service import PairingService
     from unirl.cluster.placement import place
     from unirl.cluster.runtime import wait_until_up
+    from unirl.jobs.survival import survive
 
     placement = place(config)
     stack.callback(placement.release)
     rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement)
-    service = PairingService(pairs, _pair_settings(config))
+    ledger, report = (record.run_dir / "pairing.jsonl", record.event) if record else (None, None)
+    service = PairingService(pairs, _pair_settings(config), ledger, report)
     stack.callback(service.close)
     learner = LearnerGroup(config, checkpoint, placement)
     stack.callback(learner.close)
     wait_until_up(rollouts.starting() | rewards.starting(), config.cluster.start_timeout_s)
-    return Parts(service, rollouts, rewards, learner)
+    return Parts(service, rollouts, rewards, survive(learner, service, config, record) if record else learner)
 
 
 def _join_ray(

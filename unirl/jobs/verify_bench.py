@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirl.config import RlConfig, SamplingConfig
-from unirl.jobs.rl import make_requests
+from unirl.jobs.step import make_requests
 from unirl.learner.batching import build_batch, plan_micro_batches
 from unirl.learner.engine import ComputingModule
 from unirl.learner.passes import micro_tensors, scored_passes

@@ -58,6 +58,10 @@ class VerifiedLearner(Learners, Protocol):
         """Updates made so far."""
         ...
 
+    def publish_weights(self) -> LocalPublication:
+        """A copy of the current weights."""
+        ...
+
 
 def check_layout(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
     """The policy holds the weights of the folder, each of them; names, shapes and ids were checked by loading it."""

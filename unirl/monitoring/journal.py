@@ -100,7 +100,8 @@ def write_step(run_dir: Path, data: StepData, images: Mapping[tuple[str, int], s
         OSError: the disk is full or refuses.
     """
     rows = [row for group in data.groups for row in _rows(group, images)]
-    schema = _SCHEMA.with_metadata({"unirl_journal": str(VERSION), "step": str(data.step)})
+    facts = {"unirl_journal": str(VERSION), "step": str(data.step), "weights_sha256": data.weights_sha256}
+    schema = _SCHEMA.with_metadata(facts)
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
     path = step_file(run_dir, data.step)
@@ -139,6 +140,23 @@ def read_step(run_dir: Path, step: int) -> tuple[JournalRow, ...]:
         )
         for number, row in enumerate(plain)
     )
+
+
+def weights_after(run_dir: Path, step: int) -> str:
+    """sha256 of the weights after the step's update, over names and bytes in order.
+
+    Raises:
+        OSError: the step has no journal.
+    """
+    return (pq.read_schema(step_file(run_dir, step)).metadata or {}).get(b"weights_sha256", b"").decode()
+
+
+def recorded_steps(run_dir: Path, after: int) -> range:
+    """The steps without a gap from `after` + 1 on that were recorded whole: a step's journal is written last."""
+    last = after
+    while step_file(run_dir, last + 1).is_file():
+        last += 1
+    return range(after + 1, last + 1)
 
 
 def step_file(run_dir: Path, step: int) -> Path:

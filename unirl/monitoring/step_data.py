@@ -18,5 +18,11 @@ class StepData:
     """What the learner measured, under full metric names."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase."""
+    overlapped: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by phase of what ran beside these, in another thread."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Workers replaced since the step before, by pool: rollout, reward."""
+    weights_sha256: str = ""
+    """Checksum of the weights after the update, as published."""
+    policy_version: int = 0
+    """Updates behind the weights that learned, before the update."""
