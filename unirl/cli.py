@@ -272,6 +272,24 @@ def verify(
     raise typer.Exit(job.main(settings, num_prompts=prompts, as_json=as_json))
 
 
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    step: Annotated[int, typer.Option("--step", min=1, help="Step whose update is made once more.")],
+    perturb: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Also with another setting of the update in this step; repeat it."),
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Make the update of a recorded step once more from the journal; exit 1 unless its weights equal the run's."""
+    start_logging(verbose)
+    from unirl.jobs import replay as job
+
+    raise typer.Exit(job.main(run, step, perturb or [], as_json=as_json))
+
+
 @pair_app.command("make")
 def pair_make(overrides: Overrides = None, config: Files = None, verbose: Loudness = None) -> None:
     """Complete, embed, cluster and match samples into a certified pair set."""

@@ -302,9 +302,7 @@ def _overlap(config: RlConfig) -> Iterator[Problem]:
         ("monitoring.journal", config.monitoring.journal, True),
     ):
         if value != needed:
-            rule = (
-                f"must be {default_text(needed)} for batches of older weights, as overlap.mode {overlap.mode} gives"
-            )
+            rule = f"must be {default_text(needed)} for batches of older weights, as overlap.mode {overlap.mode} gives"
             yield Problem(key, value, rule, "change it, or set overlap.mode=synchronous")
 
 

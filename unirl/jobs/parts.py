@@ -164,10 +164,37 @@ def open_judged_rollouts(config: RlConfig, checkpoint: Path, *, local: bool) -> 
         yield rollouts, rewards
 
 
+@contextmanager
+def open_learner(config: RlConfig, checkpoint: Path) -> Iterator[Learners]:
+    """Start the learner alone: one rank in this process, several as actors."""
+    with ExitStack() as stack:
+        if config.learner.num_ranks == 1:
+            from unirl.jobs.local import LocalLearner
+
+            learner = LocalLearner(config, checkpoint)
+            stack.callback(learner.close)
+            yield learner
+            return
+        import ray
+
+        from unirl.cluster.learner_group import LearnerGroup
+        from unirl.cluster.placement import place
+        from unirl.cluster.plan import count_parameters, planned_learner
+        from unirl.cluster.runtime import start_ray
+
+        stack.callback(ray.shutdown)
+        start_ray(config.cluster, [planned_learner(config, count_parameters(checkpoint))])
+        placement = place(replace(config, cluster=replace(config.cluster, placement="separate")))
+        stack.callback(placement.release)
+        group = LearnerGroup(config, checkpoint, placement)
+        stack.callback(group.close)
+        yield group
+
+
 def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
     from unirl.jobs.local import LocalLearner
 
-    source = PairSource.open(pairs, **_pair_settings(config))
+    source = PairSource.open(pairs, **pair_settings(config))
     learner = LocalLearner(config, checkpoint)
     stack.callback(learner.close)
     return Parts(source, *_local_rollouts(config, checkpoint, stack), learner)
@@ -193,7 +220,7 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, r
     stack.callback(placement.release)
     rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement)
     ledger, report = (record.run_dir / "pairing.jsonl", record.event) if record else (None, None)
-    service = PairingService(pairs, _pair_settings(config), ledger, report)
+    service = PairingService(pairs, pair_settings(config), ledger, report)
     stack.callback(service.close)
     learner = LearnerGroup(config, checkpoint, placement)
     stack.callback(learner.close)
@@ -227,7 +254,8 @@ def _rollout_actors(
     return rollouts, rewards
 
 
-def _pair_settings(config: RlConfig) -> dict[str, Any]:
+def pair_settings(config: RlConfig) -> dict[str, Any]:
+    """Arguments of `PairSource.open`."""
     return {
         "pairs_per_step": config.rollout.pairs_per_step,
         "seed": config.train.seed,

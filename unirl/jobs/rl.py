@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -132,9 +133,11 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         check_machine(config, checkpoint)
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     check_prompts(samples_of(config, pairs), config, checkpoint)
+    # Sums depend on how many threads share them, and an actor has one.
+    facts = {"learner_threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) if local else 1}
     with (
         Interrupts() as interrupts,
-        RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed) as record,
+        RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], facts=facts, resume=resumed) as record,
         log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
     ):
         clock = StepClock()
@@ -216,7 +219,7 @@ def restore(parts: Parts, run: Run, *, follow: bool) -> int:
         checksum, recorded = parts.learner.publish_weights().manifest.checksum, weights_after(run_dir, step)
         if recorded and checksum != recorded:
             message = f"step {step}, made again from the journal, gave other weights than the run's"
-            run.record.event("alert", message, {"step": step, "sha256": checksum, "recorded": recorded})
+            run.record.event("alert", message, {"step": step, "checksum": checksum, "recorded": recorded})
         if parts.ahead is not None:
             parts.ahead.drop(step)
     if steps:

@@ -5,8 +5,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from unirl.config import RlConfig, RolloutConfig
+from unirl.config import RlConfig, RolloutConfig, SamplingConfig
 from unirl.data.pair_source import StepResult
 from unirl.jobs.parts import Parts, Published
 from unirl.learner.batching import build_batch, weigh_groups
@@ -34,6 +35,8 @@ class SampledStep:
     step: int
     pairs: tuple[PairRecord, ...]
     scored: list[ScoredGroup]
+    num_kept: int = 0
+    """Groups that were on disk already, sampled before a crash."""
 
 
 def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> SampledStep:
@@ -42,10 +45,10 @@ def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> 
         pairs = parts.pairs.lease(step - 1)
         requests = make_requests(pairs, step, config)
     with clock.phase("rollout"):
-        groups = sample_once(step, requests, parts, config.rollout)
-        scored = parts.rewards.score(groups)
+        kept = kept_groups(step, requests, parts, config.rollout)
+        scored = parts.rewards.score(chain(kept, sample_others(step, requests, kept, parts, config.rollout.sampling)))
         check_judged(scored, config.rewards.max_unjudged_fraction)
-    return SampledStep(step=step, pairs=pairs, scored=scored)
+    return SampledStep(step=step, pairs=pairs, scored=scored, num_kept=len(kept))
 
 
 def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: StepClock) -> tuple[StepData, Published]:
@@ -65,7 +68,8 @@ def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: Step
         groups=weighted,
         learner=update,
         restarts=restarts,
-        weights_sha256=published.manifest.checksum,
+        num_kept=sampled.num_kept,
+        weights_checksum=published.manifest.checksum,
         policy_version=published.manifest.policy_version - config.algorithm.updates_per_step,
     )
     return data, published
@@ -79,24 +83,36 @@ def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> Step
     return replace(data, seconds=clock.take_seconds())
 
 
-def sample_once(
+def kept_groups(
     step: int, requests: Sequence[RolloutRequest], parts: Parts, rollout: RolloutConfig
-) -> Iterator[RolloutGroup]:
-    """One group per request: those that are on disk already, then the others, which go to disk before anything else.
+) -> list[RolloutGroup]:
+    """What a run that broke off had sampled of this step.
 
-    Whole units of work are taken from disk or sampled, so that a batch keeps its shape, on which last bits depend.
+    Whole units of work alone, so that what is sampled beside them is batched as it would have been: last bits depend
+    on the shape of a batch.
     """
-    ahead, done = parts.ahead, set[str]()
-    if ahead is not None:
-        for unit in units_of_work(requests, rollout.sequences_per_unit):
-            found = [group for request in unit if (group := ahead.read(step, request))]
-            if len(found) == len(unit):
-                done |= {group.request.request_id for group in found}
-                yield from found
+    if parts.ahead is None:
+        return []
+    kept: list[RolloutGroup] = []
+    for unit in units_of_work(requests, rollout.sequences_per_unit):
+        found = [group for request in unit if (group := parts.ahead.read(step, request))]
+        kept += found if len(found) == len(unit) else []
+    return kept
+
+
+def sample_others(
+    step: int,
+    requests: Sequence[RolloutRequest],
+    kept: Sequence[RolloutGroup],
+    parts: Parts,
+    sampling: SamplingConfig,
+) -> Iterator[RolloutGroup]:
+    """The groups that are not kept; each goes to disk before anything is made of it."""
+    done = {group.request.request_id for group in kept}
     rest = [request for request in requests if request.request_id not in done]
-    for group in parts.rollouts.sample(rest, rollout.sampling) if rest else ():
-        if ahead is not None:
-            ahead.write(step, group)
+    for group in parts.rollouts.sample(rest, sampling) if rest else ():
+        if parts.ahead is not None:
+            parts.ahead.write(step, group)
         yield group
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ def to_tensor(array: NDArray[np.generic]) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
-def checksum(named: Iterable[tuple[str, NDArray[np.generic]]]) -> str:
-    """sha256 in hexadecimal over each name (UTF-8) and its bytes, in order."""
-    digest = hashlib.sha256()
+def checksum(named: Iterable[tuple[str, NDArray[np.generic]]], digest: Any = None) -> str:
+    """Digest in hexadecimal over each name (UTF-8) and its bytes, in order."""
+    digest = digest or hashlib.sha256()
     for name, array in named:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -100,7 +100,7 @@ def write_step(run_dir: Path, data: StepData, images: Mapping[tuple[str, int], s
         OSError: the disk is full or refuses.
     """
     rows = [row for group in data.groups for row in _rows(group, images)]
-    facts = {"unirl_journal": str(VERSION), "step": str(data.step), "weights_sha256": data.weights_sha256}
+    facts = {"unirl_journal": str(VERSION), "step": str(data.step), "weights_checksum": data.weights_checksum}
     schema = _SCHEMA.with_metadata(facts)
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
@@ -143,12 +143,12 @@ def read_step(run_dir: Path, step: int) -> tuple[JournalRow, ...]:
 
 
 def weights_after(run_dir: Path, step: int) -> str:
-    """sha256 of the weights after the step's update, over names and bytes in order.
+    """Checksum of the weights after the step's update, as published; empty when it was not recorded.
 
     Raises:
         OSError: the step has no journal.
     """
-    return (pq.read_schema(step_file(run_dir, step)).metadata or {}).get(b"weights_sha256", b"").decode()
+    return (pq.read_schema(step_file(run_dir, step)).metadata or {}).get(b"weights_checksum", b"").decode()
 
 
 def recorded_steps(run_dir: Path, after: int) -> range:

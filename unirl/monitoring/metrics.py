@@ -56,6 +56,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/answer_tokens_mean", "tokens", "mean", "Mean length of an answer."),
     Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
     Metric("rollout/num_restarts", "workers", "sum", "Rollout workers replaced since the last line: dead or hung."),
+    Metric("rollout/num_kept", "groups", "sum", "Groups taken from disk, where a crash had left them."),
     Metric("rollout/tokens_per_s", "tokens/s", "mean", "Tokens sampled per second of the rollout phase."),
     Metric("rollout/images_per_s", "images/s", "mean", "Images sampled per second of the rollout phase."),
     Metric("time/step_s", "s", "mean", "All phases since the last line, evaluation and checkpoint included."),
@@ -226,6 +227,8 @@ def _rollout_metrics(data: StepData) -> Iterator[tuple[str, float]]:
     if seconds := data.seconds.get("rollout", data.overlapped.get("rollout")):
         yield "rollout/tokens_per_s", num_tokens / seconds
         yield "rollout/images_per_s", (len(trajectories) - len(answers)) / seconds
+    if data.num_kept:
+        yield "rollout/num_kept", data.num_kept
     yield from _staleness(trajectories, data.policy_version)
 
 

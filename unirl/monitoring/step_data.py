@@ -22,7 +22,9 @@ class StepData:
     """Wall-clock seconds by phase of what ran beside these, in another thread."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Workers replaced since the step before, by pool: rollout, reward."""
-    weights_sha256: str = ""
+    num_kept: int = 0
+    """Groups taken from disk, where a run that broke off had left them."""
+    weights_checksum: str = ""
     """Checksum of the weights after the update, as published."""
     policy_version: int = 0
     """Updates behind the weights that learned, before the update."""
