@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unirl.algorithms.objective import find_objective
 from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
+from unirl.monitoring.control import ScaleControl
 from unirl.types import (
     LearnerBatch,
     PairRecord,
+    QuarantinedRequest,
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
@@ -47,7 +49,7 @@ class Rollouts(Protocol):
     """The rollout pool."""
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterable[RolloutGroup]:
-        """One group per request, in any order."""
+        """One group per request, in any order; none for a request that is quarantined."""
         ...
 
     def load_weights(self, publication: Any) -> None:
@@ -56,6 +58,10 @@ class Rollouts(Protocol):
 
     def take_restarts(self) -> int:
         """Workers replaced since the last call."""
+        ...
+
+    def take_quarantined(self) -> list[QuarantinedRequest]:
+        """Requests that failed for good and have no group, since the last call."""
         ...
 
 
@@ -107,15 +113,30 @@ class Parts:
 
 @contextmanager
 def open_parts(
-    config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool, log_dir: Path | None = None
+    config: RlConfig,
+    checkpoint: Path,
+    pairs: Path,
+    *,
+    local: bool,
+    log_dir: Path | None = None,
+    control: ScaleControl | None = None,
 ) -> Iterator[Parts]:
-    """Start everything a step needs and end it afterwards, whatever happened in between."""
+    """Start everything a step needs and end it afterwards, whatever happened in between.
+
+    Args:
+        config: all settings.
+        checkpoint: folder of the weights to start from.
+        pairs: the pair set.
+        local: in this process, without Ray.
+        log_dir: where actors log.
+        control: orders to change the number of rollout workers.
+    """
     with ExitStack() as stack:
         if local:
-            yield _local_parts(config, checkpoint, pairs, stack)
+            yield _local_parts(config, checkpoint, pairs, stack, control)
         else:
             _join_ray(config, checkpoint, stack, log_dir)
-            yield _actors(config, checkpoint, pairs, stack)
+            yield _actors(config, checkpoint, pairs, stack, control)
 
 
 @contextmanager
@@ -133,24 +154,28 @@ def open_judged_rollouts(config: RlConfig, checkpoint: Path, *, local: bool) -> 
         yield rollouts, rewards
 
 
-def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
+def _local_parts(
+    config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, control: ScaleControl | None
+) -> Parts:
     from unirl.jobs.local import LocalLearner
 
     source = PairSource.open(pairs, **_pair_settings(config))
     learner = LocalLearner(config, checkpoint)
     stack.callback(learner.close)
-    return Parts(source, *_local_rollouts(config, checkpoint, stack), learner)
+    return Parts(source, *_local_rollouts(config, checkpoint, stack, control), learner)
 
 
-def _local_rollouts(config: RlConfig, checkpoint: Path, stack: ExitStack) -> tuple[Rollouts, Rewards]:
+def _local_rollouts(
+    config: RlConfig, checkpoint: Path, stack: ExitStack, control: ScaleControl | None = None
+) -> tuple[Rollouts, Rewards]:
     from unirl.jobs.local import LocalRewards, LocalRollouts
 
     rewards = LocalRewards(config.rewards)
     stack.callback(rewards.close)
-    return LocalRollouts(config, checkpoint), rewards
+    return LocalRollouts(config, checkpoint, control), rewards
 
 
-def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
+def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, control: ScaleControl | None) -> Parts:
     """All actors start at once; the learner's places are reserved first, since its ranks need them together."""
     from unirl.cluster.learner_group import LearnerGroup
     from unirl.cluster.pairing_service import PairingService
@@ -159,7 +184,7 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -
 
     placement = place(config)
     stack.callback(placement.release)
-    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement)
+    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement, control)
     service = PairingService(pairs, _pair_settings(config))
     stack.callback(service.close)
     learner = LearnerGroup(config, checkpoint, placement)
@@ -182,12 +207,16 @@ def _join_ray(
 
 
 def _rollout_actors(
-    config: RlConfig, checkpoint: Path, stack: ExitStack, placement: "Placement | None" = None
+    config: RlConfig,
+    checkpoint: Path,
+    stack: ExitStack,
+    placement: "Placement | None" = None,
+    control: ScaleControl | None = None,
 ) -> "tuple[RolloutPool, RewardPool]":
     from unirl.cluster.reward_pool import RewardPool
     from unirl.cluster.rollout_pool import RolloutPool
 
-    rollouts = RolloutPool(config, checkpoint, placement)
+    rollouts = RolloutPool(config, checkpoint, placement, control=control)
     stack.callback(rollouts.close)
     rewards = RewardPool(config.rewards, rollouts.references)
     stack.callback(rewards.close)

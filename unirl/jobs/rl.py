@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from unirl.cluster.plan import check_machine
 from unirl.config import RlConfig, default_text
@@ -21,6 +22,7 @@ from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.learner.batching import build_batch, weigh_groups
+from unirl.monitoring.control import ScaleControl
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
@@ -33,6 +35,7 @@ from unirl.types import (
     TASKS,
     GenerationSample,
     PairRecord,
+    QuarantinedRequest,
     RolloutRequest,
     ScoredGroup,
     Task,
@@ -51,7 +54,8 @@ def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> Step
     with clock.phase("rollout"):
         groups = parts.rollouts.sample(requests, config.rollout.sampling)
         scored = parts.rewards.score(groups)
-        check_judged(scored, config.rewards.max_unjudged_fraction)
+        quarantined = parts.rollouts.take_quarantined()
+        check_judged(scored, quarantined, config.rewards.max_unjudged_fraction)
     with clock.phase("batch"):
         weighted = weigh_groups(scored, pairs, config.algorithm)
         batch = build_batch(weighted, config.algorithm)
@@ -59,9 +63,16 @@ def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> Step
         update = parts.learner.update(batch, step)
     with clock.phase("publish"):
         parts.rollouts.load_weights(parts.learner.publish_weights())
-    parts.pairs.record(step - 1, results_of(weighted))
+    parts.pairs.record(step - 1, results_of(weighted, quarantined))
     restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
-    return StepData(step=step, groups=weighted, learner=update, seconds=clock.take_seconds(), restarts=restarts)
+    return StepData(
+        step=step,
+        groups=weighted,
+        learner=update,
+        seconds=clock.take_seconds(),
+        restarts=restarts,
+        quarantined=quarantined,
+    )
 
 
 def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> list[RolloutRequest]:
@@ -81,27 +92,35 @@ def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> l
     return requests
 
 
-def check_judged(scored: Sequence[ScoredGroup], limit: float) -> None:
-    """Stop when rewards failed on more than a share of a task's completions.
+def check_judged(scored: Sequence[ScoredGroup], quarantined: Sequence[QuarantinedRequest], limit: float) -> None:
+    """Stop when more than a share of a task's completions could not be sampled, or rewards failed on them.
 
     Raises:
         RuntimeError: names the share, the limit and the first problem.
     """
     for task in TASKS:
         groups = [group for group in scored if group.group.request.task == task]
-        total = sum(len(group.judged) for group in groups)
-        unjudged = sum(int((~group.judged).sum()) for group in groups)
+        lost = [request for request in quarantined if request.task == task]
+        num_lost = sum(request.num_completions for request in lost)
+        total = num_lost + sum(len(group.judged) for group in groups)
+        unjudged = num_lost + sum(int((~group.judged).sum()) for group in groups)
         if unjudged > limit * total:
-            problems = (f"{name}: {s.problem}" for g in groups for name, s in g.components.items() if s.problem)
+            problems = chain(
+                (f"{request.request_id} could not be sampled: {request.error}" for request in lost),
+                (f"{name}: {s.problem}" for g in groups for name, s in g.components.items() if s.problem),
+            )
             raise RuntimeError(
                 f"rewards: expected at most {limit:.0%} of a step's {task} unjudged (rewards.max_unjudged_fraction); "
                 f"got {unjudged} of {total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
             )
 
 
-def results_of(weighted: Sequence[WeightedGroup]) -> list[StepResult]:
+def results_of(weighted: Sequence[WeightedGroup], quarantined: Sequence[QuarantinedRequest]) -> list[StepResult]:
     """What each side of each pair earned, for the pairing service's ledger."""
-    results: list[StepResult] = []
+    results = [
+        StepResult(pair_id=request.pair_id, task=request.task, mean_reward=None, zero_variance=False)
+        for request in quarantined
+    ]
     for group in weighted:
         rewards = group.scored.rewards[group.scored.judged]
         results.append(
@@ -131,6 +150,7 @@ class Run:
             heldout = resolve_heldout(self.config.evaluation.data, self.config.evaluation.num_prompts)
             save_image = self.record.save_evaluation_image
             result = evaluate_policy(heldout, parts.rollouts, parts.rewards, self.config, save_image)
+            self.record.write_quarantined(step, parts.rollouts.take_quarantined())
             self.record.write_evaluation(step, asdict(result))
 
     def save(self, parts: Parts, step: int) -> None:
@@ -224,7 +244,14 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             record.event("settings", "resumed with other settings", {"changed": changed})
         terminal.banner(banner(config, run_dir, checkpoint, local=local))
         try:
-            with open_parts(config, checkpoint, pairs, local=local, log_dir=run_dir / "logs") as parts:
+            with open_parts(
+                config,
+                checkpoint,
+                pairs,
+                local=local,
+                log_dir=run_dir / "logs",
+                control=ScaleControl(run_dir, record.event),
+            ) as parts:
                 first_step = restore(parts, run) if resumed else 1
                 record.accept()
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})

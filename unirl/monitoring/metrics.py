@@ -52,6 +52,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/answer_tokens_mean", "tokens", "mean", "Mean length of an answer."),
     Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
     Metric("rollout/num_restarts", "workers", "sum", "Rollout workers replaced since the last line: dead or hung."),
+    Metric("rollout/num_quarantined", "requests", "sum", "Requests left out as they failed; see quarantine.jsonl."),
     Metric("rollout/tokens_per_s", "tokens/s", "mean", "Tokens sampled per second of the rollout phase."),
     Metric("rollout/images_per_s", "images/s", "mean", "Images sampled per second of the rollout phase."),
     Metric("time/step_s", "s", "mean", "All phases since the last line, evaluation and checkpoint included."),
@@ -148,6 +149,7 @@ def step_metrics(data: StepData) -> dict[str, float]:
     metrics["time/step_s"] = math.fsum(data.seconds.values())
     metrics.update({f"time/{phase}_s": value for phase, value in data.seconds.items()})
     metrics.update({f"{pool}/num_restarts": num for pool, num in data.restarts.items()})
+    metrics["rollout/num_quarantined"] = len(data.quarantined)
     metrics.update(data.learner)
     for name in metrics:
         lookup(name)
@@ -164,6 +166,8 @@ def find_alerts(metrics: Mapping[str, float]) -> list[str]:
             alerts.append(f"no {task} group of this step carries a signal: all rewards are equal inside every group")
         if unjudged := metrics.get(f"reward/{task}/unjudged_fraction"):
             alerts.append(f"{unjudged:.1%} of the {task} completions could not be judged")
+    if num := metrics.get("rollout/num_quarantined"):
+        alerts.append(f"requests that could not be sampled and were left out: {num:g}; quarantine.jsonl names them")
     for pool in ("rollout", "reward"):
         if num := metrics.get(f"{pool}/num_restarts"):
             alerts.append(f"{pool} workers that died or hung and were replaced: {num:g}; logs/driver.log says which")
