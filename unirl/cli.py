@@ -290,6 +290,22 @@ def replay(
     raise typer.Exit(job.main(run, step, perturb or [], as_json=as_json))
 
 
+@app.command()
+def scale(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run that is under way.")],
+    workers: Annotated[
+        list[str], typer.Argument(metavar="ROLE=COUNT", help="rollout.text=2 rollout.image=4 rollout.both=1")
+    ],
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait until the workers are there.")] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Change the number of rollout workers of a live run; exit 1 when it could not be done or takes too long."""
+    start_logging(None)
+    from unirl.jobs import scale as job
+
+    raise typer.Exit(job.main(run, job.parse_counts(workers), timeout_s=timeout, as_json=as_json))
+
+
 @pair_app.command("make")
 def pair_make(overrides: Overrides = None, config: Files = None, verbose: Loudness = None) -> None:
     """Complete, embed, cluster and match samples into a certified pair set."""

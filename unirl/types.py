@@ -257,9 +257,23 @@ class Trajectory:
     seed: int
     unmask_step: NDArray[np.int16] | None = None
     """[T] step that revealed each token; masked-diffusion families only."""
+    version_spans: tuple[tuple[int, int], ...] = ()
+    """(first token, version) of each stretch that one version sampled, from token 0 on, when weights were updated
+    in mid-completion; `policy_version` is then the oldest. Empty when one version sampled all of it."""
 
     def __post_init__(self) -> None:
         length = len(self.completion_ids)
+        starts = [start for start, _ in self.version_spans]
+        _check(
+            not starts
+            or (
+                starts == sorted({0, *starts})
+                and starts[-1] < length
+                and self.policy_version == min(version for _, version in self.version_spans)
+            ),
+            f"trajectory: expected spans that part its {length} tokens, and policy_version the oldest of them; got "
+            f"{self.version_spans} and {self.policy_version}; note (first token, version) wherever the version changes",
+        )
         for name in ("loss_mask", "logprobs", "unmask_step"):
             value = getattr(self, name)
             _check(
@@ -291,6 +305,20 @@ class RolloutGroup:
             f"group {self.request.request_id}: expected one trajectory per seed in the request's order; got seeds "
             f"{tuple(t.seed for t in self.trajectories)} for {self.request.seeds}",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedRequest:
+    """A request that failed alone as often as it may: it has no group, and the run went on without it."""
+
+    request_id: str
+    pair_id: str
+    task: Task
+    num_completions: int
+    attempts: int
+    """Tries of it alone."""
+    error: str
+    """What the last try said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

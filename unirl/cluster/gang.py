@@ -80,7 +80,22 @@ class Gang:
         Raises:
             LearnerLostError: a rank died, or did not answer within `learner.timeout_s`.
         """
-        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        return self._finish([getattr(rank, method).remote(*arguments) for rank in self._ranks], method)
+
+    def stream(self, method: str) -> list["ray.ObjectRef"]:
+        """Objects that rank 0 yields in a method which every rank goes through; they belong to this process.
+
+        Raises:
+            RuntimeError: a rank died.
+        """
+        streams = [getattr(rank, method).remote() for rank in self._ranks]
+        self._finish([stream.completed() for stream in streams], method)
+        yielded = [list(stream) for stream in streams]
+        # An error that a rank raised is the last object of its stream.
+        self._finish([objects[-1] for objects in yielded], method)
+        return yielded[0]
+
+    def _finish(self, calls: list["ray.ObjectRef"], method: str) -> list[Any]:
         try:
             return self._answers(calls, method, self._learner.timeout_s)
         except GetTimeoutError as error:

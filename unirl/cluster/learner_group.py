@@ -1,6 +1,7 @@
 """The learner's ranks as Ray actors: a gang that starts, updates, publishes and saves together."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,16 @@ import ray
 from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.gang import Gang, own_address
 from unirl.cluster.placement import Placement
-from unirl.cluster.weight_sync import Publication
+from unirl.cluster.weight_sync import Bucket, Publication
 from unirl.config import RlConfig
-from unirl.types import LearnerBatch
+from unirl.types import LearnerBatch, WeightsManifest
 
 log = logging.getLogger(__name__)
 
 
 @ray.remote(max_restarts=0)
 class LearnerRank:
-    """One rank. Rank 0 also owns the published weights."""
+    """One rank."""
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 will listen."""
@@ -30,7 +31,6 @@ class LearnerRank:
         from unirl.learner.learner import Learner
 
         self._rank = rank
-        self._published: list[Publication] = []
         log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
         self._learner = Learner.from_config(config, checkpoint, rank=rank, address=address)
         log.info("rank %d of %d is up", rank, config.learner.num_ranks)
@@ -39,17 +39,13 @@ class LearnerRank:
         """This rank's share of the update; the metrics are those of all ranks."""
         return self._learner.update(batch, step)
 
-    def publish(self) -> Publication | None:
-        """Gather the weights bucket by bucket; rank 0 puts them into the store and keeps the last two versions."""
-        references = []
+    @ray.method(num_returns="streaming")
+    def publish(self) -> Iterator[Bucket | WeightsManifest]:
+        """Gather the weights bucket by bucket; rank 0 yields them, and every rank its manifest last."""
         for bucket in self._learner.weight_buckets():
             if self._rank == 0:
-                references.append(ray.put(bucket))
-        if self._rank != 0:
-            return None
-        publication = Publication(self._learner.manifest(), tuple(references))
-        self._published = [*self._published[-1:], publication]
-        return publication
+                yield bucket
+        yield self._learner.manifest()
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         """This rank's part of a checkpoint."""
@@ -77,5 +73,9 @@ class LearnerGroup:
         return self._gang.all("update", ray.put(batch), step)[0]
 
     def publish_weights(self) -> Publication:
-        """The current weights, ready to be fetched by any worker."""
-        return self._gang.all("publish")[0]
+        """The current weights, ready to be fetched by any worker.
+
+        The buckets belong to this process, which asked for them: they outlive the rank that made them.
+        """
+        *buckets, manifest = self._gang.stream("publish")
+        return Publication(ray.get(manifest), tuple(buckets))

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from unirl.config import RewardsConfig, RlConfig, SamplingConfig
 from unirl.learner.learner import Learner
 from unirl.models.policy import Policy
+from unirl.monitoring.control import ScaleControl
 from unirl.rewards.reward_set import RewardSet
 from unirl.rollout.build import build_sampler
 from unirl.rollout.units import units_of_work
-from unirl.types import LearnerBatch, RolloutGroup, RolloutRequest, ScoredGroup, WeightsManifest
+from unirl.types import LearnerBatch, QuarantinedRequest, RolloutGroup, RolloutRequest, ScoredGroup, WeightsManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class LocalPublication:
 class LocalRollouts:
     """One sampler for both tasks, fed the same units of work as the pool feeds its workers."""
 
-    def __init__(self, config: RlConfig, checkpoint: Path) -> None:
+    def __init__(self, config: RlConfig, checkpoint: Path, control: ScaleControl | None = None) -> None:
+        self._control = control
         self.oldest_version: int | None = None
         self._size = config.rollout.sequences_per_unit
         self._sampler = build_sampler(config.model, checkpoint, config.rollout, "both")
@@ -37,6 +39,9 @@ class LocalRollouts:
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterator[RolloutGroup]:
         """Groups in the order of the requests of each task."""
         for unit in units_of_work(requests, self._size):
+            if self._control is not None and (order := self._control.poll()) is not None:
+                refusal = "scale: expected a run on Ray; got one in one process (--local); resume it without --local"
+                self._control.answer(order, "refused", refusal, {"both": 1})
             yield from self._sampler.sample(unit, sampling)
 
     def load_weights(self, publication: LocalPublication, *, wait: bool = True) -> None:
@@ -46,6 +51,10 @@ class LocalRollouts:
     def take_restarts(self) -> int:
         """0: nothing here is replaced."""
         return 0
+
+    def take_quarantined(self) -> list[QuarantinedRequest]:
+        """None: an error here ends the run."""
+        return []
 
 
 class LocalRewards:

@@ -10,10 +10,12 @@ from unirl.algorithms.objective import find_objective
 from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
 from unirl.monitoring.ahead import AheadFiles
+from unirl.monitoring.control import ScaleControl
 from unirl.monitoring.run_log import RunLog
 from unirl.types import (
     LearnerBatch,
     PairRecord,
+    QuarantinedRequest,
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
@@ -57,7 +59,7 @@ class Rollouts(Protocol):
     """Weights below this version may not sample; None asks for the published version exactly."""
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterable[RolloutGroup]:
-        """One group per request, in any order."""
+        """One group per request, in any order; none for a request that is quarantined."""
         ...
 
     def load_weights(self, publication: Any, *, wait: bool = True) -> None:
@@ -66,6 +68,10 @@ class Rollouts(Protocol):
 
     def take_restarts(self) -> int:
         """Workers replaced since the last call."""
+        ...
+
+    def take_quarantined(self) -> list[QuarantinedRequest]:
+        """Requests that failed for good and have no group, since the last call."""
         ...
 
 
@@ -137,11 +143,11 @@ def open_parts(
         checkpoint: folder of the initial policy.
         pairs: folder of the pair set.
         local: all in this process.
-        record: the run's record, by which parts outlive their processes; None for a measurement.
+        record: the run's record, by which parts outlive their processes and take orders; None for a measurement.
     """
     with ExitStack() as stack:
         if local:
-            parts = _local_parts(config, checkpoint, pairs, stack)
+            parts = _local_parts(config, checkpoint, pairs, stack, record)
         else:
             _join_ray(config, checkpoint, stack, record.run_dir / "logs" if record else None)
             parts = _actors(config, checkpoint, pairs, stack, record)
@@ -191,21 +197,23 @@ def open_learner(config: RlConfig, checkpoint: Path) -> Iterator[Learners]:
         yield group
 
 
-def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack) -> Parts:
+def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, record: RunLog | None) -> Parts:
     from unirl.jobs.local import LocalLearner
 
     source = PairSource.open(pairs, **pair_settings(config))
     learner = LocalLearner(config, checkpoint)
     stack.callback(learner.close)
-    return Parts(source, *_local_rollouts(config, checkpoint, stack), learner)
+    return Parts(source, *_local_rollouts(config, checkpoint, stack, _control(record)), learner)
 
 
-def _local_rollouts(config: RlConfig, checkpoint: Path, stack: ExitStack) -> tuple[Rollouts, Rewards]:
+def _local_rollouts(
+    config: RlConfig, checkpoint: Path, stack: ExitStack, control: ScaleControl | None = None
+) -> tuple[Rollouts, Rewards]:
     from unirl.jobs.local import LocalRewards, LocalRollouts
 
     rewards = LocalRewards(config.rewards)
     stack.callback(rewards.close)
-    return LocalRollouts(config, checkpoint), rewards
+    return LocalRollouts(config, checkpoint, control), rewards
 
 
 def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, record: RunLog | None) -> Parts:
@@ -218,7 +226,7 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, r
 
     placement = place(config)
     stack.callback(placement.release)
-    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement)
+    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement, _control(record))
     ledger, report = (record.run_dir / "pairing.jsonl", record.event) if record else (None, None)
     service = PairingService(pairs, pair_settings(config), ledger, report)
     stack.callback(service.close)
@@ -242,16 +250,26 @@ def _join_ray(
 
 
 def _rollout_actors(
-    config: RlConfig, checkpoint: Path, stack: ExitStack, placement: "Placement | None" = None
+    config: RlConfig,
+    checkpoint: Path,
+    stack: ExitStack,
+    placement: "Placement | None" = None,
+    control: ScaleControl | None = None,
 ) -> "tuple[RolloutPool, RewardPool]":
     from unirl.cluster.reward_pool import RewardPool
     from unirl.cluster.rollout_pool import RolloutPool
 
-    rollouts = RolloutPool(config, checkpoint, placement)
+    rollouts = RolloutPool(
+        config, checkpoint, placement, control=control, in_flight_updates=config.overlap.in_flight_updates
+    )
     stack.callback(rollouts.close)
     rewards = RewardPool(config.rewards, rollouts.references)
     stack.callback(rewards.close)
     return rollouts, rewards
+
+
+def _control(record: RunLog | None) -> ScaleControl | None:
+    return ScaleControl(record.run_dir, record.event) if record else None
 
 
 def pair_settings(config: RlConfig) -> dict[str, Any]:

@@ -96,4 +96,5 @@ def _trajectory(row: JournalRow) -> Trajectory:
         policy_version=row.policy_version,
         seed=row.seed,
         unmask_step=row.unmask_step,
+        version_spans=row.version_spans,
     )

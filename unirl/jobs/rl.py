@@ -51,6 +51,7 @@ class Run:
             heldout = resolve_heldout(self.config.evaluation.data, self.config.evaluation.num_prompts)
             save_image = self.record.save_evaluation_image
             result = evaluate_policy(heldout, parts.rollouts, parts.rewards, self.config, save_image)
+            self.record.write_quarantined(step, parts.rollouts.take_quarantined())
             self.record.write_evaluation(step, asdict(result))
 
     def save(self, parts: Parts, step: int) -> None:
@@ -214,8 +215,9 @@ def restore(parts: Parts, run: Run, *, follow: bool) -> int:
         if overlapped and step == steps[-1]:
             # The next step was being sampled with these.
             parts.rollouts.load_weights(parts.learner.publish_weights())
-        weighted, _ = redo_step(parts.learner, run_dir, step, parts.pairs.lease(step - 1), run.config.algorithm)
-        parts.pairs.record(step - 1, results_of(weighted))
+        pairs = parts.pairs.lease(step - 1)
+        weighted, _ = redo_step(parts.learner, run_dir, step, pairs, run.config.algorithm)
+        parts.pairs.record(step - 1, results_of(weighted, pairs))
         checksum, recorded = parts.learner.publish_weights().manifest.checksum, weights_after(run_dir, step)
         if recorded and checksum != recorded:
             message = f"step {step}, made again from the journal, gave other weights than the run's"

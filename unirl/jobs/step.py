@@ -5,7 +5,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
+
+import numpy as np
 
 from unirl.config import RlConfig, RolloutConfig, SamplingConfig
 from unirl.data.pair_source import StepResult
@@ -19,6 +21,7 @@ from unirl.types import (
     TASKS,
     GenerationSample,
     PairRecord,
+    QuarantinedRequest,
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
@@ -35,6 +38,8 @@ class SampledStep:
     step: int
     pairs: tuple[PairRecord, ...]
     scored: list[ScoredGroup]
+    quarantined: Sequence[QuarantinedRequest] = ()
+    """What could not be sampled."""
     num_kept: int = 0
     """Groups that were on disk already, sampled before a crash."""
 
@@ -47,8 +52,9 @@ def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> 
     with clock.phase("rollout"):
         kept = kept_groups(step, requests, parts, config.rollout)
         scored = parts.rewards.score(chain(kept, sample_others(step, requests, kept, parts, config.rollout.sampling)))
-        check_judged(scored, config.rewards.max_unjudged_fraction)
-    return SampledStep(step=step, pairs=pairs, scored=scored, num_kept=len(kept))
+        quarantined = parts.rollouts.take_quarantined()
+        check_judged(scored, quarantined, config.rewards.max_unjudged_fraction)
+    return SampledStep(step=step, pairs=pairs, scored=scored, quarantined=quarantined, num_kept=len(kept))
 
 
 def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: StepClock) -> tuple[StepData, Published]:
@@ -61,13 +67,14 @@ def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: Step
         update = parts.learner.update(batch, step)
     with clock.phase("publish"):
         published = parts.learner.publish_weights()
-    parts.pairs.record(step - 1, results_of(weighted))
+    parts.pairs.record(step - 1, results_of(weighted, sampled.pairs))
     restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
     data = StepData(
         step=step,
         groups=weighted,
         learner=update,
         restarts=restarts,
+        quarantined=sampled.quarantined,
         num_kept=sampled.num_kept,
         weights_checksum=published.manifest.checksum,
         policy_version=published.manifest.policy_version - config.algorithm.updates_per_step,
@@ -133,35 +140,44 @@ def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> l
     return requests
 
 
-def check_judged(scored: Sequence[ScoredGroup], limit: float) -> None:
-    """Stop when rewards failed on more than a share of a task's completions.
+def check_judged(scored: Sequence[ScoredGroup], quarantined: Sequence[QuarantinedRequest], limit: float) -> None:
+    """Stop when more than a share of a task's completions could not be sampled, or rewards failed on them.
 
     Raises:
         RuntimeError: names the share, the limit and the first problem.
     """
     for task in TASKS:
         groups = [group for group in scored if group.group.request.task == task]
-        total = sum(len(group.judged) for group in groups)
-        unjudged = sum(int((~group.judged).sum()) for group in groups)
+        lost = [request for request in quarantined if request.task == task]
+        num_lost = sum(request.num_completions for request in lost)
+        total = num_lost + sum(len(group.judged) for group in groups)
+        unjudged = num_lost + sum(int((~group.judged).sum()) for group in groups)
         if unjudged > limit * total:
-            problems = (f"{name}: {s.problem}" for g in groups for name, s in g.components.items() if s.problem)
+            problems = chain(
+                (f"{request.request_id} could not be sampled: {request.error}" for request in lost),
+                (f"{name}: {s.problem}" for g in groups for name, s in g.components.items() if s.problem),
+            )
             raise RuntimeError(
                 f"rewards: expected at most {limit:.0%} of a step's {task} unjudged (rewards.max_unjudged_fraction); "
                 f"got {unjudged} of {total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
             )
 
 
-def results_of(weighted: Sequence[WeightedGroup]) -> list[StepResult]:
-    """What each side of each pair earned, for the pairing service's ledger."""
+def results_of(weighted: Sequence[WeightedGroup], pairs: Sequence[PairRecord]) -> list[StepResult]:
+    """What each side of each pair earned, for the pairing service's ledger; nothing where it has no group."""
+    rewards = {
+        (group.pair.pair_id, group.scored.group.request.task): group.scored.rewards[group.scored.judged]
+        for group in weighted
+    }
     results: list[StepResult] = []
-    for group in weighted:
-        rewards = group.scored.rewards[group.scored.judged]
+    for pair, task in product(pairs, TASKS):
+        own = rewards.get((pair.pair_id, task), np.zeros(0, np.float32))
         results.append(
             StepResult(
-                pair_id=group.pair.pair_id,
-                task=group.scored.group.request.task,
-                mean_reward=float(rewards.mean()) if len(rewards) else None,
-                zero_variance=bool(len(rewards) and (rewards == rewards[0]).all()),
+                pair_id=pair.pair_id,
+                task=task,
+                mean_reward=float(own.mean()) if len(own) else None,
+                zero_variance=bool(len(own) and (own == own[0]).all()),
             )
         )
     return results

@@ -44,6 +44,26 @@ class FolderLock:
         _held.discard(self._folder)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process is writing the folder.
+
+    Takes a reader's lock for an instant, which refuses nobody but a writer that starts in that instant.
+    """
+    if folder.resolve() in _held:
+        return True
+    try:
+        file = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
 def _refusal(folder: Path, holder: str) -> RunDirError:
     return RunDirError(
         f"run directory {folder}: expected no other writer; got one at work ({holder}); wait for it, stop it, or set "

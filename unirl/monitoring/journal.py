@@ -59,6 +59,8 @@ class JournalRow:
     judged: bool
     components: tuple[RewardPart, ...]
     advantage: float
+    version_spans: tuple[tuple[int, int], ...] = ()
+    """(first token, version) of each stretch, where weights changed in mid-completion."""
 
 
 _ARRAYS = {"prompt_ids": np.int32, "completion_ids": np.int32, "logprobs": np.float32, "loss_mask": np.bool_,
@@ -84,6 +86,7 @@ _SCHEMA = pa.schema(
         ("advantage", pa.float64()),
         ("judged", pa.bool_()),
         ("components", pa.list_(_COMPONENT)),
+        ("version_spans", pa.list_(pa.list_(pa.int64()))),
     ]
 )
 
@@ -137,6 +140,7 @@ def read_step(run_dir: Path, step: int) -> tuple[JournalRow, ...]:
             **row
             | {name: values[number] for name, values in arrays.items()}
             | {"components": tuple(_reward_part(part) for part in row["components"])}
+            | {"version_spans": tuple(map(tuple, row.get("version_spans", ())))}
         )
         for number, row in enumerate(plain)
     )
@@ -200,6 +204,7 @@ def _rows(group: WeightedGroup, images: Mapping[tuple[str, int], str]) -> Iterat
             "judged": bool(scored.judged[index]),
             "components": list(_components(group, index)),
             "advantage": float(group.advantages[index]),
+            "version_spans": [list(span) for span in trajectory.version_spans],
         }
 
 

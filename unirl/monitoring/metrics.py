@@ -57,6 +57,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
     Metric("rollout/num_restarts", "workers", "sum", "Rollout workers replaced since the last line: dead or hung."),
     Metric("rollout/num_kept", "groups", "sum", "Groups taken from disk, where a crash had left them."),
+    Metric("rollout/num_quarantined", "requests", "sum", "Requests left out as they failed; see quarantine.jsonl."),
     Metric("rollout/tokens_per_s", "tokens/s", "mean", "Tokens sampled per second of the rollout phase."),
     Metric("rollout/images_per_s", "images/s", "mean", "Images sampled per second of the rollout phase."),
     Metric("time/step_s", "s", "mean", "All phases since the last line, evaluation and checkpoint included."),
@@ -155,6 +156,7 @@ def step_metrics(data: StepData) -> dict[str, float]:
     metrics["time/step_s"] = math.fsum(data.seconds.values())
     metrics.update({f"time/{phase}_s": value for phase, value in ({**data.overlapped, **data.seconds}).items()})
     metrics.update({f"{pool}/num_restarts": num for pool, num in data.restarts.items()})
+    metrics["rollout/num_quarantined"] = len(data.quarantined)
     metrics.update(data.learner)
     for name in metrics:
         lookup(name)
@@ -171,6 +173,8 @@ def find_alerts(metrics: Mapping[str, float]) -> list[str]:
             alerts.append(f"no {task} group of this step carries a signal: all rewards are equal inside every group")
         if unjudged := metrics.get(f"reward/{task}/unjudged_fraction"):
             alerts.append(f"{unjudged:.1%} of the {task} completions could not be judged")
+    if num := metrics.get("rollout/num_quarantined"):
+        alerts.append(f"requests that could not be sampled and were left out: {num:g}; quarantine.jsonl names them")
     for pool in ("rollout", "reward"):
         if num := metrics.get(f"{pool}/num_restarts"):
             alerts.append(f"{pool} workers that died or hung and were replaced: {num:g}; logs/driver.log says which")
@@ -236,8 +240,11 @@ def _staleness(trajectories: Sequence[Trajectory], policy_version: int) -> Itera
     """How many updates lie between the weights that drew a token and those that learn from it, over all tokens."""
     tokens: Counter[int] = Counter()
     for trajectory in trajectories:
-        # Weights that were never sent, version -1, are the checkpoint's, version 0.
-        tokens[policy_version - max(trajectory.policy_version, 0)] += len(trajectory.completion_ids)
+        spans = trajectory.version_spans or ((0, trajectory.policy_version),)
+        ends = [*(start for start, _ in spans[1:]), len(trajectory.completion_ids)]
+        for (start, version), end in zip(spans, ends, strict=True):
+            # Weights that were never sent, version -1, are the checkpoint's, version 0.
+            tokens[policy_version - max(version, 0)] += end - start
     total = tokens.total()
     if total:
         yield "rollout/staleness_mean", sum(updates * count for updates, count in tokens.items()) / total

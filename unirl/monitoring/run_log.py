@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,10 +23,11 @@ from unirl.monitoring.images import encode_webp, thin_images
 from unirl.monitoring.metrics import find_alerts, lookup, step_metrics
 from unirl.monitoring.run_facts import describe_run, without_secrets
 from unirl.monitoring.step_data import StepData
+from unirl.types import QuarantinedRequest
 
 log = logging.getLogger(__name__)
 
-_FILES = ("metrics", "pairs", "used_pairs", "events")
+_FILES = ("metrics", "pairs", "used_pairs", "events", "quarantine")
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 Report = Callable[[str, str, Mapping[str, object]], None]
@@ -119,12 +121,28 @@ class RunLog:
         self._files["used_pairs"].append(pair_view.used_pairs(data))
         values = step_metrics(data)
         self.write_metrics(data.step, values)
+        self.write_quarantined(data.step, data.quarantined)
         for alert in find_alerts(values):
             log.warning("step %d: %s", data.step, alert)
             self.event("alert", alert, {"step": data.step})
         if shown.journal:
             journal.write_step(self.run_dir, data, images)
         return values
+
+    def write_quarantined(self, step: int, quarantined: Sequence[QuarantinedRequest]) -> None:
+        """Name requests that could not be sampled, in quarantine.jsonl and in the events.
+
+        Args:
+            step: the step, or the last one before an evaluation.
+            quarantined: of that step or evaluation.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        for request in quarantined:
+            line = {"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **asdict(request)}
+            self._files["quarantine"].append(line)
+            self.event("quarantine", f"{request.request_id} could not be sampled: {request.error}", {"step": step})
 
     def write_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Add a line to metrics.jsonl.

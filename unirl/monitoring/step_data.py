@@ -1,9 +1,9 @@
 """What one finished step hands to the metrics, the journal, the pair view and the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unirl.types import WeightedGroup
+from unirl.types import QuarantinedRequest, WeightedGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +13,7 @@ class StepData:
     step: int
     """Counted from 1; 0 is the state before training."""
     groups: tuple[WeightedGroup, ...]
-    """Two per pair, both tasks."""
+    """Two per pair, both tasks, but for what is quarantined."""
     learner: Mapping[str, float] = field(default_factory=dict)
     """What the learner measured, under full metric names."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -28,3 +28,5 @@ class StepData:
     """Checksum of the weights after the update, as published."""
     policy_version: int = 0
     """Updates behind the weights that learned, before the update."""
+    quarantined: Sequence[QuarantinedRequest] = ()
+    """Requests of the step that could not be sampled."""

@@ -32,6 +32,8 @@ class Completion:
     """Tokens from the front that count in the loss; None counts all."""
     unmask_step: NDArray[np.int16] | None = None
     """[T] step that revealed each token; masked-diffusion families only."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """(first token, version) of each stretch; empty when the sampler's version drew all."""
 
 
 def encode_prompts(
@@ -62,13 +64,15 @@ def make_groups(
     completions: Sequence[Sequence[Completion]],
     policy_version: int,
 ) -> list[RolloutGroup]:
-    """One group per request, from one completion per seed."""
+    """One group per request, from one completion per seed; `policy_version` counts where a completion names none."""
     rows = list(zip(requests, prompts, completions, strict=True))
     drawn = [(c.ids, prompt) for request, prompt, row in rows if _draws(request) for c in row]
     pictures = iter(policy.decode_images([codes for codes, _ in drawn], [prompt for _, prompt in drawn]))
     groups = []
     for request, prompt, row in rows:
         is_image = _draws(request)
+        spans = [completion.versions if len(completion.versions) > 1 else () for completion in row]
+        oldest = [min((v for _, v in completion.versions), default=policy_version) for completion in row]
         trajectories = [
             Trajectory(
                 prompt_ids=prompt,
@@ -79,11 +83,12 @@ def make_groups(
                 text=None if is_image else policy.decode_text(completion.ids[: _counted(completion)]),
                 image=next(pictures) if is_image else None,
                 finish_reason=completion.finish_reason,
-                policy_version=policy_version,
+                policy_version=version,
                 seed=seed,
                 unmask_step=completion.unmask_step,
+                version_spans=own,
             )
-            for seed, completion in zip(request.seeds, row, strict=True)
+            for seed, completion, version, own in zip(request.seeds, row, oldest, spans, strict=True)
         ]
         groups.append(RolloutGroup(request=request, trajectories=tuple(trajectories)))
     return groups

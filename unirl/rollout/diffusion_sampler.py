@@ -1,6 +1,6 @@
 """The sampler of masked-diffusion families: canvases of a unit of work revealed together, step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +27,16 @@ class DiffusionSampler:
     max_num_seqs: int
     """Canvases revealed together."""
     policy_version: int = -1
+    between_tokens: Callable[[], None] | None = None
+    """Called between canvases revealed together, which one version draws from end to end."""
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
         """One group per request, in their order."""
         groups = {}
         for unit in units_of_work(requests, self.max_num_seqs):
+            if self.between_tokens is not None:
+                self.between_tokens()
             canvases = encode_prompts(self.policy, unit, sampling, self.max_model_len)
             draw = self._answers if unit[0].task == "understanding" else self._images
             repeated = [canvas for canvas, request in zip(canvases, unit, strict=True) for _ in request.seeds]

@@ -1,6 +1,6 @@
 """What a sampler must offer, whatever engine is behind it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,11 @@ class Sampler(Protocol):
 
     policy_version: int
     """Version of the weights in use; -1 for those of the checkpoint the sampler was built from until told otherwise."""
+
+    between_tokens: Callable[[], None] | None
+    """Called again and again while it samples, between tokens where a completion is drawn token after token; may load
+    weights, under which completions then go on. Each token is drawn, and its log-probability taken, under one version
+    with all tokens before it read by that version, and the versions are noted."""
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
         """One group per request, in their order."""

@@ -1,6 +1,6 @@
 """The plain sampler: one forward pass per token with a key-value cache; the oracle of the tests, quick to start."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ class TorchSampler:
     max_num_seqs: int
     """Sequences decoded at a time."""
     policy_version: int = -1
+    between_tokens: Callable[[], None] | None = None
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
@@ -56,7 +57,9 @@ class TorchSampler:
         ids, mask = self.policy.pad_prompts(prompts)
         images = [r.sample.image for r in requests if isinstance(r.sample, UnderstandingSample)]
         allowed = self.policy.allowed_text_ids.to(ids.device)
-        decoder = _Decoder(self.policy, requests, self.policy.embed_prompts(ids, mask, images), mask)
+        decoder = _Decoder(
+            self, requests, mask, lambda: self.policy.embed_prompts(ids, mask, images), self.policy.embed_text
+        )
         done = torch.zeros(decoder.num_sequences, dtype=torch.bool, device=ids.device)
         for _ in range(sampling.text.max_tokens):
             logits = self.policy.text_logits(decoder.last_hidden).masked_fill(~allowed, -torch.inf)
@@ -64,7 +67,7 @@ class TorchSampler:
             done |= tokens == self.policy.end_id
             if done.all():
                 break
-            decoder.advance(self.policy.embed_text(tokens))
+            decoder.advance(tokens)
         return decoder.completions(self.policy.end_id)
 
     def _images(
@@ -75,13 +78,19 @@ class TorchSampler:
         ids, mask = self.policy.pad_prompts(prompts)
         if scale != 1.0:
             ids, mask = torch.cat([ids, self.policy.unconditional(ids)]), mask.repeat(2, 1)
-        decoder = _Decoder(self.policy, requests, self.policy.embed_text(ids), mask)
+        decoder = _Decoder(
+            self,
+            requests,
+            mask,
+            lambda: self.policy.embed_text(ids),
+            lambda codes: self.policy.embed_codes(codes.repeat(len(ids) // len(prompts), 1)),
+        )
         for index in range(self.policy.num_image_tokens):
             cond, *uncond = self.policy.code_logits(decoder.last_hidden).split(decoder.num_sequences)
             logits = guided_logits(cond, uncond[0], scale) if uncond else cond
             codes = decoder.draw(logits, sampling.image.temperature, self.policy.first_code)
             if index < self.policy.num_image_tokens - 1:
-                decoder.advance(self.policy.embed_codes(codes.repeat(1 + len(uncond))))
+                decoder.advance(codes)
         return decoder.completions(None)
 
 
@@ -89,22 +98,41 @@ class _Decoder:
     """Cache, generators and tokens of the sequences in flight; a second stream follows the first."""
 
     def __init__(
-        self, policy: AutoregressivePolicy, requests: Sequence[RolloutRequest], embeddings: Tensor, mask: Tensor
+        self,
+        sampler: TorchSampler,
+        requests: Sequence[RolloutRequest],
+        mask: Tensor,
+        embed_prompts: Callable[[], Tensor],
+        embed_tokens: Callable[[Tensor], Tensor],
     ) -> None:
-        self._policy = policy
+        """Read the prompts.
+
+        Args:
+            sampler: whose policy draws.
+            requests: one per prompt.
+            mask: [S R, P] 1 where a prompt has a token, in S streams.
+            embed_prompts: embeddings [S R, P, H] of the prompts.
+            embed_tokens: embeddings [S N, T, H] of drawn tokens [N, T].
+        """
+        self._sampler, self._prompt_mask = sampler, mask
+        self._embed_prompts, self._embed_tokens = embed_prompts, embed_tokens
         self._sizes = [len(request.seeds) for request in requests]
-        device = mask.device
         self._generators = [torch.Generator().manual_seed(seed) for request in requests for seed in request.seeds]
         self.num_sequences = len(self._generators)
-        self._cache = DynamicCache()
-        hidden = policy.hidden_states(embeddings, mask, self._cache)[:, -1]
         # Each prompt is read once; its state is repeated for its seeds.
-        repeats = torch.tensor(self._sizes * (len(mask) // len(requests)), device=device)
-        rows = torch.arange(len(mask), device=device).repeat_interleave(repeats)
-        self._cache.batch_select_indices(rows)
-        self._mask, self.last_hidden = mask[rows], hidden[rows]
+        repeats = torch.tensor(self._sizes * (len(mask) // len(requests)), device=mask.device)
+        self._rows = torch.arange(len(mask), device=mask.device).repeat_interleave(repeats)
         self._tokens: list[Tensor] = []
         self._logprobs: list[Tensor] = []
+        self._versions: list[tuple[int, int]] = []
+        self._read_prompts()
+
+    def _read_prompts(self) -> None:
+        self._versions.append((len(self._tokens), self._sampler.policy_version))
+        self._cache = DynamicCache()
+        hidden = self._sampler.policy.hidden_states(self._embed_prompts(), self._prompt_mask, self._cache)[:, -1]
+        self._cache.batch_select_indices(self._rows)
+        self._mask, self.last_hidden = self._prompt_mask[self._rows], hidden[self._rows]
 
     def draw(self, logits: Tensor, temperature: float, offset: int = 0) -> Tensor:
         """Draw and record one token per sequence; greedy tokens are recorded under temperature 1."""
@@ -117,10 +145,20 @@ class _Decoder:
         self._logprobs.append(logits.log_softmax(dim=1).gather(1, tokens[:, None])[:, 0])
         return tokens
 
-    def advance(self, embeddings: Tensor) -> None:
-        """Read one more token [S B, H] of each stream."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        self.last_hidden = self._policy.hidden_states(embeddings[:, None], self._mask, self._cache)[:, -1]
+    def advance(self, tokens: Tensor) -> None:
+        """Read the tokens [N] drawn last; under other weights than before, all that came before them too."""
+        if self._sampler.between_tokens is not None:
+            self._sampler.between_tokens()
+        if self._sampler.policy_version == self._versions[-1][1]:
+            self._read(tokens[:, None])
+        else:
+            self._read_prompts()
+            self._read(torch.stack(self._tokens, dim=1))
+
+    def _read(self, tokens: Tensor) -> None:
+        embeddings = self._embed_tokens(tokens)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(embeddings.shape[:2])], dim=1)
+        self.last_hidden = self._sampler.policy.hidden_states(embeddings, self._mask, self._cache)[:, -1]
 
     def completions(self, end_id: int | None) -> list[list[Completion]]:
         """Completions by request, each cut after its first end token."""
@@ -131,6 +169,7 @@ class _Decoder:
             ends = np.flatnonzero(ids == end_id) if end_id is not None else []
             length = ends[0] + 1 if len(ends) else len(ids)
             reason = "stop" if len(ends) or end_id is None else "length"
-            flat.append(Completion(ids[:length].copy(), values[:length].copy(), reason))
+            versions = tuple(span for span in self._versions if span[0] < length)
+            flat.append(Completion(ids[:length].copy(), values[:length].copy(), reason, versions=versions))
         rows = iter(flat)
         return [[next(rows) for _ in range(size)] for size in self._sizes]

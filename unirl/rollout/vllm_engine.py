@@ -1,7 +1,7 @@
 """The sampler of real runs: one vLLM engine inside this process, answers and images over one joint vocabulary."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from unirl.rollout.vllm_process import (
     ids_and_logprobs,
     sampling_params,
     set_environment,
+    version_spans,
     with_memory,
 )
 from unirl.types import Modality, RolloutGroup, RolloutRequest, UnderstandingSample, WeightsManifest
@@ -42,6 +43,7 @@ class VllmSampler:
     def __init__(self, model: ModelConfig, path: Path, rollout: RolloutConfig, role: str) -> None:
         guidance_scale = rollout.sampling.image.guidance_scale
         self.policy_version = -1
+        self.between_tokens: Callable[[], None] | None = None
         self.always_all_streams = not rollout.enforce_eager
         """Run every stream and head whatever is asked for; a compiled graph keeps the streams it was traced with."""
         self._rollout, self._role = rollout, role
@@ -95,7 +97,8 @@ class VllmSampler:
                     zip(self._engine_prompts(requests, prompts), requests, strict=True)
                 )
                 for seed_index, seed in enumerate(request.seeds)
-            }
+            },
+            on_step=self.between_tokens,
         )
         completions = [
             [self._completion(outputs[f"{index}/{seed_index}"], request) for seed_index in range(len(request.seeds))]
@@ -182,4 +185,4 @@ class VllmSampler:
         else:
             assert not is_code.any(), f"request {request.request_id}: image codes in an answer: {ids}"
             reason = "stop" if ids[-1] == self._front.end_id else "length"
-        return Completion(ids, logprobs, reason)
+        return Completion(ids, logprobs, reason, versions=version_spans(output.outputs[0]))

@@ -110,8 +110,12 @@ class EngineProcess:
         self,
         requests: Mapping[str, tuple["EngineInput", "SamplingParams"]],
         on_done: Callable[[Any], None] | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> dict[str, "RequestOutput"]:
-        """Outputs of requests by their names; `on_done` sees each as soon as it is finished."""
+        """Outputs of requests by their names; `on_done` sees each as soon as it is finished.
+
+        `on_step` is called after each step of the engine and may load weights.
+        """
         engine = self.llm.llm_engine
         outputs: dict[str, Any] = {}
         pending: set[str] = set()
@@ -127,13 +131,18 @@ class EngineProcess:
                             outputs[output.request_id] = output
                             if on_done is not None:
                                 on_done(output)
+                    if on_step is not None and engine.has_unfinished_requests():
+                        on_step()
             finally:
                 # After an interrupt nothing may linger in the engine and mix with the next call.
                 engine.abort_request(list(pending - outputs.keys()))
         return outputs
 
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
-        """Replace the weights of engine and front in place and drop every cached prefix.
+        """Replace the weights of engine and front in place and drop every key and value.
+
+        Sequences under way go on: the new weights read their prompts and tokens anew, except that a prompt given as
+        embeddings stays as it was embedded.
 
         Raises:
             ValueError: the manifest or the weights do not fit; nothing is changed.
@@ -147,7 +156,8 @@ class EngineProcess:
         for name, array in named:
             if name in targets:
                 copy_into(targets, name, to_tensor(array))
-        self.forget_prefixes()
+        self.llm.reset_prefix_cache(reset_running_requests=True)
+        self.llm.llm_engine.set_weight_version(str(manifest.policy_version))
         self._is_broken = False
 
     def forget_prefixes(self) -> None:
@@ -189,6 +199,12 @@ def ids_and_logprobs(completion: "CompletionOutput") -> tuple[NDArray[np.int32],
     assert isinstance(logprobs, FlatLogprobs)
     assert logprobs.token_ids == list(completion.token_ids), "tokens without logprobs"
     return np.asarray(completion.token_ids, dtype=np.int32), np.asarray(logprobs.logprobs, dtype=np.float32)
+
+
+def version_spans(completion: "CompletionOutput") -> tuple[tuple[int, int], ...]:
+    """(first token, version) of each stretch of tokens; -1 is the checkpoint that the engine was built from."""
+    spans = completion.weight_versions or []
+    return tuple((span.start, -1 if span.version == "default" else int(span.version)) for span in spans)
 
 
 def with_memory(text: Any, settings: EngineSettings, dtype: torch.dtype, num_streams: int = 1) -> EngineSettings:
