@@ -153,7 +153,8 @@ class RolloutConfig:
     timeout_s: float = 600.0
     """A unit that takes longer is taken for hung: its worker is replaced and the unit requeued."""
     max_attempts: int = 3
-    """A unit that failed this often stops the run with the last error."""
+    """A unit that failed this often is cut into its requests; a request that fails as often again, alone, is left out
+    and named in quarantine.jsonl, and its completions count as unjudged."""
 
 
 @dataclass(frozen=True)
