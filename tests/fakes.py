@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,18 @@ from torch.utils.checkpoint import checkpoint
 from unirl.algorithms.logprobs import token_entropies, token_logprobs
 from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
+from unirl.jobs.parts import Rollouts
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
-from unirl.types import GenerationSample, LearnerBatch, LearnerRow, Task, UnderstandingSample
+from unirl.types import (
+    GenerationSample,
+    LearnerBatch,
+    LearnerRow,
+    QuarantinedRequest,
+    RolloutGroup,
+    RolloutRequest,
+    Task,
+    UnderstandingSample,
+)
 
 NUM_WORDS, NUM_CODES, NUM_CODES_PER_IMAGE, IMAGE_SIDE = 24, 16, 6, 4
 
@@ -238,3 +249,36 @@ def score_all(policy: TinyPolicy, row: LearnerRow, scoring: Scoring) -> NDArray[
     for scores in policy.score([row], scoring):
         total += torch.where(scores.scored, scores.logprobs, 0.0)[0].float().numpy()
     return total
+
+
+class LosingRollouts:
+    """Meets `unirl.jobs.parts.Rollouts`: samples with what it is given, but for one request, which it quarantines."""
+
+    def __init__(self, rollouts: Rollouts, lost: str) -> None:
+        self._rollouts, self._lost = rollouts, lost
+        self._quarantined: list[QuarantinedRequest] = []
+
+    def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterator[RolloutGroup]:
+        for request in requests:
+            if request.request_id == self._lost:
+                self._quarantined.append(
+                    QuarantinedRequest(
+                        request_id=request.request_id,
+                        pair_id=request.pair_id,
+                        task=request.task,
+                        num_completions=len(request.seeds),
+                        attempts=3,
+                        error="OSError: made to fail",
+                    )
+                )
+        yield from self._rollouts.sample([r for r in requests if r.request_id != self._lost], sampling)
+
+    def load_weights(self, publication: Any) -> None:
+        self._rollouts.load_weights(publication)
+
+    def take_restarts(self) -> int:
+        return 0
+
+    def take_quarantined(self) -> list[QuarantinedRequest]:
+        taken, self._quarantined = self._quarantined, []
+        return taken

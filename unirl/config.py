@@ -153,7 +153,8 @@ class RolloutConfig:
     timeout_s: float = 600.0
     """A unit that takes longer is taken for hung: its worker is replaced and the unit requeued."""
     max_attempts: int = 3
-    """A unit that failed this often stops the run with the last error."""
+    """A unit that failed this often is cut into its requests; a request that fails as often again, alone, is left out
+    and named in quarantine.jsonl, and its completions count as unjudged."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +349,11 @@ class ClusterConfig:
     """Shared memory of a local Ray, in GiB."""
     start_timeout_s: float = 300.0
     """Give up when an actor is not up after this time."""
+    weight_transport: Literal["object_store", "broadcast", "shared_memory"] = "object_store"
+    """How weights reach the rollout workers: through Ray's object store; by one broadcast from learner rank 0 to all of
+    them, NCCL between GPUs, else gloo; or in memory that processes on rank 0's machine share."""
+    broadcast_timeout_s: float = 60.0
+    """Patience of a broadcast's members with each other; who is lost or late fetches the weights by itself."""
 
 
 @dataclass(frozen=True)

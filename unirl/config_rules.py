@@ -286,6 +286,10 @@ def _learner(config: RlConfig) -> Iterator[Problem]:
     if config.cluster.placement == "separate" and learner.num_gpus not in (0, 1):
         rule = "must be 0 or 1 for each rank when cluster.placement is separate"
         yield Problem("learner.num_gpus", learner.num_gpus, rule, "raise learner.num_ranks instead")
+    if config.cluster.weight_transport == "broadcast" and config.cluster.placement == "colocated" and learner.num_gpus:
+        rule = "needs a GPU for each member, which learner and workers share when cluster.placement is colocated"
+        key = "cluster.weight_transport"
+        yield Problem(key, "broadcast", rule, "try cluster.weight_transport=shared_memory")
     yield from _offload(config)
 
 
@@ -356,6 +360,7 @@ def _ignored(config: SftConfig) -> Iterator[Problem]:
     reasons = {
         "cluster.placement": "fine-tuning has no rollout workers",
         "learner.max_restarts": "lost ranks end fine-tuning, which is then resumed",
+        "cluster.weight_transport": "fine-tuning has no rollout workers",
         "monitoring.pairs_every": "fine-tuning shows no pairs",
         "monitoring.pairs_per_step": "fine-tuning shows no pairs",
         "monitoring.images_max_mb": "fine-tuning keeps the exam's pictures alone",

@@ -4,16 +4,39 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unirl.cluster.placement import place
 from unirl.cluster.rollout_pool import RolloutPool
 from unirl.cluster.weight_sync import Publication
-from unirl.jobs.local import LocalLearner, LocalRollouts
+from unirl.config import ModelConfig
+from unirl.jobs.local import LocalRollouts
+from unirl.models.named_arrays import checksum, to_array
+from unirl.models.policy import load_policy
+from unirl.monitoring.control import ScaleControl, order_scale, read_answer
 from unirl.rollout.units import units_of_work
+from unirl.types import TensorSpec, WeightsManifest
 
 
 @pytest.fixture(scope="module")
 def pool(ray_session, config, checkpoint):
     """Two workers for all tests, since starting them takes most of the time; the last gives them other weights."""
     pool = RolloutPool(config, checkpoint, None)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory):
+    """Orders by file, and the events they leave."""
+    events = []
+    control = ScaleControl(tmp_path_factory.mktemp("run"), lambda *event: events.append(event))
+    control.events = events
+    return control
+
+
+@pytest.fixture(scope="module")
+def one(ray_session, alone, checkpoint, control):
+    """A pool of one worker that takes orders; each test leaves it with one."""
+    pool = RolloutPool(alone, checkpoint, None, control=control)
     yield pool
     pool.close()
 
@@ -48,17 +71,45 @@ def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, co
     assert tokens_of(groups) == tokens_of(pool.sample(requests, config.rollout.sampling))
 
 
-def test_a_hung_worker_is_replaced_and_a_unit_that_always_fails_stops_the_run(
-    ray_session, alone, checkpoint, requests_of, monkeypatch
-):
-    monkeypatch.setattr("unirl.cluster.rollout_pool.TICK_S", 0.5)
-    config = replace(alone, rollout=replace(alone.rollout, timeout_s=0.0, max_attempts=2))
-    pool = RolloutPool(config, checkpoint, None)
+def test_a_hung_worker_is_found_by_its_deadline_and_replaced(one, config, requests_of, monkeypatch):
+    requests = requests_of(1, 1)
+    wanted = tokens_of(one.sample(requests, config.rollout.sampling))
+    patience = replace(one._config, rollout=replace(one._config.rollout, timeout_s=5.0))
+    monkeypatch.setattr(one, "_config", patience)
+    one._workers[0].handle.__ray_call__.remote(lambda self: time.sleep(600))
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"failed 2 times; last error: no answer within 0 s"):
-        list(pool.sample(requests_of(1, 1), config.rollout.sampling))
-    assert time.monotonic() - started < 60
-    pool.close()
+    assert tokens_of(one.sample(requests, config.rollout.sampling)) == wanted
+    assert time.monotonic() - started < 120
+    assert one.take_restarts() == 1
+    assert one.take_quarantined() == []
+
+
+def poisoned(request):
+    """The request with seeds that no generator takes, which ends its whole unit with an error."""
+    return replace(request, seeds=tuple(f"poison {seed}" for seed in request.seeds))
+
+
+def test_a_poison_request_is_named_after_its_tries_and_the_others_are_answered(one, config, requests_of):
+    """Units of four completions hold two requests each: the poison takes its company along until both are alone."""
+    requests = requests_of(2, 2)
+    requests[1] = poisoned(requests[1])
+    answered = {g.request.request_id for g in one.sample(requests, config.rollout.sampling)}
+    (quarantined,) = one.take_quarantined()
+    assert answered == {r.request_id for r in requests} - {requests[1].request_id}
+    assert (quarantined.request_id, quarantined.task) == (requests[1].request_id, requests[1].task)
+    assert (quarantined.num_completions, quarantined.attempts) == (2, config.rollout.max_attempts)
+    assert "got str" in quarantined.error
+    assert one.take_restarts() > 0, "a worker that fails twice in a row may be the one at fault"
+    assert one.take_quarantined() == []
+
+
+def test_when_everything_fails_the_run_is_stopped_with_the_last_error(one, config, requests_of):
+    with pytest.raises(
+        RuntimeError, match=r"expected answers; got none, and 2 requests that failed;.*3 times;.*got str"
+    ):
+        list(one.sample([poisoned(request) for request in requests_of(1, 1)], config.rollout.sampling))
+    one.take_restarts()
+    assert len(one.take_quarantined()) == 2
 
 
 def test_a_task_without_workers_is_named(ray_session, alone, checkpoint, requests_of):
@@ -80,17 +131,158 @@ def test_groups_lie_in_the_store_so_that_images_are_not_sent_again(pool, config,
     assert not pool.references.places.keys() & {group.request.request_id for group in groups}
 
 
-def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
-    pool, config, checkpoint, requests_of, ray_session
-):
-    learner = LocalLearner(config, checkpoint)
-    tensors = learner.publish_weights()
-    learner.close()
-    manifest = replace(tensors.manifest, policy_version=7)
-    pool.load_weights(Publication(manifest, (ray_session.put(tensors.tensors),)))
-    ray_session.get(
-        pool._workers[0].handle.load_weights.remote(Publication(tensors.manifest, (ray_session.put(tensors.tensors),)))
+@pytest.fixture(scope="module")
+def published(ray_session, checkpoint):
+    """Makes a publication of the checkpoint's weights under a version."""
+    state = load_policy(ModelConfig(), checkpoint).module.state_dict()
+    shapes = load_policy(ModelConfig(), checkpoint).shapes
+    named = [(name, to_array(value)) for name, value in state.items() if name in shapes]
+    specs = tuple(TensorSpec(name=name, shape=array.shape, dtype=str(array.dtype)) for name, array in named)
+    bucket, digest = ray_session.put(named), checksum(named)
+    return lambda version: Publication(
+        WeightsManifest(policy_version=version, tensors=specs, checksum=digest), (bucket,)
     )
+
+
+def versions_of(groups):
+    return {t.policy_version for group in groups for t in group.trajectories}
+
+
+def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
+    pool, config, requests_of, ray_session, published
+):
+    pool.load_weights(published(7))
+    ray_session.get(pool._workers[0].handle.load_weights.remote(published(0)))
     groups = list(pool.sample(requests_of(4, 2), config.rollout.sampling))
-    assert {t.policy_version for group in groups for t in group.trajectories} == {7}
+    assert versions_of(groups) == {7}
     assert pool.take_restarts() >= 1
+
+
+def test_weights_published_while_the_pool_samples_reach_each_worker_with_its_next_unit(
+    pool, config, requests_of, published
+):
+    """Units under way keep their weights, which the driver allows; units after them have the new ones."""
+    pool.load_weights(published(8))
+    pool.oldest_version = 8
+    stream = pool.sample(requests_of(8, 2), config.rollout.sampling)
+    groups = [next(stream)]
+    pool.load_weights(published(9), wait=False)
+    groups += stream
+    assert versions_of(groups) == {8, 9}
+    pool.oldest_version = 10
+    pool.load_weights(published(10), wait=False)
+    again = list(pool.sample(requests_of(8, 2), config.rollout.sampling))
+    assert versions_of(again) == {10}
+    assert tokens_of(again) == tokens_of(groups), "the weights were the same under every name"
+    pool.oldest_version = None
+    assert pool.take_restarts() == 0
+
+
+def test_groups_older_than_the_driver_allows_are_sampled_again(pool, config, requests_of, published):
+    pool.load_weights(published(11))
+    pool.oldest_version = 11
+    stream = pool.sample(requests_of(8, 2), config.rollout.sampling)
+    first = next(stream)
+    pool.load_weights(published(12), wait=False)
+    pool.oldest_version = 12
+    rest = list(stream)
+    pool.oldest_version = None
+    assert versions_of([first]) == {11}
+    assert versions_of(rest) == {12}
+    assert len(rest) == 15
+    assert pool.take_restarts() == 0, "nobody was at fault"
+
+
+def test_with_in_flight_updates_a_unit_goes_on_under_weights_that_come_while_it_runs(
+    ray_session, alone, checkpoint, requests_of, published
+):
+    """Publications of equal weights come in quick order until some completion holds two versions."""
+    requests, sampling = requests_of(8, 2), alone.rollout.sampling
+    pool = RolloutPool(alone, checkpoint, None, in_flight_updates=True)
+    pool.load_weights(published(0))
+    alone_tokens = tokens_of(pool.sample(requests, sampling))
+    pool.oldest_version, version, spans = 0, 0, set()
+    while not any(len(own) > 1 for own in spans) and version < 300:
+        groups = []
+        for group in pool.sample(requests, sampling):
+            groups.append(group)
+            version += 1
+            pool.load_weights(published(version), wait=False)
+        assert tokens_of(groups) == alone_tokens
+        spans |= {t.version_spans for group in groups for t in group.trajectories}
+    assert any(len(own) > 1 for own in spans)
+    assert all(own[0][1] < own[-1][1] for own in spans if own)
+    pool.close()
+
+
+def obey(pool, control, counts, requests, sampling):
+    """Order the counts and sample until the last word on it is spoken; returns it, and every step's tokens."""
+    order, steps = order_scale(control._run_dir, counts), []
+    while (answer := read_answer(control._run_dir, order)) is None or answer["state"] == "joining":
+        steps.append(tokens_of(pool.sample(requests, sampling)))
+        time.sleep(0.5)
+    return answer, steps
+
+
+def test_workers_join_and_leave_a_live_pool_and_change_no_token(one, control, config, requests_of):
+    requests, sampling = requests_of(6, 2), config.rollout.sampling
+    wanted = tokens_of(one.sample(requests, sampling))
+    joined, growing = obey(one, control, {"both": 3}, requests, sampling)
+    assert (joined["state"], joined["workers"]) == ("joined", {"both": 3})
+    assert len(growing) > 1, "sampling went on while they started"
+    stream = one.sample(requests, sampling)
+    first = next(stream)
+    assert {name for name, *_ in (w.name.split() for w in one._workers)} == {"rollout.both"}
+    fewer = order_scale(control._run_dir, {"both": 1})
+    rest = tokens_of([first, *stream])
+    left, shrinking = obey(one, control, {"both": 1}, requests, sampling)
+    assert read_answer(control._run_dir, fewer) is None, "the second order took the place of the first"
+    assert (left["state"], left["workers"]) == ("joined", {"both": 1})
+    assert all(tokens == wanted for tokens in [*growing, rest, *shrinking])
+    assert [message for _, message, _ in control.events][:3] == [
+        "rollout.both 1 -> 3",
+        "rollout.both 3",
+        "rollout.both 3 -> 1",
+    ]
+    assert one.take_restarts() == 0
+
+
+def test_a_worker_that_does_not_come_up_is_done_without(one, control, config, requests_of, checkpoint, tmp_path):
+    one._checkpoint = tmp_path / "gone"
+    requests, sampling = requests_of(1, 1), config.rollout.sampling
+    answer, steps = obey(one, control, {"both": 2}, requests, sampling)
+    one._checkpoint = checkpoint
+    assert answer["state"] == "refused"
+    assert "rollout.both 1 did not start: " in answer["message"]
+    assert answer["workers"] == {"both": 1}
+    assert steps[0] == steps[-1]
+    assert one.take_restarts() == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"video": 2}, r"expected counts of text, image, both, 0 or more; got \['video'\]"),
+        ({"both": -1}, "0 or more"),
+        (
+            {"both": 0},
+            r"expected a worker for each task that is sampled; got none for \['generation', 'understanding'\]",
+        ),
+        ({"both": 0, "text": 1}, r"got none for \['generation'\]"),
+        ({"both": 100}, r"expected 49.5 free CPUs for 99 more workers; got .*cluster.num_cpus"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_changes_nothing(one, counts, words):
+    with pytest.raises(ValueError, match=words):
+        one.scale(counts)
+    assert [worker.name for worker in one._workers] == ["rollout.both 0"]
+
+
+def test_colocated_workers_are_not_scaled(ray_session, alone, checkpoint):
+    config = replace(alone, cluster=replace(alone.cluster, placement="colocated"))
+    placement = place(config)
+    pool = RolloutPool(config, checkpoint, placement)
+    with pytest.raises(ValueError, match=r"cluster\.placement=colocated, where they share the learner's"):
+        pool.scale({"both": 2})
+    pool.close()
+    placement.release()

@@ -2,15 +2,19 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
+from ray.actor import ActorHandle
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.gang import Gang, own_address
 from unirl.cluster.placement import Placement
-from unirl.cluster.weight_sync import Bucket, Publication
+from unirl.cluster.weight_sync import Bucket, Identity, Publication
+from unirl.cluster.weight_transport import BroadcastGroup, Membership, SharedMemory, open_store, parts_of
 from unirl.config import RlConfig
 from unirl.types import LearnerBatch, WeightsManifest
 
@@ -30,7 +34,11 @@ class LearnerRank:
         open_actor_log(f"learner-{rank}")
         from unirl.learner.learner import Learner
 
-        self._rank = rank
+        self._rank, self._transport = rank, config.cluster.weight_transport
+        self._kept: tuple[Identity, WeightsManifest, Bucket]
+        self._memory: SharedMemory | None = None
+        self._store: Store | None = None
+        self._group: BroadcastGroup | None = None
         log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
         self._learner = Learner.from_config(config, checkpoint, rank=rank, address=address)
         log.info("rank %d of %d is up", rank, config.learner.num_ranks)
@@ -40,12 +48,74 @@ class LearnerRank:
         return self._learner.update(batch, step)
 
     @ray.method(num_returns="streaming")
-    def publish(self) -> Iterator[Bucket | WeightsManifest]:
-        """Gather the weights bucket by bucket; rank 0 yields them, and every rank its manifest last."""
+    def publish(self) -> Iterator[Bucket | Publication]:
+        """Gather the weights bucket by bucket. Rank 0 yields them, or keeps them, as the transport wants it.
+
+        Last comes what is known without the buckets.
+        """
+        keeps = self._transport != "object_store"
+        kept: Bucket = []
         for bucket in self._learner.weight_buckets():
-            if self._rank == 0:
+            if self._rank == 0 and keeps:
+                kept += bucket
+            elif self._rank == 0:
                 yield bucket
-        yield self._learner.manifest()
+        manifest = self._learner.manifest()
+        if self._rank == 0 and keeps:
+            yield self._keep(manifest, kept)
+        else:
+            yield Publication(manifest)
+
+    def _keep(self, manifest: WeightsManifest, kept: Bucket) -> Publication:
+        shared, before = None, self._memory
+        if self._transport == "shared_memory":
+            self._memory = SharedMemory(manifest, kept)
+            shared = self._memory.handle
+            kept = shared.named(manifest) or kept
+        if before is not None:
+            before.close()
+        source = cast("ActorHandle", ray.get_runtime_context().current_actor)
+        published = Publication(manifest, shared=shared, source=source)
+        self._kept = (published.identity, manifest, kept)
+        return published
+
+    @ray.method(num_returns="streaming")
+    def kept_buckets(self, wanted: Identity) -> Iterator[Bucket]:
+        """The weights kept here, bucket by bucket through the object store, for who asks.
+
+        Raises:
+            LookupError: these are others by now.
+        """
+        identity, manifest, named = self._kept
+        if identity != wanted:
+            raise LookupError(
+                f"weights: expected those of version {wanted[0]}; got {identity[0]}; ask for the newest ones"
+            )
+        arrays = dict(named)
+        for part in parts_of(manifest):
+            yield [(spec.name, arrays[spec.name]) for spec in part]
+
+    def open_store(self) -> tuple[str, int]:
+        """Where the members of a broadcast find each other; stays open."""
+        if self._store is None:
+            self._store_address = own_address()
+            self._store = open_store(*self._store_address)
+        return self._store_address
+
+    def broadcast(self, membership: Membership) -> None:
+        """Send the weights kept here to every other member.
+
+        Raises:
+            RuntimeError: a member is lost.
+        """
+        _, manifest, named = self._kept
+        try:
+            if self._group is None or self._group.membership != membership:
+                self._group = BroadcastGroup(membership, self._store)
+            self._group.send(manifest, named)
+        except BaseException:
+            self._group = None
+            raise
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         """This rank's part of a checkpoint."""
@@ -75,7 +145,7 @@ class LearnerGroup:
     def publish_weights(self) -> Publication:
         """The current weights, ready to be fetched by any worker.
 
-        The buckets belong to this process, which asked for them: they outlive the rank that made them.
+        Buckets belong to this process, which asked for them: they outlive the rank that made them.
         """
-        *buckets, manifest = self._gang.stream("publish")
-        return Publication(ray.get(manifest), tuple(buckets))
+        *buckets, known = self._gang.stream("publish")
+        return replace(ray.get(known), buckets=tuple(buckets))

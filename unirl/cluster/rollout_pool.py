@@ -6,9 +6,10 @@ requests alone, so that it changes no token.
 
 import logging
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -20,6 +21,7 @@ from unirl.cluster.placement import Placement
 from unirl.cluster.plan import cluster_address
 from unirl.cluster.rollout_worker import RolloutWorker
 from unirl.cluster.weight_sync import Identity, Publication, WeightStore
+from unirl.cluster.weight_transport import Membership
 from unirl.config import RlConfig, SamplingConfig, WorkersConfig
 from unirl.monitoring.control import ScaleOrder, State
 from unirl.rollout.units import units_of_work
@@ -48,6 +50,10 @@ class Control(Protocol):
 
     def answer(self, order: ScaleOrder, state: State, message: str, workers: Mapping[str, int]) -> None:
         """Say what becomes of it, and how many workers of each role are up."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Add to the run's events what went otherwise than wanted with the weights."""
         ...
 
 
@@ -137,6 +143,8 @@ class RolloutPool:
         self._quarantined: list[QuarantinedRequest] = []
         self._failed: list[QuarantinedRequest] = []
         self._restarts = 0
+        self._members: list[ActorHandle] = []
+        self._group_key = ""
         self._order: ScaleOrder | None = None
         self._busy: dict[ray.ObjectRef, tuple[_Worker, _Unit, float]] = {}
         self._wanted: dict[str, int] = {role: getattr(config.rollout, role).num_workers for role in SERVES}
@@ -153,7 +161,7 @@ class RolloutPool:
         if self._placement is not None and (strategy := self._placement.for_rollout(index)) is not None:
             options["scheduling_strategy"] = strategy
         arguments = (self._config.model, self._checkpoint, self._config.rollout, role, f"{role}-{index}")
-        handle = cast("ActorHandle", RolloutWorker.options(**options).remote(*arguments))
+        handle = cast("ActorHandle", RolloutWorker.options(**options).remote(*arguments, rests=self._colocated))
         if self._store is not None:
             handle.watch.remote(self._store)
         publication = self._publication
@@ -181,7 +189,10 @@ class RolloutPool:
             self._store.publish.remote(publication)
         if not wait:
             return
-        pending = {w.handle.load_weights.remote(publication): w for w in self._workers if w.coming is None}
+        if publication.source is not None and self._config.cluster.weight_transport == "broadcast":
+            self._broadcast(publication, publication.source)
+        waiting = [w for w in self._workers if w.coming is None and w.sent != publication.identity]
+        pending = {w.handle.load_weights.remote(publication): w for w in waiting}
         for reference, worker in pending.items():
             worker.sent = publication.identity
             try:
@@ -192,6 +203,49 @@ class RolloutPool:
             except RayTaskError as error:
                 raise error.cause from None
             assert version == publication.policy_version, f"{worker.name} reports weights {version}"
+
+    def _broadcast(self, publication: Publication, source: ActorHandle) -> None:
+        """Rank 0 sends to all workers at once. Those that it does not reach are left to fetch them."""
+        workers = [worker for worker in self._workers if worker.coming is None]
+        members = [source, *(worker.handle for worker in workers)]
+        timeout_s = self._config.cluster.broadcast_timeout_s
+        problems: list[str] = []
+        try:
+            if members != self._members:
+                self._members, self._group_key = members, uuid.uuid4().hex
+            host, port = ray.get(source.open_store.remote(), timeout=timeout_s)
+            place = Membership(
+                key=self._group_key,
+                host=host,
+                port=port,
+                rank=0,
+                size=len(members),
+                backend="nccl" if self._has_gpus() else "gloo",
+                timeout_s=timeout_s,
+            )
+            calls = {source.broadcast.remote(place): "learner rank 0"}
+            for rank, worker in enumerate(workers, start=1):
+                calls[worker.handle.receive_weights.remote(publication, replace(place, rank=rank))] = worker.name
+            # Members give each other up by themselves; three times for joining, a part, and loading.
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=3 * timeout_s)
+            for (reference, name), worker in zip(calls.items(), [None, *workers], strict=True):
+                problem = _why_not(reference) if reference in done else "did not answer"
+                if problem:
+                    problems.append(f"{name}: {problem}")
+                elif worker is not None:
+                    worker.sent = publication.identity
+        except (RayError, GetTimeoutError) as error:
+            problems.append(f"learner rank 0: {error}")
+        if problems:
+            self._members = []
+            message = f"weights {publication.policy_version} were not broadcast to all ({'; '.join(problems)})"
+            log.warning("%s; who lacks them fetches them", message)
+            if self._control is not None:
+                self._control.note(message)
+
+    def _has_gpus(self) -> bool:
+        workers = [getattr(self._config.rollout, worker.role) for worker in self._workers]
+        return self._config.learner.num_gpus > 0 and all(own.num_gpus > 0 for own in workers)
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterator[RolloutGroup]:
         """Groups as their units finish, in no fixed order; every request is answered exactly once.
@@ -223,6 +277,10 @@ class RolloutPool:
                     )
         finally:
             self._busy.clear()
+        if self._colocated:
+            # Until they are back at work the learner may have the GPUs that they share.
+            resting: list[ray.ObjectRef] = [worker.handle.rest.remote() for worker in self._workers]
+            ray.wait(resting, num_returns=len(resting), timeout=self._config.rollout.timeout_s)
 
     def _units(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[_Unit]:
         """Units of work; only where rollouts need not be deterministic do they depend on the number of workers."""
@@ -364,7 +422,7 @@ class RolloutPool:
         wanted = {role: counts.get(role, count) for role, count in self._wanted.items()}
         if unknown := sorted(counts.keys() - wanted.keys()) or [r for r, count in wanted.items() if count < 0]:
             raise ValueError(f"scale: expected counts of {', '.join(wanted)}, 0 or more; got {unknown}; correct it")
-        if self._placement is not None and self._placement.colocated:
+        if self._colocated:
             raise ValueError(
                 "scale: expected workers with places of their own; got cluster.placement=colocated, where they share "
                 "the learner's; start the run with cluster.placement=separate"
@@ -447,7 +505,7 @@ class RolloutPool:
             try:
                 ray.get(worker.coming)
             except RayError as error:
-                return f"did not start: {str(error).strip().splitlines()[-1].strip()}"
+                return f"did not start: {_last_line(error)}"
             worker.coming = None
         elif time.monotonic() - worker.started > limit_s:
             free = ray.available_resources()
@@ -476,6 +534,10 @@ class RolloutPool:
         num_others = sum(other.role == worker.role for other in others)
         return num_others >= self._wanted[worker.role] and served.issuperset(SERVES[worker.role])
 
+    @property
+    def _colocated(self) -> bool:
+        return self._placement is not None and self._placement.colocated
+
     def take_restarts(self) -> int:
         """Workers replaced since the last call."""
         restarts, self._restarts = self._restarts, 0
@@ -492,3 +554,25 @@ class RolloutPool:
             ray.kill(worker.handle)
         if self._store is not None:
             ray.kill(self._store)
+
+
+def _why_not(reference: "ray.ObjectRef") -> str:
+    """Why a finished call failed; empty when it did not.
+
+    Raises:
+        ValueError: a sampler refused the weights.
+    """
+    try:
+        ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        return _last_line(error)
+    except RayError as error:
+        return _last_line(error)
+    return ""
+
+
+def _last_line(error: RayError) -> str:
+    """What went wrong; before it stands the traceback of the other process, which is in its log."""
+    return str(error).strip().splitlines()[-1].strip()

@@ -9,6 +9,7 @@ import ray
 
 from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.weight_sync import Identity, Publication, WeightWatch
+from unirl.cluster.weight_transport import BroadcastGroup, Membership
 from unirl.config import ModelConfig, RolloutConfig, SamplingConfig
 from unirl.rollout.build import Role
 from unirl.types import RolloutGroup, RolloutRequest
@@ -20,13 +21,16 @@ log = logging.getLogger(__name__)
 class RolloutWorker:
     """One sampler with its in-process engine."""
 
-    def __init__(self, model: ModelConfig, checkpoint: Path, rollout: RolloutConfig, role: Role, name: str) -> None:
+    def __init__(
+        self, model: ModelConfig, checkpoint: Path, rollout: RolloutConfig, role: Role, name: str, *, rests: bool
+    ) -> None:
         open_actor_log(f"rollout-{name}")
         from unirl.rollout.build import build_sampler
 
         self._loaded: Identity | None = None
+        self._group: BroadcastGroup | None = None
         log.info("building a %s sampler for %s of %s", rollout.backend, role, checkpoint)
-        self._sampler = build_sampler(model, checkpoint, rollout, role)
+        self._sampler = build_sampler(model, checkpoint, rollout, role, rests=rests)
         log.info("the sampler is up")
 
     def watch(self, store: Any) -> None:
@@ -49,6 +53,27 @@ class RolloutWorker:
         if publication is not None:
             self.load_weights(publication)
         return self._sampler.sample(unit, sampling)
+
+    def rest(self) -> None:
+        """Give the GPU to the learner until the next unit or the next weights."""
+        self._sampler.rest()
+
+    def receive_weights(self, publication: Publication, membership: Membership) -> int:
+        """Take over the published weights as rank 0 broadcasts them; returns their version.
+
+        Raises:
+            RuntimeError: a member of the group is lost; the weights are as before.
+        """
+        try:
+            if self._group is None or self._group.membership != membership:
+                self._group = BroadcastGroup(membership)
+            named = self._group.receive(publication.manifest)
+        except BaseException:
+            self._group = None
+            raise
+        self._sampler.load_weights(publication.manifest, named)
+        self._loaded = publication.identity
+        return self._sampler.policy_version
 
     def load_weights(self, publication: Publication) -> int:
         """Take over the published weights, unless they are those in use; returns their version."""

@@ -1,8 +1,9 @@
-"""Weights from the learner to the samplers through the object store.
+"""Weights from the learner to the samplers.
 
-A publication is a manifest and one object per bucket of weights. It tolerates workers that join, leave and die: whoever
-needs weights fetches the newest publication by itself. The objects belong to the driver, so they outlive the rank that
-wrote them and end when nobody holds the publication any more.
+A publication is a manifest and the way to the weights: one object per bucket in Ray's object store, or, with another
+`cluster.weight_transport`, rank 0, which keeps them. It tolerates workers that join, leave and die: whoever needs
+weights fetches the newest publication by itself. Objects belong to the driver, so they outlive the rank that wrote them
+and end when nobody holds the publication any more.
 """
 
 import time
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from unirl.cluster.weight_transport import SharedWeights
 from unirl.types import WeightsManifest
 
 Bucket = list[tuple[str, NDArray[np.generic]]]
@@ -28,7 +31,12 @@ class Publication:
     """One version of the weights. The references sit in a tuple, so that Ray hands them over unresolved."""
 
     manifest: WeightsManifest
-    buckets: tuple["ray.ObjectRef[Bucket]", ...]
+    buckets: tuple["ray.ObjectRef[Bucket]", ...] = ()
+    """Empty where the weights stay with rank 0."""
+    shared: SharedWeights | None = None
+    """Memory that holds them on rank 0's machine."""
+    source: ActorHandle | None = None
+    """Rank 0, where it keeps them: it broadcasts them, or hands them to who asks."""
 
     @property
     def policy_version(self) -> int:
@@ -41,8 +49,17 @@ class Publication:
         return self.manifest.policy_version, self.manifest.checksum
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.generic]]]:
-        """Names and read-only arrays in the manifest's order, one bucket in memory at a time."""
-        for reference in self.buckets:
+        """Names and read-only arrays in the manifest's order, one bucket in memory at a time.
+
+        Raises:
+            LookupError: rank 0 kept them and has newer ones by now.
+            RayActorError: rank 0 kept them and is gone.
+        """
+        if self.shared is not None and (named := self.shared.named(self.manifest)) is not None:
+            yield from named
+            return
+        buckets = self.buckets if self.source is None else self.source.kept_buckets.remote(self.identity)
+        for reference in buckets:
             yield from ray.get(reference)
 
 

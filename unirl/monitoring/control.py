@@ -77,6 +77,10 @@ class ScaleControl:
         )
         self._event("scale", message, {"state": state, "workers": dict(workers)})
 
+    def note(self, message: str) -> None:
+        """Add to the run's events what went otherwise than wanted with the weights."""
+        self._event("weights", message, {})
+
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

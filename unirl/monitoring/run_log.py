@@ -27,7 +27,7 @@ from unirl.types import QuarantinedRequest
 
 log = logging.getLogger(__name__)
 
-_FILES = ("metrics", "pairs", "used_pairs", "events", "quarantine")
+_FILES = ("metrics", "pairs", "used_pairs", "events")
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 Report = Callable[[str, str, Mapping[str, object]], None]
@@ -139,6 +139,8 @@ class RunLog:
         Raises:
             OSError: the disk is full or refuses.
         """
+        if quarantined and "quarantine" not in self._files:
+            self._files["quarantine"] = JsonLines(self.run_dir / "quarantine.jsonl")
         for request in quarantined:
             line = {"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **asdict(request)}
             self._files["quarantine"].append(line)

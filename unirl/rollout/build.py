@@ -23,7 +23,9 @@ def backend_problems(model: ModelConfig, rollout: RolloutConfig) -> list[Problem
     return [Problem("rollout.backend", rollout.backend, rule, "set rollout.backend=torch")]
 
 
-def build_sampler(model: ModelConfig, path: Path, rollout: RolloutConfig, role: Role) -> Sampler:
+def build_sampler(
+    model: ModelConfig, path: Path, rollout: RolloutConfig, role: Role, *, rests: bool = False
+) -> Sampler:
     """A sampler in this process with the weights of the checkpoint folder.
 
     Args:
@@ -31,6 +33,7 @@ def build_sampler(model: ModelConfig, path: Path, rollout: RolloutConfig, role: 
         path: checkpoint folder.
         rollout: backend, lengths, memory; `sampling.image.guidance_scale` says whether a second stream is needed.
         role: what it will be asked for: "text", "image", or "both".
+        rests: whether it will be told to give its GPU memory back between calls.
 
     Raises:
         FileNotFoundError: the folder lacks a file.
@@ -40,7 +43,7 @@ def build_sampler(model: ModelConfig, path: Path, rollout: RolloutConfig, role: 
         case "vllm":
             from unirl.rollout.vllm_engine import VllmSampler
 
-            return VllmSampler(model, path, rollout, role)
+            return VllmSampler(model, path, rollout, role, rests=rests)
         case "torch":
             from unirl.rollout.diffusion_sampler import DiffusionSampler
             from unirl.rollout.torch_sampler import TorchSampler

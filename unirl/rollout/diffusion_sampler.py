@@ -46,6 +46,9 @@ class DiffusionSampler:
             groups |= {id(group.request): group for group in made}
         return [groups[id(request)] for request in requests]
 
+    def rest(self) -> None:
+        """Nothing: between calls it holds its weights alone."""
+
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
         """Replace the weights in place.
 

@@ -28,6 +28,10 @@ class Sampler(Protocol):
         """One group per request, in their order."""
         ...
 
+    def rest(self) -> None:
+        """Give back what memory it can until it is needed again; the next call wakes it by itself."""
+        ...
+
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
         """Replace the weights in place and drop every cached prefix.
 

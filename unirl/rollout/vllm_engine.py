@@ -40,7 +40,9 @@ class VllmSampler:
     prompt embeddings. Text runs in one stream even where images take two.
     """
 
-    def __init__(self, model: ModelConfig, path: Path, rollout: RolloutConfig, role: str) -> None:
+    def __init__(
+        self, model: ModelConfig, path: Path, rollout: RolloutConfig, role: str, *, rests: bool = False
+    ) -> None:
         guidance_scale = rollout.sampling.image.guidance_scale
         self.policy_version = -1
         self.between_tokens: Callable[[], None] | None = None
@@ -63,6 +65,7 @@ class VllmSampler:
             max_num_seqs=rollout.max_num_seqs,
             kv_cache_memory_gib=rollout.kv_cache_memory_gib,
             enforce_eager=rollout.enforce_eager,
+            sleeps=rests,
         )
         settings = with_memory(self._front.config.get_text_config(), settings, self._dtype, self._num_streams)
         with tempfile.TemporaryDirectory(prefix="unirl-engine-") as folder:
@@ -105,6 +108,10 @@ class VllmSampler:
             for index, request in enumerate(requests)
         ]
         return make_groups(self._front, requests, prompts, completions, self.policy_version)
+
+    def rest(self) -> None:
+        """Let the engine sleep: its weights wait in main memory, its key-value cache is given back."""
+        self._engine.sleep()
 
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
         """Replace the weights of engine and front in place and drop every cached prefix.

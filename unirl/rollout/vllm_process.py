@@ -44,6 +44,8 @@ class EngineSettings:
     """Memory for the key-value cache; None takes 1 GiB, or what one sequence of the longest takes if that is more."""
     enforce_eager: bool = True
     """Skip torch.compile and CUDA graphs; starts faster, samples slower."""
+    sleeps: bool = False
+    """Whether `sleep` is to give GPU memory back; without a GPU there is none to give."""
     section: str = "rollout"
     """Section of the configuration that holds these, for messages."""
 
@@ -71,6 +73,7 @@ class EngineProcess:
         # It complains about a missing tokenizer, which the engine is not meant to have.
         logging.getLogger("vllm.renderers.base").addFilter(lambda record: record.levelno >= logging.ERROR)
         self._front, self._eager, self._is_broken = front, settings.enforce_eager, False
+        self._asleep: set[str] = set()
         self.llm = LLM(
             str(folder),
             skip_tokenizer_init=True,
@@ -90,6 +93,7 @@ class EngineProcess:
             enable_prompt_embeds=prompt_embeds,
             logits_processors=[processor],
             logprobs_mode=logprobs_mode,
+            enable_sleep_mode=settings.sleeps and torch.cuda.is_available(),
             seed=0,
         )
         # In one process the worker's model is this very object.
@@ -117,6 +121,7 @@ class EngineProcess:
         `on_step` is called after each step of the engine and may load weights.
         """
         engine = self.llm.llm_engine
+        self._wake("weights", "kv_cache")
         outputs: dict[str, Any] = {}
         pending: set[str] = set()
         # vLLM compiles a helper of its log-probabilities even in eager mode, which takes half a minute on a CPU.
@@ -148,6 +153,8 @@ class EngineProcess:
             ValueError: the manifest or the weights do not fit; nothing is changed.
         """
         named = verified_weights(manifest, tensors, self._front.shapes)
+        # The cache follows with the next request: until then the learner may need the room.
+        self._wake("weights")
         self._is_broken = True
         weights = ((name, to_tensor(array)) for name, array in named)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -159,6 +166,19 @@ class EngineProcess:
         self.llm.reset_prefix_cache(reset_running_requests=True)
         self.llm.llm_engine.set_weight_version(str(manifest.policy_version))
         self._is_broken = False
+
+    def sleep(self) -> None:
+        """Move the weights to main memory and give back the key-value cache, until the next call that needs them."""
+        if len(self._asleep) == 1:
+            self._wake("kv_cache")
+        if not self._asleep:
+            self.llm.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
+
+    def _wake(self, *parts: str) -> None:
+        if asleep := [part for part in parts if part in self._asleep]:
+            self.llm.wake_up(tags=asleep)
+            self._asleep -= set(asleep)
 
     def forget_prefixes(self) -> None:
         """Read every coming prompt anew."""
