@@ -155,8 +155,8 @@ def _write(text: str) -> None:
 def _check_results(command: Command) -> None:
     if command.writes and (command.results is None or not command.results.is_absolute()):
         raise SubmitError(
-            f"{command.writes.rstrip(' =')}: expected an absolute path on storage that every node sees, since the folder of a job "
-            f"goes away with it; got {command.results or 'none'}; add {command.writes}/shared/NAME"
+            f"{command.writes.rstrip(' =')}: expected an absolute path on storage that every node sees, since "
+            f"a job's own folder goes away with it; got {command.results or 'none'}; add {command.writes}/shared/NAME"
         )
 
 
