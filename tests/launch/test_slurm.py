@@ -1,5 +1,7 @@
 import os
+import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -14,6 +16,13 @@ SCONTROL = """#!/usr/bin/env bash
 echo "$@" >>"$CALLS"
 [ "$1" != show ] || echo "$(hostname)"
 """
+# And for a run that Slurm's TERM reaches: it is sent to the script, which hands it on.
+ENDED = """#!/usr/bin/env bash
+echo "$@" >>"$CALLS"
+trap "exit 143" TERM
+kill -TERM $PPID
+sleep 20 & wait
+"""
 
 
 @pytest.fixture
@@ -25,16 +34,17 @@ def allocation(tmp_path):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     (tmp_path / "venv" / "bin").mkdir(parents=True)
-    ports = free_ports()
+    ports, short = free_ports(), tempfile.mkdtemp(prefix="r", dir="/tmp")  # a socket's path holds some hundred letters
     more = [f"--{name}={port}" for name, port in ports.items() if name.islower() and name != "port"]
     variables = environment(
         tmp_path, CALLS=str(tmp_path / "calls"), SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="here",
         SLURM_SUBMIT_DIR=str(tmp_path), UNIRL_VENV=str(tmp_path / "venv"), UNIRL_RAY_PORT=str(ports["port"]),
-        UNIRL_RAY_ARGS=" ".join([*more, "--num-cpus=1", "--object-store-memory=200000000"]),
+        UNIRL_RAY_ARGS=" ".join([*more, f"--temp-dir={short}", "--num-cpus=1", "--object-store-memory=200000000"]),
         **{name: str(port) for name, port in ports.items() if name.isupper()},
     )  # fmt: skip
     variables["PATH"] = f"{tools}{os.pathsep}{variables['PATH']}"
-    return variables, tmp_path
+    yield variables, tmp_path
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def run_script(allocation, *words):
@@ -60,11 +70,9 @@ def test_the_script_starts_ray_runs_the_command_and_ends_with_its_code(allocatio
 
 @pytest.mark.slow
 def test_a_command_that_saved_and_ended_is_queued_again(allocation):
-    variables, folder = allocation
+    _, folder = allocation
     unirl = folder / "venv" / "bin" / "unirl"
-    unirl.write_text(
-        '#!/usr/bin/env bash\necho "$@" >>"$CALLS"\ntrap "exit 143" TERM\nkill -TERM $PPID\nsleep 20 & wait\n'
-    )
+    unirl.write_text(ENDED)
     unirl.chmod(0o755)
     done = run_script(allocation, "train", "--run-dir", "/shared/run")
     assert done.returncode == 143, done.stdout + done.stderr
