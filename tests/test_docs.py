@@ -124,10 +124,10 @@ def test_a_shown_command_exists_and_its_settings_are_accepted(words, monkeypatch
 
 
 def test_the_shown_job_of_slurm_is_a_command_of_unirl():
-    ((*_, script, *rest),) = [words for words in commands_of(ROOT / "docs" / "cluster.md") if words[0] == "sbatch"]
-    assert (ROOT / script).is_file()
-    index = rest.index("-c")
-    command = cli.read_command([*rest[:index], *rest[index + 2 :]], [ROOT / rest[index + 1]])
+    (shown,) = [words for words in commands_of(ROOT / "docs" / "cluster.md") if words[0] == "sbatch"]
+    words = shown[shown.index("launch/slurm.sbatch") + 1 :]
+    file = words.index("-c")
+    command = cli.read_command([*words[:file], *words[file + 2 :]], [ROOT / words[file + 1]])
     assert command.settings.train.name == "janus-pro-1b"
 
 
