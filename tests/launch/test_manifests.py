@@ -43,7 +43,7 @@ TYPOS = [
     (SBATCH, "--time=24:00:00", "--time=24h", "time: expected"),
     (SBATCH, "#SBATCH --requeue", "#SBATCH --requeue=yes", "requeue: expected no value"),
     (SBATCH, "#SBATCH --exclusive", "exclusive=1", "after the first command"),
-    (SBATCH, "  sleep 5\ndone", "  sleep 5\ndon", "bash: "),
+    (SBATCH, "code=$?; done", "code=$?; don", "bash: "),
     (SBATCH, "--dashboard-host", "--dashbord-host", "no option of ray start: --dashbord-host"),
     (DOCKER, "COPY --chown=ray:ray unirl unirl", "COPPY --chown=ray:ray unirl unirl", "no instruction: COPPY"),
     (DOCKER, "ray:ray configs configs", "ray:ray config configs", "COPY: no config"),
