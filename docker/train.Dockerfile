@@ -10,10 +10,11 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 1000 ray \
     && useradd --uid 1000 --gid 1000 --create-home ray \
-    && install -d -o ray -g ray /opt/unirl /opt/venv \
-    && echo 'PATH=/opt/venv/bin:$PATH' >/etc/profile.d/unirl.sh
-ENV PATH=/opt/venv/bin:$PATH UNIRL_VENV=/opt/venv RAY_USAGE_STATS_ENABLED=0
-USER ray
+    && install -d -o ray -g ray /opt/unirl \
+    && echo 'PATH=/opt/unirl/.venv/bin:$PATH' >/etc/profile.d/unirl.sh
+ENV PATH=/opt/unirl/.venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0
+# By number, so that Kubernetes can tell that it is not root.
+USER 1000
 WORKDIR /opt/unirl
 COPY --chown=ray:ray pyproject.toml README.md ./
 COPY --chown=ray:ray launch/setup.sh launch/setup.sh

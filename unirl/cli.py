@@ -659,7 +659,7 @@ def read_command(words: list[str], files: list[Path]) -> "Command":
         words=tuple(words),
         files=tuple(files),
         settings=settings,
-        in_one_process=bool(asked.get("local")),
+        in_one_process=bool(asked.get("local")) or path == ["verify"],
         **place_of_results(asked, settings),
     )
 

@@ -257,17 +257,28 @@ def test_a_run_to_go_on_with_brings_its_own_settings_where_it_can_be_seen(tmp_pa
 
 
 def test_room_is_counted_in_all_and_on_single_nodes():
-    def check(settings, *nodes, grows=False):
+    def check(settings, *nodes, grows=False, driver_gpus=0.0):
         config = load_config([], ["train.name=x", *settings], RlConfig)
         command = submit.Command(words=("train",), settings=config)
-        submit._check_room(command, Nodes(nodes, may_grow=grows), "there")
+        submit._check_room(
+            command, Nodes(nodes, may_grow=grows), submit.Target(address=NOBODY, driver_gpus=driver_gpus)
+        )
 
     check([], {"CPU": 1}, {"CPU": 1.0}, {"CPU": 2.0})
-    with pytest.raises(PlacementError, match=r"there: .*GPU 2 needed, 0 present"):
+    with pytest.raises(PlacementError, match=r"127\.0\.0\.1:9: .*GPU 2 needed, 0 present"):
         check(["learner.num_gpus=1", "learner.num_ranks=2"], {"CPU": 8.0})
     with pytest.raises(PlacementError, match="no node with 3 CPU"):
         check(["learner.num_cpus=3"], {"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 2.0})
+    with pytest.raises(PlacementError, match="no node with 1 GPU"):
+        check([], {"CPU": 4.0}, driver_gpus=1.0)
     check(["learner.num_cpus=300"], {"CPU": 2.0}, grows=True)
+
+
+def test_what_makes_no_actors_needs_no_room():
+    for words in (["verify"], ["train", "--local", "--run-dir", "/s"], ["bench", "shape"]):
+        assert submit._needs(cli.read_command(words, [])) == []
+    (evaluation,) = submit._needs(cli.read_command(["eval", "/s/run"], []))
+    assert "learner" not in [actor.role for actor in evaluation[0]]
 
 
 def test_a_cluster_grows_unless_every_node_is_of_a_type_of_its_own():

@@ -49,7 +49,7 @@ TYPOS = [
     (DOCKER, "ray:ray configs configs", "ray:ray config configs", "COPY: no config"),
     (DOCKER, "python:3.11.14-slim-bookworm", "python:latest", "an image with a version"),
     (DOCKER, "FROM base AS gpu", "FROM bass AS gpu", "bass: neither a stage"),
-    (DOCKER, "USER ray\n", "", "gpu: runs as root"),
+    (DOCKER, "USER 1000\n", "", "gpu: runs as root"),
     (DOCKER, "launch/setup.sh --gpu", "launch/set-up.sh --gpu", "RUN: no launch/set-up.sh"),
     (DOCKER, "useradd --uid 1000", "useradd (--uid 1000", "RUN: "),
 ]  # fmt: skip

@@ -95,7 +95,7 @@ def main(command: Command, target: Target, *, dry_run: bool = False, follow: boo
         sys.stdout.write(f"{text}\n")
         return 0
     client = target.connect()
-    _check_room(command, client.nodes(), address)
+    _check_room(command, client.nodes(), target)
     sys.stderr.write(f"{text}\n")
     metadata = {"name": _name(command), "run_dir": str(command.results or ""), "command": shlex.join(command.words)}
     client.submit(entrypoint, upload, metadata, job_id=job_id, num_gpus=target.driver_gpus)
@@ -171,18 +171,19 @@ def _check_arms(command: Command, upload: Upload) -> None:
             )
 
 
-def _check_room(command: Command, nodes: Nodes, address: str) -> None:
+def _check_room(command: Command, nodes: Nodes, target: Target) -> None:
     """A cluster that may grow is left to the job, which waits for its nodes."""
     if nodes.may_grow:
         return
     needs = _needs(command)
     problems = [problem for actors, _ in needs for problem in shortages(actors, nodes.total)]
-    large = [bundle for _, bundles in needs for bundle in bundles if not nodes.fits(bundle)]
+    bundles = [{"GPU": target.driver_gpus}, *(bundle for _, own in needs for bundle in own)]
+    large = [bundle for bundle in bundles if not nodes.fits(bundle)]
     problems += [f"no node with {' and '.join(f'{need:g} {name}' for name, need in large[0].items())}"] if large else []
     if problems:
         raise PlacementError(
-            f"{address}: expected room for every actor; got {'; '.join(problems)}; lower num_workers, num_ranks, "
-            "num_cpus or num_gpus, or submit to a larger cluster"
+            f"{dashboard_address(target.address)}: expected room for every actor; got {'; '.join(problems)}; lower "
+            "num_workers, num_ranks, num_cpus or num_gpus, or submit to a larger cluster"
         )
 
 
