@@ -3,18 +3,20 @@
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
     from unirl.config import Family, RlConfig, SftConfig, SftTrainConfig, TrainConfig
     from unirl.config_rules import AnyConfig
+    from unirl.jobs.submit import Command
 
 IMPORTERS = sorted(path.stem for path in (Path(__file__).parent / "data" / "importers").glob("[!_]*.py"))
 
@@ -627,6 +629,107 @@ def bench_sft_shape(  # noqa: PLR0913 - one option each
         optimizer=optimizer,
     )
     raise typer.Exit(bench.sft_shape(chosen, as_json=as_json))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(  # noqa: PLR0913 - one option each
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="JOB|KEY=VALUE", help="A command of unirl with its options; default train."),
+    ] = None,
+    config: Files = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of Ray's dashboard; default RAY_API_SERVER_ADDRESS, or port 8265 here."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the cluster's token; default RAY_AUTH_TOKEN.")
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(metavar="DIR", help="What the job takes along.")] = Path(),
+    job_id: Annotated[str | None, typer.Option(metavar="ID", help="Name of the job; default by name and date.")] = None,
+    driver_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a command that makes no actors.")] = 0.0,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print its log and wait for its end.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; ask nobody.")] = False,
+    stop: Annotated[str | None, typer.Option(metavar="ID", help="Ask this job to save and end.")] = None,
+) -> None:
+    """Run a command on a Ray cluster: submit train -c FILE KEY=VALUE. Ctrl-C asks the job to save and end."""
+    start_logging(None)
+    from unirl.jobs import submit as job
+
+    target = job.Target(
+        address=address, token_file=token_file, working_dir=working_dir, job_id=job_id, driver_gpus=driver_gpus
+    )
+    if stop:
+        raise typer.Exit(job.stop(stop, target, follow=follow))
+    raise typer.Exit(job.main(read_command(words or [], config or []), target, dry_run=dry_run, follow=follow))
+
+
+def read_command(words: list[str], files: list[Path]) -> "Command":
+    """Check a command of unirl, options and settings, without running it.
+
+    Args:
+        words: after `unirl`; without the name of a command, it is train.
+        files: its settings files.
+
+    Raises:
+        ConfigError: its settings are wrong.
+    """
+    from unirl.jobs.submit import Command
+
+    command = typer.main.get_command(app)
+    words = words if words and re.fullmatch(r"[a-z][a-z-]*", words[0]) else ["train", *words]
+    path: list[str] = []
+    while commands := getattr(command, "commands", None):
+        name = words[len(path)] if len(words) > len(path) else ""
+        if name not in commands or name == "submit":
+            known = ", ".join(sorted(commands.keys() - {"submit"}))
+            raise typer.BadParameter(f"expected one of {known}; got {' '.join([*path, name])}", param_hint="JOB")
+        path.append(name)
+        command = commands[name]
+    given = [word for file in files for word in ("-c", str(file))]
+    asked = command.make_context(f"unirl {' '.join(path)}", [*words[len(path) :], *given]).params
+    settings = settings_of(path, asked)
+    return Command(
+        words=tuple(words),
+        files=tuple(files),
+        settings=settings,
+        in_one_process=bool(asked.get("local")) or path == ["verify"],
+        **place_of_results(asked, settings),
+    )
+
+
+def settings_of(path: list[str], asked: dict[str, Any]) -> "AnyConfig | None":
+    """The settings that a command's options amount to; None for a run to go on with that cannot be seen from here."""
+    job = {"eval": "train", "verify": "train", "pair make": "pair"}.get(" ".join(path), path[0])
+    if job not in list(Job):
+        return None
+    from unirl.config_loading import load_config
+
+    saved = asked.get("resume") or asked.get("target")
+    given = {"train.run_dir": asked.get("run_dir")} if job in ("train", "sft") else {"run_dir": asked.get("run_dir")}
+    overrides = [*(asked["overrides"] or []), *(f"{key}={value}" for key, value in given.items() if value)]
+    files = [*saved_config(saved), *(asked["config"] or [])]
+    # What a run was begun with lies with it, and what a checkpoint is may be told apart.
+    incomplete = bool(saved) or path[0] in ("verify", "generate")
+    settings = load_config(files, overrides, schema_of(Job(job)), incomplete=incomplete)
+    return None if asked.get("resume") and not saved_config(saved) else settings
+
+
+def place_of_results(asked: dict[str, Any], settings: "AnyConfig | None") -> dict[str, Any]:
+    """Where a command writes, and the option that says so."""
+    from unirl.config import PairConfig, RlConfig, SftConfig
+
+    if "run_dir" in asked:
+        resumed = None if asked.get("resume") == "auto" else asked.get("resume")
+        named = settings.train if isinstance(settings, RlConfig | SftConfig) else settings
+        place, option = resumed or asked["run_dir"] or getattr(named, "run_dir", None), "--run-dir "
+    elif isinstance(settings, PairConfig):
+        place, option = settings.out, "out="
+    elif "out" in asked:
+        place, option = asked["out"], "--out "
+    else:
+        return {}
+    return {"results": Path(place) if place else None, "writes": option}
 
 
 @app.command()

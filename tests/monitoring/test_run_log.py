@@ -27,7 +27,7 @@ def test_a_run_leaves_every_file_of_the_run_directory(open_log, tmp_path):
     folder = tmp_path / "run"
     names = {path.name for path in folder.iterdir()}
     assert names == {"run.json", "config.yaml", "overrides.txt", "metrics.jsonl", "pairs.jsonl", "used_pairs.jsonl",
-                     "events.jsonl", "quarantine.jsonl", "images", "journal", "evaluations", "lock"}  # fmt: skip
+                     "events.jsonl", "images", "journal", "evaluations", "lock"}  # fmt: skip
     record = read_run(folder)
     assert [line["step"] for line in record.metrics] == [1, 2, 3]
     assert [line["step"] for line in record.pairs] == [1, 2], "the first step and every second one"

@@ -185,6 +185,16 @@ def check_plan(plan: list[PlannedActor], present: Mapping[str, float]) -> None:
         )
 
 
+def may_grow(node_types: Mapping[str, str]) -> bool:
+    """Whether an autoscaler may add nodes; where none can, Ray gives each node a type made of the node's own id.
+
+    Args:
+        node_types: type of each node by its id, as the autoscaler reports them; empty where it reports none, which is
+            the case for Ray's second autoscaler.
+    """
+    return not node_types or any(kind != f"node_{node}" for node, kind in node_types.items())
+
+
 def check_machine(config: RlConfig, checkpoint: Path) -> None:
     """Refuse a run that would start a Ray here and not fit; a cluster is asked when it is joined.
 
