@@ -4,7 +4,7 @@ A publication is a manifest and one object per bucket of weights. It tolerates w
 needs weights fetches the newest publication by itself. Objects live as long as their owner, learner rank 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,3 +32,8 @@ class Publication:
         """Names and read-only arrays in the manifest's order, one bucket in memory at a time."""
         for reference in self.buckets:
             yield from ray.get(reference)
+
+
+def put_buckets(buckets: Iterable[Bucket]) -> tuple["ray.ObjectRef[Bucket]", ...]:
+    """The buckets copied into the object store one by one; an empty one, of a rank that holds nothing, is left out."""
+    return tuple(ray.put(bucket) for bucket in buckets if bucket)
