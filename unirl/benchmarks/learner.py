@@ -3,6 +3,7 @@
 Both tasks take part, pictures under guidance. Run it by `unirl bench learner`.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,38 +27,43 @@ from unirl.models.policy import Scoring
 from unirl.types import GenerationSample, LearnerBatch, LearnerRow, UnderstandingSample
 
 WANTED = 0.9
+log = logging.getLogger(__name__)
 ANSWER_TOKENS = 16
 LOOP = "bare PyTorch loop"
 TASKS = ("understanding", "generation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerCase:
+    """One model and how it is measured."""
+
+    name: str
+    model: JanusSize | Path
+    """A random model, or the folder of a Janus checkpoint."""
+    num_rows: int = 8
+    """Of each task."""
+    rounds: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerBench:
     """What `unirl bench learner` measures."""
 
-    checkpoint: Path | None = None
-    """A Janus checkpoint."""
-    sizes: tuple[tuple[str, JanusSize, int], ...] = ()
-    """Name, random model, rows of each task."""
-    num_rows: int = 32
-    """Of each task, with `checkpoint`."""
+    cases: tuple[LearnerCase, ...]
     guidance_scale: float = 5.0
-    rounds: int = 5
 
 
 def measure_learner(bench: LearnerBench) -> Report:
     """Every model's update at ZeRO stages 0 and 2 and in the bare loop."""
-    models: list[tuple[str, JanusSize | Path, int]] = [*bench.sizes]
-    if bench.checkpoint is not None:
-        models.insert(0, (bench.checkpoint.name, bench.checkpoint, bench.num_rows))
     tables, goals = [], []
-    for name, model, num_rows in models:
+    for case in bench.cases:
+        log.info("%s", case.name)
         with tempfile.TemporaryDirectory(prefix="unirl-bench-") as folder:
-            path = model if isinstance(model, Path) else write_janus(Path(folder) / "janus", model)
-            table = _measure(name, path, num_rows, bench)
+            path = case.model if isinstance(case.model, Path) else write_janus(Path(folder) / "janus", case.model)
+            table = _measure(case, path, bench)
         tables.append(table)
         best = max(float(row["ours to the loop"] or 0) for row in table.rows[1:])
-        goals.append(Goal(text=f"speed of an update to a bare PyTorch loop, {name}", wanted=WANTED, got=best))
+        goals.append(Goal(text=f"speed of an update to a bare PyTorch loop, {case.name}", wanted=WANTED, got=best))
     limits = [
         "`of products` is the share of the time that the matrix products alone would take at the speed of one large "
         "product of the same precision on this machine: 6 operations for each weight and token of a forward and "
@@ -68,11 +74,11 @@ def measure_learner(bench: LearnerBench) -> Report:
     return Report(name="learner", command="unirl bench learner", tables=tables, goals=goals, limits=limits)
 
 
-def _measure(name: str, path: Path, num_rows: int, bench: LearnerBench) -> Table:
+def _measure(case: LearnerCase, path: Path, bench: LearnerBench) -> Table:
     config = _config(bench)
     scoring = scoring_of(config.rollout.sampling, config.algorithm)
     loop = BareLoop(JanusPro.load(config.model, path), scoring, config.learner, config.algorithm)
-    batch = _batch(loop.policy, scoring, num_rows)
+    batch = _batch(loop.policy, scoring, case.num_rows)
     loop.prepare(batch)
     arms: dict[str, Callable[[], None]] = {LOOP: loop.step}
     norms: dict[str, float] = {}
@@ -88,7 +94,7 @@ def _measure(name: str, path: Path, num_rows: int, bench: LearnerBench) -> Table
                 norms.setdefault(arm, metrics["learner/grad_norm"])
 
             arms[f"ours, zero_stage={stage}"] = update
-        seconds = take_turns(arms, bench.rounds)
+        seconds = take_turns(arms, case.rounds)
     norms[LOOP] = loop.first_norm
     tokens = sum(loop.policy.tokens_per_row(row, scoring) for row in batch.rows)
     flops = 6.0 * tokens * sum(p.numel() for p in loop.policy.module.model.language_model.layers.parameters())
@@ -107,7 +113,9 @@ def _measure(name: str, path: Path, num_rows: int, bench: LearnerBench) -> Table
             }
         )
     weights = sum(value.numel() for value in loop.policy.module.parameters()) / 1e6
-    return Table(title=f"{name}: {weights:.0f}M weights, {num_rows} answers and {num_rows} guided pictures", rows=rows)
+    return Table(
+        title=f"{case.name}: {weights:.0f}M weights, {case.num_rows} answers and as many guided pictures", rows=rows
+    )
 
 
 def _config(bench: LearnerBench) -> RlConfig:

@@ -1,4 +1,4 @@
-"""What a benchmark found: tables, goals and what limits it; as text, as JSON, and as the page docs/benchmark_results.md.
+"""What a benchmark found: tables, goals, limits; as text, as JSON, and as the page docs/benchmark_results.md.
 
 `python -m unirl.benchmarks.report` makes the page anew from the results that `--save` left.
 """
@@ -86,7 +86,7 @@ class Report:
         """
         if not RESULTS.parent.is_dir():
             raise FileNotFoundError(
-                f"bench --save: expected a checkout with {RESULTS.parent}; got none; run it in a checkout, or keep what "
+                f"bench --save: expected a checkout with {RESULTS.parent}; got none; run it in one, or keep what "
                 "--json prints"
             )
         RESULTS.mkdir(exist_ok=True)
@@ -142,18 +142,19 @@ def machine_facts() -> dict[str, str | float]:
     return facts
 
 
-def take_turns(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def take_turns(arms: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
     """Wall seconds of arms that take turns, so that their ratios hold where single timings are noisy.
 
-    A round before the first warms up and is left out.
+    Args:
+        arms: what is timed, by name.
+        rounds: how often each.
+        warm: run a round before the first, which is left out.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for index in range(rounds + 1):
+    for _ in range(rounds + warm):
         for name, run in arms.items():
-            spent = seconds_of(run)
-            if index:
-                seconds[name].append(spent)
-    return seconds
+            seconds[name].append(seconds_of(run))
+    return {name: values[-rounds:] for name, values in seconds.items()}
 
 
 def seconds_of(run: Callable[[], object]) -> float:

@@ -76,9 +76,7 @@ def write_random_clip(file: Path, model_name: str) -> Path:
 
 def _measure(name: str, rounds: int, bench: RewardBench) -> Row:
     if open_clip.get_model_config(name) is None:
-        raise ValueError(
-            f"bench reward: expected open_clip architectures in --models; got {name!r}; HPSv2 is ViT-H-14"
-        )
+        raise ValueError(f"bench reward: expected open_clip architectures in --models; got {name!r}; HPSv2 is ViT-H-14")
     with tempfile.TemporaryDirectory(prefix="unirl-bench-") as folder:
         checkpoint = bench.checkpoint or write_random_clip(Path(folder) / "clip.safetensors", name)
         reward = Hpsv2Reward(checkpoint=checkpoint, model_name=name, precision=bench.precision)
@@ -152,7 +150,7 @@ def _operations(name: str) -> tuple[float, float]:
     """FLOPs of a picture and of a text: two for each weight of a layer and token; attention's products come on top."""
     config = open_clip.get_model_config(name) or {}
     vision, text = config["vision_cfg"], config["text_cfg"]
-    tokens = (vision["image_size"] if "image_size" in vision else 224) ** 2 // vision["patch_size"] ** 2 + 1
+    tokens = vision.get("image_size", 224) ** 2 // vision["patch_size"] ** 2 + 1
 
     def tower(width: int, layers: int, length: int) -> float:
         return layers * length * (2 * 12 * width**2 + 4 * length * width)

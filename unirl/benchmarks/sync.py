@@ -66,9 +66,9 @@ def measure_sync(bench: SyncBench) -> Report:
     ratio = float(np.median([own["one memory copy"] / own[WHOLE] for own in rounds[1:]]))
     least = 2 * seconds["one memory copy"] + seconds["checksum"] + seconds["checksum, verified"]
     limits = [
-        "No path through a store can pass 0.5 of a memory copy on one core: the bytes are copied into the store and out "
-        "of it. With a checksum on both sides, which reads them twice more, the most at the speeds above is "
-        f"{seconds['one memory copy'] / least:.2f}.",
+        "No path through a store can pass 0.5 of a memory copy on one core, since the bytes are copied into the store "
+        "and out of it; with a checksum on both sides, which reads them twice more, not "
+        f"{seconds['one memory copy'] / least:.2f} at the speeds above.",
         "The two sides run in one process here, one after the other, as in a synchronous step. Across machines the "
         "network stands between the two copies.",
     ]
