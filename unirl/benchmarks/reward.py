@@ -28,8 +28,9 @@ class RewardBench:
 
     checkpoint: Path | None = None
     """HPSv2 weights; None makes random ones of each architecture."""
-    models: tuple[tuple[str, int], ...] = (("ViT-B-32", 3), ("ViT-H-14", 1))
-    """Name in open_clip and rounds; HPSv2 is ViT-H-14."""
+    models: tuple[str, ...] = ("ViT-B-32", "ViT-H-14")
+    """Names in open_clip; HPSv2 is ViT-H-14."""
+    rounds: int = 2
     group_size: int = 8
     """Pictures of one prompt, K."""
     side: int = 384
@@ -43,7 +44,7 @@ def measure_reward(bench: RewardBench) -> Report:
     Raises:
         ValueError: an architecture that open_clip does not know, or a checkpoint of another.
     """
-    rows = [_measure(name, rounds, bench) for name, rounds in bench.models]
+    rows = [_measure(name, bench) for name in bench.models]
     goals = []
     for row in rows:
         ours, passes = float(row["ours to it"] or 0), float(row["text passes, one by one"] or 0)
@@ -74,7 +75,7 @@ def write_random_clip(file: Path, model_name: str) -> Path:
     return file
 
 
-def _measure(name: str, rounds: int, bench: RewardBench) -> Row:
+def _measure(name: str, bench: RewardBench) -> Row:
     if open_clip.get_model_config(name) is None:
         raise ValueError(f"bench reward: expected open_clip architectures in --models; got {name!r}; HPSv2 is ViT-H-14")
     with tempfile.TemporaryDirectory(prefix="unirl-bench-") as folder:
@@ -88,7 +89,8 @@ def _measure(name: str, rounds: int, bench: RewardBench) -> Row:
         for single in singles:
             reward.score(single)
 
-    seconds = take_turns({"one": one_by_one, "group": lambda: reward.score(group)}, rounds)
+    reward.score(singles[0])  # warms up
+    seconds = take_turns({"one": one_by_one, "group": lambda: reward.score(group)}, bench.rounds, warm=False)
     with _text_passes() as grouped:
         reward.score(group)
     image, text = _operations(name)
