@@ -16,6 +16,7 @@ COMMANDS = [
     "train", "eval", "verify", "doctor", "pair make", "pair verify", "pair report", "data import", "data validate",
     "data show", "lab data", "lab pretrain",
     "lab show", "bench diffusion", "bench shape", "bench sft", "bench sft-shape",
+    "bench rollout", "bench reward", "bench learner", "bench sync", "bench step", "bench rl-shape", "bench all",
     "config show", "config validate", "config keys", "config diff",
 ]  # fmt: skip
 

@@ -45,6 +45,18 @@ def test_version_and_values_follow_the_updates_and_old_arrays_stay(make_learner)
     assert not np.array_equal(after["trunk.0.weight"], before["trunk.0.weight"])
 
 
+def test_lent_buckets_are_the_weights_themselves():
+    module = TinyPolicy().module
+    lent = WeightExport(module, policy_version=0, holds_arrays=True)
+    kept = WeightExport(module, policy_version=0, holds_arrays=True)
+    (first, *_), (copied, *_) = lent.buckets(copy=False), kept.buckets()
+    with torch.no_grad():
+        module.get_parameter(first[0][0]).zero_()
+    assert not first[0][1].any()
+    assert copied[0][1].any()
+    assert lent.manifest().checksum == kept.manifest().checksum
+
+
 def test_bfloat16_travels_as_uint16_and_comes_back():
     module = TinyPolicy().module.bfloat16()
     export = WeightExport(module, policy_version=3, holds_arrays=True)

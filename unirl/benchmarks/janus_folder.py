@@ -93,7 +93,7 @@ def write_janus(folder: Path, size: JanusSize, dtype: str = "float32") -> Path:
         dtype: "float32" or "bfloat16", of the weights in the file.
     """
     ids = _token_ids()
-    model = _random_model(size, ids, getattr(torch, dtype))
+    model = _random_model(size, getattr(torch, dtype))
     special = {f"{name}_token_id": ids[TOKEN_STRINGS[name]] for name in ("pad", "bos", "eos")}
     drawing = {"boi_token_id": ids[TOKEN_STRINGS["boi"]]}
     model.generation_config = GenerationConfig(**special, generation_kwargs=drawing)
@@ -108,7 +108,9 @@ def write_janus(folder: Path, size: JanusSize, dtype: str = "float32") -> Path:
     return folder
 
 
-def _random_model(size: JanusSize, ids: dict[str, int], dtype: torch.dtype) -> Any:
+def config_of_size(size: JanusSize) -> JanusConfig:
+    """The configuration of a model of this size."""
+    ids = _token_ids()
     special = {f"{name}_token_id": ids[TOKEN_STRINGS[name]] for name in ("pad", "bos", "eos")}
     heads = size.hidden // size.head_width
     text = LlamaConfig(
@@ -139,13 +141,17 @@ def _random_model(size: JanusSize, ids: dict[str, int], dtype: torch.dtype) -> A
         projection_dim=size.hidden,
         image_token_embed_dim=size.hidden,
     )
-    config = JanusConfig(
+    return JanusConfig(
         text_config=text,
         vision_config=vision,
         vq_config=vq,
         image_token_id=ids[TOKEN_STRINGS["placeholder"]],
         tie_word_embeddings=False,
     )
+
+
+def _random_model(size: JanusSize, dtype: torch.dtype) -> Any:
+    config = config_of_size(size)
     with no_init_weights():
         model: Any = JanusForConditionalGeneration._from_config(config, dtype=dtype)
     with torch.random.fork_rng(devices=[]):
