@@ -16,19 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from unirl.algorithms.guidance import guided_logits
-from unirl.benchmarks.janus_folder import JanusSize, word, write_janus
+from unirl.benchmarks.janus_folder import JanusSize, write_janus
 from unirl.benchmarks.report import Goal, Report, Row, Table, median_ratio, product_speed, take_turns
 from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig
 from unirl.learner.batching import plan_micro_batches
 from unirl.learner.engine import ADAM_EPSILON
 from unirl.learner.learner import Learner, scoring_of
 from unirl.models.janus_pro import JanusPro
+from unirl.models.janus_prompts import ASSISTANT, USER
 from unirl.models.policy import Scoring
 from unirl.types import GenerationSample, LearnerBatch, LearnerRow, UnderstandingSample
 
 WANTED = 0.9
 log = logging.getLogger(__name__)
 ANSWER_TOKENS = 16
+SMALL_RATE = 1e-8
+"""So that every round is like the first, its ratios at 1."""
 LOOP = "bare PyTorch loop"
 TASKS = ("understanding", "generation")
 
@@ -122,19 +125,21 @@ def _config(bench: LearnerBench) -> RlConfig:
     config = RlConfig()
     image = replace(config.rollout.sampling.image, guidance_scale=bench.guidance_scale)
     rollout = replace(config.rollout, sampling=replace(config.rollout.sampling, image=image))
-    return replace(config, rollout=rollout, learner=replace(config.learner, warmup_steps=0))
+    return replace(config, rollout=rollout, learner=replace(config.learner, warmup_steps=0, lr=SMALL_RATE))
 
 
 def _batch(policy: JanusPro, scoring: Scoring, num_rows: int) -> LearnerBatch:
     """Random answers and pictures with the log-probabilities that the policy gives them."""
     rng = np.random.default_rng(0)
     words = policy.allowed_text_ids.nonzero()[:, 0].numpy()
+    marks = policy.prompts.tokenizer.convert_tokens_to_ids([USER, ASSISTANT])
+    words = words[~np.isin(words, [policy.end_id, *marks])]
     side = policy.image_processor.size["height"]
     rows = []
     for index in range(num_rows):
-        text = " ".join(word(place) for place in range(index, index + 16))
+        text = policy.decode_text(rng.choice(words, 16))
         image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        question = UnderstandingSample(id=str(index), image=image, question=text, choices=(), answer="")
+        question = UnderstandingSample(id=str(index), image=image, question=text, answer="yes", answer_type="text")
         prompts = policy.prompts.encode_understanding(question), policy.prompts.encode_generation(
             GenerationSample(id=str(index), prompt=text)
         )  # fmt: skip

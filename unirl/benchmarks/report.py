@@ -92,7 +92,7 @@ class Report:
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"{self.name}.json"
         file.write_text(self.as_json(), encoding="utf-8")
-        PAGE.write_text(results_page(), encoding="utf-8")
+        PAGE.write_text(results_page(RESULTS), encoding="utf-8")
         return file
 
 

@@ -173,7 +173,9 @@ def _pair(index: int) -> PairRecord:
         pair_id=str(index),
         kind="aligned",
         similarity=1.0,
-        understanding=UnderstandingSample(id=f"u{index}", image=image, question=text, choices=(), answer=word(1)),
+        understanding=UnderstandingSample(
+            id=f"u{index}", image=image, question=text, answer=word(1), answer_type="text"
+        ),
         generation=GenerationSample(id=f"g{index}", prompt=text),
     )
 
