@@ -12,7 +12,7 @@ from unirl.benchmarks.learner import LearnerBench, LearnerCase, measure_learner
 from unirl.benchmarks.reward import RewardBench, measure_reward
 from unirl.benchmarks.rollout import RolloutBench, RolloutCase, measure_rollout
 from unirl.benchmarks.sync import WHOLE, SyncBench
-from unirl.config import ModelConfig, RlConfig, SamplingConfig
+from unirl.config import DataConfig, ImageSampling, ModelConfig, RlConfig, RolloutConfig, SamplingConfig
 from unirl.jobs import bench_rl, bench_step
 from unirl.jobs.bench_rl_shape import SIZES, RlShape, measure_rl_shape
 from unirl.models.policy import load_policy
@@ -36,7 +36,7 @@ def test_the_loop_draws_what_the_sampler_would(policy, monkeypatch):
     """At the most likely code of each step both draw the same picture, so prompt, null prompt and mix are the same."""
     sample = GenerationSample(id="p", prompt=" ".join(map(word, range(4))))
     sampling = SamplingConfig()
-    greedy = SamplingConfig(image=type(sampling.image)(temperature=0.0, guidance_scale=3.0))
+    greedy = SamplingConfig(image=ImageSampling(temperature=0.0, guidance_scale=3.0))
     request = RolloutRequest(request_id="r", pair_id="p", task="generation", sample=sample, seeds=(0,))
     (group,) = TorchSampler(policy, 128, 8).sample([request], greedy)
     monkeypatch.setattr(torch, "multinomial", lambda probabilities, num_samples: probabilities.argmax(-1, keepdim=True))
@@ -101,11 +101,15 @@ def test_both_samplers_are_timed(checkpoint):
 
 @pytest.mark.slow
 def test_a_synchronous_step_is_the_sum_of_its_phases(tmp_path):
-    report = bench_step.measure_step(RlConfig(data=type(RlConfig().data)(cache_dir=str(tmp_path))), steps=2, local=True)
-    (row,) = report.tables[0].rows
-    parts = sum(row[phase] for phase in ("pairs", "rollout", "batch", "update", "publish"))
-    assert 0.8 * row["step"] < parts < 1.1 * row["step"]
-    assert 0 < row["outside"] < 0.5
+    config = RlConfig(data=DataConfig(cache_dir=str(tmp_path)), rollout=RolloutConfig(pairs_per_step=2))
+    report = bench_step.measure_step(config, steps=2, local=True)
+    (table,) = report.tables
+    assert [row["pairs a step"] for row in table.rows] == [2, 8]
+    for row in table.rows:
+        parts = sum(row[phase] for phase in ("pairs", "rollout", "batch", "update", "publish"))
+        assert 0.5 * row["step"] < parts < 1.5 * row["step"]
+        assert 0 < row["outside"] < 0.9
+    assert len(report.goals) == 2
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def write_janus(folder: Path, size: JanusSize, dtype: str = "float32") -> Path:
 def config_of_size(size: JanusSize) -> JanusConfig:
     """The configuration of a model of this size."""
     ids = _token_ids()
-    special = {f"{name}_token_id": ids[TOKEN_STRINGS[name]] for name in ("pad", "bos", "eos")}
+    special: dict[str, Any] = {f"{name}_token_id": ids[TOKEN_STRINGS[name]] for name in ("pad", "bos", "eos")}
     heads = size.hidden // size.head_width
     text = LlamaConfig(
         vocab_size=size.vocabulary,

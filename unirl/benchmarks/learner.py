@@ -132,8 +132,8 @@ def _batch(policy: JanusPro, scoring: Scoring, num_rows: int) -> LearnerBatch:
     """Random answers and pictures with the log-probabilities that the policy gives them."""
     rng = np.random.default_rng(0)
     words = policy.allowed_text_ids.nonzero()[:, 0].numpy()
-    marks = policy.prompts.tokenizer.convert_tokens_to_ids([USER, ASSISTANT])
-    words = words[~np.isin(words, [policy.end_id, *marks])]
+    vocabulary = policy.prompts.tokenizer.get_vocab()
+    words = words[~np.isin(words, [policy.end_id, vocabulary[USER], vocabulary[ASSISTANT]])]
     side = policy.image_processor.size["height"]
     rows = []
     for index in range(num_rows):
@@ -230,7 +230,8 @@ class BareLoop:
         prompts = policy.embed_text(torch.cat([ids, policy.unconditional(ids)]))
         codes = policy.embed_codes(data["tokens"][:, :-1]).repeat(2, 1, 1)
         logits = policy.code_logits(self._hidden(prompts, codes, data["mask"].repeat(2, 1)))
-        return _own(guided_logits(*logits.chunk(2), self._scoring.guidance_scale), data["tokens"])
+        conditional, unconditional = logits.chunk(2)
+        return _own(guided_logits(conditional, unconditional, self._scoring.guidance_scale), data["tokens"])
 
     def _hidden(self, prompts: Tensor, completion: Tensor, mask: Tensor) -> Tensor:
         """Hidden states that predict the completion."""

@@ -53,8 +53,8 @@ def measure_reward(bench: RewardBench) -> Report:
             Goal(text=f"fewer text passes, times, {row['model']}", wanted=bench.group_size, got=passes),
         ]
     limits = [
-        "`by arithmetic` is the ratio of the operations: K pictures and K texts against K pictures and one text. What a "
-        "group gains beyond it comes of larger products: the weights are read once a batch instead of once a picture. "
+        "`by arithmetic` is the ratio of the operations: K pictures and K texts against K pictures and one text. What "
+        "a group gains beyond it comes of larger products: the weights are read once a batch, not once a picture. "
         "At ViT-H-14 a picture is seven times a text, so one text pass saves an eighth; the rest is the device's.",
         f"A group has {bench.group_size} pictures of {bench.side} x {bench.side} pixels; resizing is in both times.",
     ]
