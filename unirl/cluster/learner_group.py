@@ -9,7 +9,7 @@ import ray
 from unirl.cluster.actor_log import open_actor_log
 from unirl.cluster.gang import Gang, own_address
 from unirl.cluster.placement import Placement
-from unirl.cluster.weight_sync import Publication, put_buckets
+from unirl.cluster.weight_sync import Publication
 from unirl.config import RlConfig
 from unirl.types import LearnerBatch
 
@@ -41,10 +41,13 @@ class LearnerRank:
 
     def publish(self) -> Publication | None:
         """Gather the weights bucket by bucket; rank 0 puts them into the store and keeps the last two versions."""
-        references = put_buckets(self._learner.weight_buckets(copy=False))
+        references = []
+        for bucket in self._learner.weight_buckets(copy=False):
+            if self._rank == 0:
+                references.append(ray.put(bucket))
         if self._rank != 0:
             return None
-        publication = Publication(self._learner.manifest(), references)
+        publication = Publication(self._learner.manifest(), tuple(references))
         self._published = [*self._published[-1:], publication]
         return publication
 

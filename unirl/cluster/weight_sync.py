@@ -35,5 +35,5 @@ class Publication:
 
 
 def put_buckets(buckets: Iterable[Bucket]) -> tuple["ray.ObjectRef[Bucket]", ...]:
-    """The buckets copied into the object store one by one; an empty one, of a rank that holds nothing, is left out."""
+    """The buckets copied into the object store one by one, empty ones left out; what a rank does, for a measurement."""
     return tuple(ray.put(bucket) for bucket in buckets if bucket)
