@@ -17,6 +17,7 @@ COMMANDS = [
     "data import",
     "data validate", "data show", "lab data", "lab pretrain",
     "lab show", "bench diffusion", "bench shape", "bench sft", "bench sft-shape",
+    "bench rollout", "bench reward", "bench learner", "bench sync", "bench step", "bench rl-shape", "bench all",
     "config show", "config validate", "config keys", "config diff",
 ]  # fmt: skip
 

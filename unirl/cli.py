@@ -81,6 +81,7 @@ Loudness = Annotated[
     typer.Option("--verbose/--quiet", "-v/-q", show_default=False, help="More, of other packages too / only warnings."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+SaveResult = Annotated[bool, typer.Option("--save", help="Keep the result in docs/benchmark_results.")]
 OfJob = Annotated[Job, typer.Option("--job", help="Whose settings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")]
 InOneProcess = Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")]
@@ -730,6 +731,144 @@ def place_of_results(asked: dict[str, Any], settings: "AnyConfig | None") -> dic
     else:
         return {}
     return {"results": Path(place) if place else None, "writes": option}
+
+
+@bench_app.command("rollout")
+def bench_rollout(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="lab, middle, narrow, 1b, 7b (random), or a Janus folder; repeat it. Default: the first three."
+        ),
+    ] = None,
+    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Pictures at once; repeat it.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, instead of each model's own.")] = None,
+    eager: Annotated[bool, typer.Option(help="Without torch.compile and CUDA graphs.")] = True,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pictures: our two-stream engine against the common Hugging Face loop, same weights and threads."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    found = job.rollout(model or ["lab", "middle", "narrow"], in_flight=in_flight or (), dtype=dtype, eager=eager)
+    raise typer.Exit(job.show(found, as_json=as_json, save=save))
+
+
+@bench_app.command("reward")
+def bench_reward(
+    model: Annotated[
+        list[str] | None, typer.Option(help="open_clip architecture; repeat it. Default: ViT-B-32, ViT-H-14.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="HPSv2 weights; without, random ones.")] = None,
+    group_size: Annotated[int, typer.Option(min=1, help="Pictures of a prompt.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 2,
+    precision: Annotated[str, typer.Option(help="float32; on GPUs also float16, bfloat16.")] = "float32",
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """HPSv2: groups with one text pass a prompt against one picture at a time."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    bench = job.RewardBench(
+        checkpoint=checkpoint,
+        models=tuple(model or (["ViT-H-14"] if checkpoint else ["ViT-B-32", "ViT-H-14"])),
+        group_size=group_size,
+        rounds=rounds,
+        precision=precision,  # pyright: ignore[reportArgumentType] - the reward refuses what is none
+    )
+    raise typer.Exit(job.show(job.reward(bench), as_json=as_json, save=save))
+
+
+@bench_app.command("learner")
+def bench_learner(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="lab, middle (random), or a Janus folder; repeat it. Default: the first two."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Timed updates, instead of each model's own.")] = None,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """An update of both tasks, guided: our learner against a bare PyTorch loop with the same loss and AdamW."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    raise typer.Exit(job.show(job.learner(model or ["lab", "middle"], rounds=rounds), as_json=as_json, save=save))
+
+
+@bench_app.command("sync")
+def bench_sync(
+    megabytes: Annotated[int, typer.Option(min=100, help="Of a random model's weights, about.")] = 400,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed publications.")] = 5,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """Weights from the learner through Ray's object store into an engine, part by part, against a memory copy."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    bench = job.SyncBench(megabytes=megabytes, dtype=dtype, rounds=rounds)
+    raise typer.Exit(job.show(job.sync(bench), as_json=as_json, save=save))
+
+
+@bench_app.command("step")
+def bench_step(
+    overrides: Overrides = None,
+    config: Files = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each mode; two more run.")] = 6,
+    local: InOneProcess = False,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """A training step by phase, in each mode of overlap: the share outside rollout, reward and update."""
+    start_logging(None)
+    settings = load_rl(config or [], overrides or [])
+    from unirl.jobs import bench_rl as job
+
+    raise typer.Exit(job.show(job.step(settings, steps=steps, local=local), as_json=as_json, save=save))
+
+
+@bench_app.command("rl-shape")
+def bench_rl_shape(  # noqa: PLR0913 - one option each
+    shape: Annotated[str, typer.Option(help="1b or 7b, of Janus-Pro; tiny to try it.")] = "1b",
+    checkpoint: Annotated[Path | None, typer.Option(help="Keep the random checkpoint here, and take it again.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of the step.")] = 1,
+    completions: Annotated[int, typer.Option("--completions", "-k", min=2, help="Of each prompt.")] = 2,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance.")] = 5.0,
+    trained_layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Layers of the trunk that learn, where memory is short; default: all parts."),
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also draw by the Hugging Face loop.")] = False,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """One whole RL step of a Janus-Pro of a published size, random bf16 weights: seconds and memory by phase."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    chosen = job.RlShape(
+        size=shape,
+        checkpoint=checkpoint,
+        num_pairs=pairs,
+        num_completions=completions,
+        guidance_scale=guidance,
+        trained_layers=trained_layers,
+        baseline=baseline,
+    )
+    raise typer.Exit(job.show(job.rl_shape(chosen), as_json=as_json, save=save))
+
+
+@bench_app.command("all")
+def bench_all() -> None:
+    """Rollout, reward, learner, sync and step one after the other, all saved for the docs (about ten minutes)."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    raise typer.Exit(job.everything())
 
 
 @app.command()

@@ -437,4 +437,4 @@ class WeightsManifest:
     policy_version: int
     tensors: tuple[TensorSpec, ...]
     checksum: str
-    """sha256 over names and bytes in order."""
+    """BLAKE3 over names and bytes in order."""

@@ -55,7 +55,8 @@ class LearnerRank:
         """
         keeps = self._transport != "object_store"
         kept: Bucket = []
-        for bucket in self._learner.weight_buckets():
+        # What is yielded is copied into the store before the next bucket is taken.
+        for bucket in self._learner.weight_buckets(copy=keeps):
             if self._rank == 0 and keeps:
                 kept += bucket
             elif self._rank == 0:

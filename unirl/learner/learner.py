@@ -284,9 +284,12 @@ class Learner:
         if silent:
             raise RuntimeError(_no_gradient(", ".join(silent)))
 
-    def weight_buckets(self) -> Iterator[Bucket]:
-        """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty."""
-        return self._engine.weight_buckets(self.policy_version)
+    def weight_buckets(self, *, copy: bool = True) -> Iterator[Bucket]:
+        """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty.
+
+        With `copy` False a bucket may be the weights themselves, to be read before the next one is taken.
+        """
+        return self._engine.weight_buckets(self.policy_version, copy=copy)
 
     def manifest(self) -> WeightsManifest:
         """Manifest of the last `weight_buckets`, once all were taken; meant for rank 0."""
