@@ -4,12 +4,11 @@ import json
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.janus_checkpoints import write_janus
+from tests.janus_checkpoints import write_janus, write_prompts
 from tests.joint_rollouts import write_case
 from tests.vq_checkpoints import noise
 from unirl import cli
@@ -323,17 +322,7 @@ def random_janus(tmp_path_factory):
     """Folder of a tiny random checkpoint with a folder of prompts in its words, and the settings that name them."""
     folder = tmp_path_factory.mktemp("random")
     write_janus(folder / "checkpoint")
-    picture = np.random.default_rng(0).integers(0, 255, (9, 7, 3)).astype(np.uint8)
-    questions = [
-        UnderstandingSample(
-            id=f"q{i}", image=picture, question=f"what colour is the {w} ?", choices=("red", "blue"), answer="A"
-        )
-        for i, w in enumerate(("cat", "dog", "mat"))
-    ]
-    drawings = [GenerationSample(id=f"g{i}", prompt=f"a {w} cat") for i, w in enumerate(("red", "blue", "green"))]
-    (folder / "prompts").mkdir()
-    for kind, samples in ((UnderstandingSample, questions), (GenerationSample, drawings)):
-        write_samples(folder / "prompts" / file_name(kind), samples, kind)
+    write_prompts(folder / "prompts")
     return folder
 
 
@@ -355,10 +344,10 @@ def test_a_random_checkpoint_passes_every_gate_as_json(random_janus):
         dict.fromkeys(names).keys()
         == dict.fromkeys(
             [
-                *((gate, "float32") for gate in ("layout", "agreement", "conditional loss", "greedy tokens")),
-                *((gate, "float32") for gate in ("batch company",)),
+                *((gate, "float32") for gate in ("layout", "special ids", "agreement", "conditional loss")),
+                *((gate, "float32") for gate in ("batch company", "padding", "greedy tokens")),
                 *((gate, "float32") for gate in ("weight sync", "learning rate 0", "gradient")),
-                *((gate, "bfloat16") for gate in ("layout", "agreement", "batch company")),
+                *((gate, "bfloat16") for gate in ("layout", "agreement", "batch company", "padding")),
             ]
         ).keys()
     )
@@ -396,6 +385,7 @@ def test_a_joint_vocabulary_passes_every_gate(random_joint):
         "agreement",
         "greedy tokens",
         "batch company",
+        "padding",
         "weight sync",
         "learning rate 0",
         "gradient",
@@ -422,7 +412,7 @@ def test_a_masked_diffusion_checkpoint_passes_every_gate_that_applies(changes):
     rows = document["gates"]
     assert {row["gate"] for row in rows if row["verdict"] == "not applicable"} == {"greedy tokens"}
     applied = {(row["gate"], row["dtype"]) for row in rows if row["verdict"] == "pass"}
-    for gate in ("layout", "agreement", "batch company", "weight sync", "learning rate 0", "gradient"):
+    for gate in ("layout", "agreement", "batch company", "padding", "weight sync", "learning rate 0", "gradient"):
         assert (gate, "float32") in applied
 
 
@@ -435,7 +425,7 @@ def test_a_failed_gate_is_in_the_table_and_in_the_exit_code(random_janus, monkey
     assert result.exit_code == 1, result.output
     assert result.stdout.count("FAIL [1]") == 4
     assert "[1] agreement: sampler and learner hold different laws" in result.stdout
-    assert "cannot be trained on as it is: 4 pass, 4 fail, 2 information" in result.stdout
+    assert "cannot be trained on as it is: 7 pass, 4 fail, 2 information" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
 from unirl.jobs.evaluate import at_temperature_0
@@ -20,7 +21,8 @@ from unirl.learner.learner import scoring_of
 from unirl.learner.tally import MODALITIES
 from unirl.models.checkpoint import stored_tensors
 from unirl.models.named_arrays import checksum
-from unirl.models.policy import Independent, Policy, Scoring
+from unirl.models.policy import Independent, Policy, Scoring, load_special_ids
+from unirl.models.tokenizer import stated_ids
 from unirl.rollout.sampler import NamedArrays
 from unirl.types import (
     TASKS,
@@ -60,23 +62,45 @@ class VerifiedLearner(Learners, Protocol):
 
 
 def check_layout(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
-    """The policy holds the weights of the folder, each of them; names, shapes and ids were checked by loading it."""
+    """The policy holds the weights of the folder, each of them, in the precision that was asked for.
+
+    A tied head is held under two names: where the files hold a table for each, both are compared.
+    """
     stored, held = stored_tensors(checkpoint), bench.policy.module.state_dict()
-    names, dtypes = set(bench.policy.shapes), set[str]()
+    names, dtypes = {*bench.policy.shapes, *(stored.shapes.keys() & held.keys())}, set[str]()
+    precisions = {getattr(torch, bench.dtype), torch.float32}
     different: list[str] = []
     for name, value in stored.read(names):
         dtypes.add(str(value.dtype).removeprefix("torch."))
-        if not torch.equal(held[name].cpu(), value.to(held[name].dtype)):
+        mine = held[name].cpu()
+        if mine.dtype not in precisions or not torch.equal(mine, value.to(mine.dtype)):
             different.append(name)
-    size = sum(value.numel() for name, value in held.items() if name in names)
+    size = sum(held[name].numel() for name in bench.policy.shapes)
     unused = sorted(stored.shapes.keys() - names)
     measured = f"tensors unlike the files', of {len(names)} ({size:,} {'/'.join(sorted(dtypes))})"
-    reason = f"the policy does not hold what the files hold in {', '.join(different[:3])}; mend the family's load()"
+    reason = (
+        f"the policy does not hold what the files hold, in {bench.dtype}, in {', '.join(different[:3])}; mend the "
+        "family's load(): names, tied heads, precision"
+    )
     yield bench.finding("layout", measured, len(different), 0, reason)
     if unused:
         measured = "tensors that the model has no place for"
         reason = f"{', '.join(unused[:3])}: training neither reads nor writes them"
         yield bench.information("layout", measured, len(unused), reason)
+
+
+def check_ids(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
+    """Tokenizer and generation_config.json give each special token the id by which the family knows it.
+
+    Nothing where the family states no ids. An id that a file leaves out is nobody's claim.
+    """
+    used = load_special_ids(bench.config.model, checkpoint)
+    if not used:
+        return
+    stated = stated_ids(checkpoint, used)
+    wrong = [f"{where} says {role} {id}, not {used[role]}" for where, role, id in stated if id != used[role]]
+    reason = f"{'; '.join(wrong[:3])}: take tokenizer and generation_config.json of the checkpoint itself"
+    yield bench.finding("special ids", f"ids stated otherwise, of {len(stated)}", len(wrong), 0, reason)
 
 
 def check_agreement(bench: Bench) -> Iterator[Finding]:
@@ -119,8 +143,8 @@ def check_greedy(bench: Bench, independent: Independent | None) -> Iterator[Find
 
 
 def check_company(bench: Bench) -> Iterator[Finding]:
-    """The same prompts and seeds give the same tokens alone, all together, and in reverse order."""
-    requests = bench.requests
+    """The same prompts and seeds give the same tokens alone, all together beside shorter prompts, and in reverse."""
+    requests = bench.uneven_requests
     together = _tokens(bench.sample(requests, bench.sampling))
     reverse = _tokens(bench.sample(requests[::-1], bench.sampling))
     alone = _tokens([group for request in requests for group in bench.sample([request], bench.sampling)])
@@ -132,6 +156,21 @@ def check_company(bench: Bench) -> Iterator[Finding]:
         return
     reason = "no limit in bfloat16: kernels round a row by the shape of its batch, and near-ties flip"
     yield bench.information("batch company", measured, different, reason)
+
+
+def check_padding(bench: Bench) -> Iterator[Finding]:
+    """The learner scores a row that is padded to the length of others as it scores it alone."""
+    scoring = _guided(bench, bench.sampling)
+    for task in TASKS:
+        requests = [request for request in bench.uneven_requests if request.task == task]
+        rows = bench.batch(bench.sample(requests, bench.sampling)).rows
+        together, alone = bench.score(rows, scoring), [bench.score([row], scoring)[0] for row in rows]
+        gaps = [np.abs(one - two)[row.loss_mask] for one, two, row in zip(together, alone, rows, strict=True)]
+        scale = scoring.guidance_scale if task == "generation" else 1.0
+        gap = np.concatenate(gaps)
+        what = f"{len(gap)} {MODALITIES[task]} tokens, padded or alone"
+        reason = "a row is scored otherwise beside longer ones: padding is attended to, or its positions count"
+        yield from _limited(bench, "padding", gap, what, scale, reason)
 
 
 def check_same_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Finding]:
@@ -231,6 +270,7 @@ def check_gradients(bench: Bench, learner: VerifiedLearner) -> Iterator[Finding]
 SAMPLING_GATES: tuple[tuple[str, Callable[[Bench], Iterator[Finding]]], ...] = (
     ("agreement", check_agreement),
     ("batch company", check_company),
+    ("padding", check_padding),
 )
 """Run in both precisions."""
 LEARNING_GATES: tuple[tuple[str, Callable[[Bench, VerifiedLearner], Iterator[Finding]]], ...] = (
@@ -285,6 +325,13 @@ def _gaps(
         yield bench.above_0(gate, f"tokens of the loss in {len(groups)} groups of {MODALITIES[task]}", 0, "no token")
         return
     reason = "sampler and learner hold different laws: temperature, guidance, masks, positions or weights differ"
+    yield from _limited(bench, gate, gap, what, scale, reason, when)
+
+
+def _limited(
+    bench: Bench, gate: str, gap: NDArray[np.float32], what: str, scale: float, reason: str, when: str = ""
+) -> Iterator[Finding]:
+    """A gap in nats of each token under guidance `scale` against the limits of the precision."""
     for name, figure, limits in (("max", gap.max(), MAX_GAP), ("mean", gap.mean(), MEAN_GAP)):
         if limit := limits.get(bench.dtype):
             measured = f"{when}{name} gap in nats, {what}"

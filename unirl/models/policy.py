@@ -258,6 +258,15 @@ def load_independent(config: ModelConfig, path: Path) -> Independent | None:
     return load(config, path) if load else None
 
 
+def load_special_ids(config: ModelConfig, path: Path) -> dict[str, int]:
+    """Ids of special tokens by transformers' names of their roles ("pad", "eos", "boi"), as `config.family` knows them.
+
+    Empty where the family leaves them to other checks.
+    """
+    load = getattr(_family(config), "load_special_ids", None)
+    return load(config, path) if load else {}
+
+
 def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:
     """The policy of `config.family` for conversations, with the weights of the checkpoint folder `path`.
 

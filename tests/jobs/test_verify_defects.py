@@ -1,0 +1,174 @@
+"""Ten defects, each planted in the family, the sampler or the files: the whole `unirl verify` names its line first."""
+
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+
+import pytest
+import torch
+
+from tests.janus_checkpoints import edit_json, write_janus, write_prompts
+from unirl.config import RlConfig, RolloutConfig, SamplingConfig, TextSampling
+from unirl.jobs import verify
+from unirl.models import janus_pro
+from unirl.models.janus_pro import HEAD, JanusPro
+from unirl.models.janus_prompts import JanusPrompts
+from unirl.rollout import torch_sampler
+
+# The optimizer check of DeepSpeed imports a compiled function; without the compiler that takes seconds less.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+@pytest.fixture(scope="module")
+def random_janus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random")
+    write_janus(folder / "checkpoint")
+    write_prompts(folder / "prompts")
+    return folder
+
+
+def findings_of(checkpoint, prompts):
+    """What `unirl verify` finds in float32, in its order."""
+    sampling = SamplingConfig(text=TextSampling(max_tokens=8))
+    given = RlConfig(rollout=RolloutConfig(backend="torch", sampling=sampling))
+    given = replace(given, evaluation=replace(given.evaluation, data=str(prompts)))
+    config = verify.settings_for(given, checkpoint)
+    found = verify.examine(config, checkpoint, verify.prompts_of(config, 2))
+    return list(takewhile(lambda finding: finding.dtype == "float32", found))
+
+
+def tied_head(patch, checkpoint):
+    whole = JanusPro.load.__func__
+
+    def load(cls, *arguments, **settings):
+        policy = whole(cls, *arguments, **settings)
+        policy.module.lm_head.weight = policy.module.model.language_model.embed_tokens.weight
+        policy.tied = True
+        del policy.shapes[HEAD]
+        return policy
+
+    patch.setattr(janus_pro, "load", load.__get__(JanusPro))
+
+
+def shifted_codes(patch, checkpoint):
+    embed = JanusPro.embed_codes
+    patch.setattr(JanusPro, "embed_codes", lambda policy, codes: embed(policy, (codes + 1) % policy.num_codes))
+
+
+def wrong_pad_in_the_files(patch, checkpoint):
+    edit_json(checkpoint / "generation_config.json", pad_token_id=4)
+
+
+def wrong_pad_in_the_family(patch, checkpoint):
+    whole = JanusPrompts.load.__func__
+
+    def load(cls, *arguments):
+        prompts = whole(cls, *arguments)
+        return replace(prompts, ids=replace(prompts.ids, pad=prompts.ids.eos))
+
+    patch.setattr(JanusPrompts, "load", classmethod(load))
+
+
+def stale_weights(patch, checkpoint):
+    patch.setattr(torch_sampler, "load_policy_weights", lambda policy, manifest, tensors: None)
+
+
+def half_loaded_update(patch, checkpoint):
+    def load(policy, manifest, tensors):
+        targets = policy.module.state_dict()
+        for name, array in list(tensors)[::2]:
+            targets[name].copy_(torch.from_numpy(array))
+
+    patch.setattr(torch_sampler, "load_policy_weights", load)
+
+
+def trunk_with(patch, change):
+    """Let `change` alter mask and positions before they reach the trunk."""
+
+    def run(trunk, embeddings, mask, cache):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+        mask, positions = change(mask, positions, cache)
+        output = trunk(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache,
+            use_cache=cache is not None,
+        )  # fmt: skip
+        return output.last_hidden_state
+
+    patch.setattr(janus_pro, "run_trunk", run)
+
+
+def mask_off(patch, checkpoint):
+    trunk_with(patch, lambda mask, positions, cache: (torch.ones_like(mask), positions))
+
+
+def mask_off_in_the_learner(patch, checkpoint):
+    trunk_with(patch, lambda mask, positions, cache: (torch.ones_like(mask) if cache is None else mask, positions))
+
+
+def guidance_of_another_formula(patch, checkpoint):
+    patch.setattr(torch_sampler, "guided_logits", lambda cond, uncond, scale: (1 + scale) * cond - scale * uncond)
+
+
+def guidance_of_another_formula_everywhere(patch, checkpoint):
+    null = JanusPrompts.unconditional
+    patch.setattr(JanusPrompts, "unconditional", lambda prompts, ids: null(prompts, ids.flip(-1)).flip(-1))
+
+
+def position_shift(patch, checkpoint):
+    def shift(mask, positions, cache):
+        return mask, positions + (cache is not None and cache.get_seq_length() > 0)
+
+    trunk_with(patch, shift)
+
+
+def dropped_pixels(patch, checkpoint):
+    pixels = JanusPro._pixels
+    patch.setattr(JanusPro, "_pixels", lambda policy, images: torch.zeros_like(pixels(policy, images)))
+
+
+def dtype_of_the_sampler(patch, checkpoint):
+    build = verify.build_sampler
+    patch.setattr(
+        verify, "build_sampler", lambda model, *others: build(replace(model, dtype="bfloat16"), *others)
+    )  # fmt: skip
+
+
+def dtype_of_everything(patch, checkpoint):
+    whole = JanusPro.load.__func__
+    load = partial(lambda config, path, **settings: whole(JanusPro, replace(config, dtype="bfloat16"), path, **settings))
+    patch.setattr(janus_pro, "load", load)
+
+
+DEFECTS = [
+    pytest.param(tied_head, {}, "", id="tied head"),
+    pytest.param(shifted_codes, {}, "", id="shifted code offset"),
+    pytest.param(wrong_pad_in_the_files, {}, "", id="wrong pad id, in the files"),
+    pytest.param(wrong_pad_in_the_family, {}, "", id="wrong pad id, in the family"),
+    pytest.param(stale_weights, {}, "", id="stale weights"),
+    pytest.param(half_loaded_update, {}, "", id="half-loaded update"),
+    pytest.param(mask_off, {}, "", id="mask off"),
+    pytest.param(mask_off_in_the_learner, {}, "", id="mask off, in the learner"),
+    pytest.param(guidance_of_another_formula, {}, "", id="wrong guidance formula"),
+    pytest.param(position_shift, {}, "", id="position shift"),
+    pytest.param(dropped_pixels, {}, "", id="dropped pixels"),
+    pytest.param(dtype_of_the_sampler, {}, "", id="wrong dtype, in the sampler"),
+    pytest.param(dtype_of_everything, {}, "", id="wrong dtype, everywhere"),
+]
+
+
+def test_without_a_defect_no_line_fails(random_janus):
+    found = findings_of(random_janus / "checkpoint", random_janus / "prompts")
+    assert {finding.verdict for finding in found} == {"pass", "information"}
+
+
+@pytest.mark.parametrize(("plant", "lines", "advice"), DEFECTS)
+def test_a_defect_fails_its_line_first(random_janus, tmp_path, monkeypatch, plant, lines, advice):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(random_janus / "checkpoint", checkpoint)
+    plant(monkeypatch, checkpoint)
+    found = findings_of(checkpoint, random_janus / "prompts")
+    for f in found:
+        if f.verdict == "fail":
+            print("FAIL", f.gate, "|", f.measured, "|", f.figure, f.limit, "|", f.reason)
