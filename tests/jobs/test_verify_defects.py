@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.janus_checkpoints import edit_json, write_janus, write_prompts
+from unirl.algorithms import logprobs
 from unirl.config import RlConfig, RolloutConfig, SamplingConfig, TextSampling
 from unirl.jobs import verify
 from unirl.models import janus_pro
@@ -112,8 +113,8 @@ def guidance_of_another_formula(patch, checkpoint):
 
 
 def guidance_of_another_formula_everywhere(patch, checkpoint):
-    null = JanusPrompts.unconditional
-    patch.setattr(JanusPrompts, "unconditional", lambda prompts, ids: null(prompts, ids.flip(-1)).flip(-1))
+    for module in (torch_sampler, logprobs):
+        patch.setattr(module, "guided_logits", lambda cond, uncond, scale: (1 + scale) * cond - scale * uncond)
 
 
 def position_shift(patch, checkpoint):
@@ -137,38 +138,63 @@ def dtype_of_the_sampler(patch, checkpoint):
 
 def dtype_of_everything(patch, checkpoint):
     whole = JanusPro.load.__func__
-    load = partial(lambda config, path, **settings: whole(JanusPro, replace(config, dtype="bfloat16"), path, **settings))
+    load = partial(
+        lambda config, path, **settings: whole(JanusPro, replace(config, dtype="bfloat16"), path, **settings)
+    )
     patch.setattr(janus_pro, "load", load)
 
 
+AGREEMENT, GREEDY, SYNC = "agreement", "greedy tokens", "weight sync"
 DEFECTS = [
-    pytest.param(tied_head, {}, "", id="tied head"),
-    pytest.param(shifted_codes, {}, "", id="shifted code offset"),
-    pytest.param(wrong_pad_in_the_files, {}, "", id="wrong pad id, in the files"),
-    pytest.param(wrong_pad_in_the_family, {}, "", id="wrong pad id, in the family"),
-    pytest.param(stale_weights, {}, "", id="stale weights"),
-    pytest.param(half_loaded_update, {}, "", id="half-loaded update"),
-    pytest.param(mask_off, {}, "", id="mask off"),
-    pytest.param(mask_off_in_the_learner, {}, "", id="mask off, in the learner"),
-    pytest.param(guidance_of_another_formula, {}, "", id="wrong guidance formula"),
-    pytest.param(position_shift, {}, "", id="position shift"),
-    pytest.param(dropped_pixels, {}, "", id="dropped pixels"),
-    pytest.param(dtype_of_the_sampler, {}, "", id="wrong dtype, in the sampler"),
-    pytest.param(dtype_of_everything, {}, "", id="wrong dtype, everywhere"),
+    pytest.param(
+        tied_head, ["layout", GREEDY], "lm_head.weight; mend the family's load(): names, tied", id="tied head"
+    ),
+    pytest.param(shifted_codes, [GREEDY], "compare the offset of codes", id="shifted code offset"),
+    pytest.param(
+        wrong_pad_in_the_files, ["special ids", GREEDY], "generation_config.json says pad 4, not 0", id="wrong pad id"
+    ),
+    pytest.param(stale_weights, [SYNC] * 4, "or the sampler keeps its old ones", id="stale weights"),
+    pytest.param(half_loaded_update, [SYNC] * 3, "load every one, under its own name", id="half-loaded update"),
+    pytest.param(mask_off, ["batch company", "padding", "padding"], "look at seeds, padding", id="mask off"),
+    pytest.param(
+        guidance_of_another_formula,
+        [AGREEMENT, AGREEMENT, GREEDY, SYNC],
+        "where only guided images fail, the formula of guidance",
+        id="wrong guidance formula",
+    ),
+    pytest.param(
+        position_shift, [*[AGREEMENT] * 4, GREEDY, GREEDY, SYNC, SYNC], "masks and positions", id="position shift"
+    ),
+    pytest.param(dropped_pixels, [GREEDY], "the pixels that reach the prompt", id="dropped pixels"),
+    pytest.param(
+        dtype_of_the_sampler, [*[AGREEMENT] * 4, GREEDY, SYNC, SYNC], "compare temperature, precision", id="wrong dtype"
+    ),
 ]
+ELSEWHERE = [
+    pytest.param(wrong_pad_in_the_family, ["special ids", GREEDY], "the tokenizer says pad 0, not 2", id="wrong pad id"),
+    pytest.param(mask_off_in_the_learner, ["padding", "padding"], "padding is attended to", id="mask off"),
+    pytest.param(guidance_of_another_formula_everywhere, [GREEDY], "guidance", id="wrong guidance formula"),
+    pytest.param(
+        dtype_of_everything, ["layout", *[AGREEMENT] * 3, "padding", "padding", GREEDY, SYNC], "in float32, in lm_head",
+        id="wrong dtype",
+    ),
+]  # fmt: skip
 
 
-def test_without_a_defect_no_line_fails(random_janus):
-    found = findings_of(random_janus / "checkpoint", random_janus / "prompts")
-    assert {finding.verdict for finding in found} == {"pass", "information"}
+def check(folder, checkpoint, monkeypatch, plant, lines, advice):
+    shutil.copytree(folder / "checkpoint", checkpoint)
+    plant(monkeypatch, checkpoint)
+    failed = [finding for finding in findings_of(checkpoint, folder / "prompts") if finding.verdict == "fail"]
+    assert [finding.gate for finding in failed] == lines
+    assert advice in failed[0].reason
 
 
 @pytest.mark.parametrize(("plant", "lines", "advice"), DEFECTS)
 def test_a_defect_fails_its_line_first(random_janus, tmp_path, monkeypatch, plant, lines, advice):
-    checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(random_janus / "checkpoint", checkpoint)
-    plant(monkeypatch, checkpoint)
-    found = findings_of(checkpoint, random_janus / "prompts")
-    for f in found:
-        if f.verdict == "fail":
-            print("FAIL", f.gate, "|", f.measured, "|", f.figure, f.limit, "|", f.reason)
+    check(random_janus, tmp_path / "checkpoint", monkeypatch, plant, lines, advice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("plant", "lines", "advice"), ELSEWHERE)
+def test_a_defect_elsewhere_fails_its_line_first(random_janus, tmp_path, monkeypatch, plant, lines, advice):
+    check(random_janus, tmp_path / "checkpoint", monkeypatch, plant, lines, advice)

@@ -28,6 +28,7 @@ from unirl.types import (
     TASKS,
     LearnerBatch,
     RolloutGroup,
+    Task,
     TensorSpec,
     UnderstandingSample,
     WeightsManifest,
@@ -45,6 +46,16 @@ RATIO_LIMIT = 1e-5
 """Most that a ratio may be away from 1 where the learner compares with its own log-probabilities."""
 MOVING_RATE = 1e-4
 """Learning rate of the one update that moves the weights, so that new ones can be told from old ones."""
+_LAWS_DIFFER = (
+    "sampler and learner hold different laws: compare temperature, precision, masks and positions, and where only "
+    "guided images fail, the formula of guidance"
+)
+_GREEDY_REASONS: dict[Task, str] = {
+    "understanding": "the family reads questions otherwise than the other implementation: compare the text head, the "
+    "pixels that reach the prompt, and positions",
+    "generation": "the family draws otherwise than the other implementation: compare the offset of codes, the null "
+    "prompt with its pad id, guidance, and positions",
+}
 
 
 class VerifiedLearner(Learners, Protocol):
@@ -107,11 +118,11 @@ def check_agreement(bench: Bench) -> Iterator[Finding]:
     """The sampler reports the log-probabilities that the learner computes, with and without guidance."""
     questions, drawings = ([r for r in bench.requests if r.task == task] for task in TASKS)
     groups = bench.sample(questions, bench.sampling)
-    yield from _gaps(bench, "agreement", groups, _guided(bench, bench.sampling))
+    yield from _gaps(bench, "agreement", groups, _guided(bench, bench.sampling), _LAWS_DIFFER)
     for scale in GUIDANCE_SCALES:
         sampling = _guided_by(bench.sampling, scale)
         groups, scoring = bench.sample(drawings, sampling), _guided(bench, sampling)
-        yield from _gaps(bench, "agreement", groups, scoring)
+        yield from _gaps(bench, "agreement", groups, scoring, _LAWS_DIFFER)
         if scale != 1.0 and bench.dtype == "float32":
             gap = bench.gap(bench.batch(groups).rows, replace(scoring, image_logprob="conditional"))
             measured = f"mean |guided - conditional| in nats, s = {scale:g}"
@@ -135,11 +146,10 @@ def check_greedy(bench: Bench, independent: Independent | None) -> Iterator[Find
         else:
             theirs = independent.draw(ours.prompt_ids, greedy.image.guidance_scale)
         different[group.request.task] += not np.array_equal(ours.completion_ids, theirs)
-    reason = "the family reads the checkpoint otherwise than the other implementation: ids, positions, pixels or heads"
     for task in TASKS:
         what = f"images (s = {GREEDY_GUIDANCE:g})" if task == "generation" else "answers"
         measured = f"{what} unlike the other implementation's, of {len(groups) // 2}"
-        yield bench.finding("greedy tokens", measured, different[task], 0, reason)
+        yield bench.finding("greedy tokens", measured, different[task], 0, _GREEDY_REASONS[task])
 
 
 def check_company(bench: Bench) -> Iterator[Finding]:
@@ -202,7 +212,8 @@ def check_moved_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Find
     yield bench.above_0("weight sync", measured, _different(before, after), reason)
     for task in TASKS:
         own = [group for group in after if group.request.task == task]
-        yield from _gaps(bench, "weight sync", own, scoring, when="after it, ")
+        reason = "the sampler holds other weights than the learner: load every one, under its own name, in full"
+        yield from _gaps(bench, "weight sync", own, scoring, reason, when="after it, ")
 
 
 def check_foreign_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Finding]:
@@ -314,7 +325,7 @@ def _different(before: Sequence[RolloutGroup], after: Sequence[RolloutGroup]) ->
 
 
 def _gaps(
-    bench: Bench, gate: str, groups: Sequence[RolloutGroup], scoring: Scoring, when: str = ""
+    bench: Bench, gate: str, groups: Sequence[RolloutGroup], scoring: Scoring, reason: str, when: str = ""
 ) -> Iterator[Finding]:
     """|sampler - learner| log-probability on groups of one task: the largest and, if rounding is coarse, the mean."""
     task = groups[0].request.task
@@ -324,7 +335,6 @@ def _gaps(
     if not len(gap):
         yield bench.above_0(gate, f"tokens of the loss in {len(groups)} groups of {MODALITIES[task]}", 0, "no token")
         return
-    reason = "sampler and learner hold different laws: temperature, guidance, masks, positions or weights differ"
     yield from _limited(bench, gate, gap, what, scale, reason, when)
 
 
