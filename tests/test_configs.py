@@ -64,3 +64,15 @@ def test_the_recipes_of_the_paper_have_its_numbers(family):
     assert (config.train.samples_per_step, config.train.num_epochs, config.data.max_length) == (512, 2, 4096)
     assert (config.learner.lr, config.learner.warmup_fraction, config.learner.schedule) == (2e-5, 0.05, "cosine")
     assert config.loss.restrict
+
+
+@pytest.mark.parametrize(("size", "rollout_size"), [("1b", 8), ("7b", 4)])
+def test_the_recipes_of_pairuni_have_its_numbers(size, rollout_size):
+    file = ROOT / "rl" / f"janus_pro_{size}.yaml"
+    config = load_config([file], questions_of(file, RlConfig), RlConfig)
+    rollout, sampling, algorithm = config.rollout, config.rollout.sampling, config.algorithm
+    assert (rollout.pairs_per_step, rollout.num_understanding, rollout.num_generation) == (16, *[rollout_size] * 2)
+    assert (sampling.text.temperature, sampling.image.temperature, sampling.image.guidance_scale) == (1.0, 1.0, 5.0)
+    assert (algorithm.objective, algorithm.pair_weight, algorithm.kl_beta) == ("pair_grpo", "sqrt", 0.0)
+    assert (config.learner.lr, config.train.num_steps) == (1e-6, 1200)
+    assert (list(config.rewards.understanding), list(config.rewards.generation)) == (["accuracy"], ["hpsv2"])
