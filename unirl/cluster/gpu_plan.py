@@ -59,8 +59,9 @@ def activations_gib(config: RlConfig, checkpoint: Path, num_parameters: int) -> 
         ("num_hidden_layers", "n_layers"),
         ("vocab_size",),
     )
-    sizes = [next((raw[key] for key in keys if key in raw), None) for keys in names]
-    if not all(isinstance(size, int) for size in sizes):
+    stated = [next((raw[key] for key in keys if key in raw), None) for keys in names]
+    sizes = [size for size in stated if isinstance(size, int)]
+    if len(sizes) < len(names):
         return None
     width, mlp, layers, vocabulary = sizes
     tokens, value = config.learner.max_tokens_per_micro_batch, 2 if config.model.dtype == "bfloat16" else 4
