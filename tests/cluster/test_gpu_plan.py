@@ -46,6 +46,13 @@ def test_colocated_workers_lie_on_the_learners_cards_in_turn():
     assert pytest.approx(74.5, abs=0.01) == CARD_GIB
 
 
+def test_colocated_workers_have_cards_of_their_own_where_the_learner_has_none():
+    config = replace(RlConfig(), learner=LearnerConfig(num_ranks=2), cluster=ClusterConfig(placement="colocated"))
+    plan = [actor("learner", 2, 0, 40.0), actor("rollout.text", 1, 0, 1.0), actor("rollout.image", 1, 1, 34.0)]
+    (alone,) = gpu_loads(plan, config, 9.0)
+    assert (alone.count, alone.parts) == (1, (("rollout.image", 34.0),))
+
+
 def test_a_trunk_of_unknown_sizes_has_no_estimate(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
     assert activations_gib(RlConfig(), tmp_path, 1) is None

@@ -186,13 +186,13 @@ def test_a_sampler_that_draws_otherwise_in_company_is_seen(still):
 
 def test_greedy_tokens_are_those_of_transformers_own_generate(still, pairs):
     independent = load_independent(CONFIG.model, LAB)
-    text, image = verify_gates.check_greedy(still, independent)
-    assert (text.verdict, image.verdict) == ("pass", "pass")
+    text, image, picture = verify_gates.check_greedy(still, independent)
+    assert (text.verdict, image.verdict, picture.verdict) == ("pass", "pass", "pass")
     assert text.measured.endswith("of 2")
     moved = verify.open_bench(CONFIG, LAB, pairs, None)
     move(moved.sampler.policy, 0.3)
-    text, image = verify_gates.check_greedy(replace(still, sampler=moved.sampler), independent)
-    assert (text.verdict, image.verdict) == ("fail", "fail")
+    text, image, picture = verify_gates.check_greedy(replace(still, sampler=moved.sampler), independent)
+    assert (text.verdict, image.verdict, picture.verdict) == ("fail", "fail", "pass")
     (absent,) = verify_gates.check_greedy(still, None)
     assert absent.verdict == "not applicable"
     assert absent.reason
@@ -223,7 +223,7 @@ def test_a_defect_that_sampler_and_learner_share_is_seen_in_greedy_tokens(still,
     monkeypatch.setattr(JanusPro, method, defect)
     # Up to guidance 3: at 5 the logits of a broken model are large enough to reach the limit by rounding.
     assert not failures(list(verify_gates.check_agreement(still))[:4])
-    assert tuple(verdicts(verify_gates.check_greedy(still, independent))) == seen
+    assert tuple(verdicts(verify_gates.check_greedy(still, independent))) == (*seen, "pass")
 
 
 def test_a_sampler_that_may_draw_any_id_is_seen_in_its_answers(still, pairs):
@@ -347,7 +347,7 @@ def test_a_random_checkpoint_passes_every_gate_as_json(random_janus):
         == dict.fromkeys(
             [
                 *((gate, "float32") for gate in ("layout", "special ids", "agreement", "conditional loss")),
-                *((gate, "float32") for gate in ("batch company", "padding", "greedy tokens")),
+                *((gate, "float32") for gate in ("batch company", "padding", "greedy tokens", "pictures")),
                 *((gate, "float32") for gate in ("weight sync", "learning rate 0", "gradient")),
                 *((gate, "bfloat16") for gate in ("layout", "agreement", "batch company", "padding")),
             ]
@@ -462,7 +462,7 @@ def test_a_failed_gate_is_in_the_table_and_in_the_exit_code(random_janus, monkey
     assert result.exit_code == 1, result.output
     assert result.stdout.count("FAIL [1]") == 4
     assert "[1] agreement: sampler and learner hold different laws" in result.stdout
-    assert "cannot be trained on as it is: 7 pass, 4 fail, 2 information" in result.stdout
+    assert "cannot be trained on as it is: 8 pass, 4 fail, 2 information" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import os
 import shutil
 from dataclasses import replace
-from functools import partial
 from itertools import takewhile
 
 import pytest
@@ -43,19 +42,28 @@ def findings_of(checkpoint, prompts):
 def tied_head(patch, checkpoint):
     whole = JanusPro.load.__func__
 
-    def load(cls, *arguments, **settings):
-        policy = whole(cls, *arguments, **settings)
+    def load(*arguments, **settings):
+        policy = whole(JanusPro, *arguments, **settings)
         policy.module.lm_head.weight = policy.module.model.language_model.embed_tokens.weight
         policy.tied = True
         del policy.shapes[HEAD]
         return policy
 
-    patch.setattr(janus_pro, "load", load.__get__(JanusPro))
+    patch.setattr(janus_pro, "load", load)
 
 
 def shifted_codes(patch, checkpoint):
     embed = JanusPro.embed_codes
     patch.setattr(JanusPro, "embed_codes", lambda policy, codes: embed(policy, (codes + 1) % policy.num_codes))
+
+
+def shifted_codes_in_the_decoder(patch, checkpoint):
+    decode = JanusPro.decode_images
+
+    def shifted(policy, codes, prompts=()):
+        return decode(policy, [(row + 1) % policy.num_codes for row in codes], prompts)
+
+    patch.setattr(JanusPro, "decode_images", shifted)
 
 
 def wrong_pad_in_the_files(patch, checkpoint):
@@ -131,17 +139,12 @@ def dropped_pixels(patch, checkpoint):
 
 def dtype_of_the_sampler(patch, checkpoint):
     build = verify.build_sampler
-    patch.setattr(
-        verify, "build_sampler", lambda model, *others: build(replace(model, dtype="bfloat16"), *others)
-    )  # fmt: skip
+    patch.setattr(verify, "build_sampler", lambda model, *others: build(replace(model, dtype="bfloat16"), *others))
 
 
 def dtype_of_everything(patch, checkpoint):
     whole = JanusPro.load.__func__
-    load = partial(
-        lambda config, path, **settings: whole(JanusPro, replace(config, dtype="bfloat16"), path, **settings)
-    )
-    patch.setattr(janus_pro, "load", load)
+    patch.setattr(janus_pro, "load", lambda config, path: whole(JanusPro, replace(config, dtype="bfloat16"), path))
 
 
 AGREEMENT, GREEDY, SYNC = "agreement", "greedy tokens", "weight sync"
@@ -171,6 +174,7 @@ DEFECTS = [
     ),
 ]
 ELSEWHERE = [
+    pytest.param(shifted_codes_in_the_decoder, ["pictures"], "compare the offset of codes", id="shifted code offset"),
     pytest.param(wrong_pad_in_the_family, ["special ids", GREEDY], "the tokenizer says pad 0", id="wrong pad id"),
     pytest.param(mask_off_in_the_learner, ["padding", "padding"], "padding is attended to", id="mask off"),
     pytest.param(guidance_of_another_formula_everywhere, [GREEDY], "guidance", id="wrong guidance formula"),

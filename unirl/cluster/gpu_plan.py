@@ -76,32 +76,29 @@ def gpu_loads(plan: Sequence[PlannedActor], config: RlConfig, activations: float
     """What lies on each GPU: a whole card for who asks for one, shared ones filled in the order of the plan.
 
     Args:
-        plan: every actor of the run.
+        plan: every actor of the run, as `actor_plan` orders them.
         config: says whether rollout workers share the learner's cards, dealt out in turn.
         activations: GiB of a micro-batch on each of the learner's ranks.
     """
-    cards: list[tuple[float, Parts]] = []
-
-    def put(actor: PlannedActor, card: int | None = None) -> None:
-        more = activations or 0.0 if actor.role == "learner" else 0.0
-        if card is None:
-            room = (index for index, (taken, _) in enumerate(cards) if taken + actor.num_gpus <= 1 + 1e-6)
-            card = next(room, len(cards))
-        cards[card:] = cards[card:] or [(0.0, ())]
-        taken, parts = cards[card]
-        cards[card] = taken + actor.num_gpus, (*parts, (actor.role, actor.memory_gib + more))
-
-    on_cards = [actor for actor in plan if actor.num_gpus]
-    dealt = [actor for actor in on_cards if actor.role.startswith("rollout.") for _ in range(actor.count)]
-    for actor in (actor for actor in on_cards if actor.role == "learner"):
-        for rank in range(actor.count):
-            put(actor, rank)
-    for index, actor in enumerate(dealt):
-        put(actor, index % config.learner.num_ranks if config.cluster.placement == "colocated" else None)
-    for actor in on_cards:
-        for _ in range(actor.count if not actor.role.startswith(("rollout.", "learner")) else 0):
-            put(actor)
-    return [GpuLoad(count, parts) for parts, count in Counter(parts for _, parts in cards).items()]
+    num_ranks, colocated = config.learner.num_ranks, config.cluster.placement == "colocated"
+    # The first cards are the ranks'.
+    cards: list[tuple[float, Parts]] = [(0.0, ())] * (num_ranks if colocated or config.learner.num_gpus else 0)
+    workers = 0
+    for actor in plan:
+        more = (activations or 0.0) if actor.role == "learner" else 0.0
+        for number in range(actor.count):
+            card = number if actor.role == "learner" else None
+            if colocated and actor.role.startswith("rollout."):
+                card, workers = workers % num_ranks, workers + 1
+            if not actor.num_gpus:
+                continue
+            if card is None:
+                room = (index for index, (taken, _) in enumerate(cards) if taken + actor.num_gpus <= 1 + 1e-6)
+                card = next(room, len(cards))
+            cards += [(0.0, ())] * (card == len(cards))
+            taken, parts = cards[card]
+            cards[card] = taken + actor.num_gpus, (*parts, (actor.role, actor.memory_gib + more))
+    return [GpuLoad(count, parts) for parts, count in Counter(parts for _, parts in cards if parts).items()]
 
 
 def render_loads(loads: Sequence[GpuLoad], activations: float | None) -> str:

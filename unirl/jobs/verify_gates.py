@@ -44,6 +44,8 @@ MEAN_GAP: dict[Dtype, float] = {"bfloat16": 0.02}
 """The same for the mean over tokens: bfloat16 keeps 8 bits of a number, so that its largest difference says little."""
 RATIO_LIMIT = 1e-5
 """Most that a ratio may be away from 1 where the learner compares with its own log-probabilities."""
+PIXEL_LIMIT = 1
+"""Most that a pixel may be away from another implementation's, of 255: rounding."""
 MOVING_RATE = 1e-4
 """Learning rate of the one update that moves the weights, so that new ones can be told from old ones."""
 _LAWS_DIFFER = (
@@ -131,7 +133,10 @@ def check_agreement(bench: Bench) -> Iterator[Finding]:
 
 
 def check_greedy(bench: Bench, independent: Independent | None) -> Iterator[Finding]:
-    """At temperature 0 the sampler's completions are those of an implementation that shares no code with it."""
+    """At temperature 0 the sampler's completions are those of an implementation that shares no code with it.
+
+    So are the pictures that it makes of the codes, where that implementation has a decoder.
+    """
     if independent is None:
         reason = f"nobody else's implementation of {bench.config.model.family} is installed to compare with"
         yield Finding(gate="greedy tokens", dtype=bench.dtype, measured="", verdict="not applicable", reason=reason)
@@ -139,17 +144,24 @@ def check_greedy(bench: Bench, independent: Independent | None) -> Iterator[Find
     greedy = at_temperature_0(_guided_by(bench.sampling, GREEDY_GUIDANCE))
     groups = bench.sample([replace(r, seeds=r.seeds[:1]) for r in bench.requests], greedy)
     different = dict.fromkeys(TASKS, 0)
+    off: list[int] = []
     for group in groups:
         (ours,), sample = group.trajectories, group.request.sample
         if isinstance(sample, UnderstandingSample):
             theirs = independent.answer(ours.prompt_ids, sample.image, greedy.text.max_tokens)
         else:
             theirs = independent.draw(ours.prompt_ids, greedy.image.guidance_scale)
+            if ours.image is not None and (painted := independent.paint(ours.completion_ids)) is not None:
+                off.append(int(np.abs(ours.image.astype(int) - painted).max()))
         different[group.request.task] += not np.array_equal(ours.completion_ids, theirs)
     for task in TASKS:
         what = f"images (s = {GREEDY_GUIDANCE:g})" if task == "generation" else "answers"
         measured = f"{what} unlike the other implementation's, of {len(groups) // 2}"
         yield bench.finding("greedy tokens", measured, different[task], 0, _GREEDY_REASONS[task])
+    if off:
+        reason = "codes become other pictures: compare the offset of codes, the codebook and the range of pixels"
+        measured = f"most that a pixel is off, of 255, in {len(off)} pictures"
+        yield bench.finding("pictures", measured, max(off), PIXEL_LIMIT, reason)
 
 
 def check_company(bench: Bench) -> Iterator[Finding]:

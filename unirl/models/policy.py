@@ -231,6 +231,10 @@ class Independent(Protocol):
         """Codes [N] of a picture of an encoded prompt."""
         ...
 
+    def paint(self, codes: NDArray[np.int32]) -> NDArray[np.uint8] | None:
+        """The picture [height, width, 3] of codes [N]; None where it has no decoder."""
+        ...
+
 
 def load_policy(config: ModelConfig, path: Path) -> Policy:
     """The policy of `config.family` with the weights of the checkpoint folder `path`.
