@@ -112,7 +112,7 @@ def check_ids(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
         return
     stated = stated_ids(checkpoint, used)
     wrong = [f"{where} says {role} {id}, not {used[role]}" for where, role, id in stated if id != used[role]]
-    reason = f"{'; '.join(wrong[:3])}: take tokenizer and generation_config.json of the checkpoint itself"
+    reason = f"{', '.join(wrong[:3])}; take tokenizer and generation_config.json of the checkpoint itself"
     yield bench.finding("special ids", f"ids stated otherwise, of {len(stated)}", len(wrong), 0, reason)
 
 
@@ -189,7 +189,7 @@ def check_padding(bench: Bench) -> Iterator[Finding]:
         together, alone = bench.score(rows, scoring), [bench.score([row], scoring)[0] for row in rows]
         gaps = [np.abs(one - two)[row.loss_mask] for one, two, row in zip(together, alone, rows, strict=True)]
         scale = scoring.guidance_scale if task == "generation" else 1.0
-        gap = np.concatenate(gaps)
+        gap = np.concatenate([np.zeros(0, np.float32), *gaps])
         what = f"{len(gap)} {MODALITIES[task]} tokens, padded or alone"
         reason = "a row is scored otherwise beside longer ones: padding is attended to, or its positions count"
         yield from _limited(bench, "padding", gap, what, scale, reason)
@@ -344,9 +344,6 @@ def _gaps(
     scale = scoring.guidance_scale if task == "generation" else 1.0
     gap = bench.gap(bench.batch(groups).rows, scoring)
     what = f"{len(gap)} {MODALITIES[task]} tokens" + (f", s = {scale:g}" if task == "generation" else "")
-    if not len(gap):
-        yield bench.above_0(gate, f"tokens of the loss in {len(groups)} groups of {MODALITIES[task]}", 0, "no token")
-        return
     yield from _limited(bench, gate, gap, what, scale, reason, when)
 
 
@@ -354,6 +351,9 @@ def _limited(
     bench: Bench, gate: str, gap: NDArray[np.float32], what: str, scale: float, reason: str, when: str = ""
 ) -> Iterator[Finding]:
     """A gap in nats of each token under guidance `scale` against the limits of the precision."""
+    if not len(gap):
+        yield bench.above_0(gate, f"{when}tokens of the loss: {what}", 0, "no token")
+        return
     for name, figure, limits in (("max", gap.max(), MAX_GAP), ("mean", gap.mean(), MEAN_GAP)):
         if limit := limits.get(bench.dtype):
             measured = f"{when}{name} gap in nats, {what}"
