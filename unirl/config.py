@@ -12,6 +12,8 @@ RewardName = Literal["accuracy", "hpsv2", "lab_verifier"]
 """Rewards: `unirl/rewards/<name>.py`."""
 ObjectiveName = Literal["pair_grpo", "pairwise", "vanilla_mixed"]
 """Objectives: `unirl/algorithms/<name>.py`."""
+PairsTaken = Literal["all", "aligned", "retrieved", "from_understanding", "from_generation"]
+PairPartners = Literal["own", "random", "unlike"]
 
 # The string under a field is its documentation: `unirl config keys` and docs/configuration show it.
 
@@ -46,11 +48,18 @@ class DataConfig:
     """The pair set and how it is read."""
 
     pairs: str = "lab:pairs"
-    """Folder of a pair set made by `unirl pair make`, or "lab:pairs" (made on first use, kept in `cache_dir`)."""
+    """Folder of a pair set made by `unirl pair make`, or "lab:pairs" (made on first use, kept in `cache_dir`), with
+    settings of that command where wanted: "lab:pairs,threshold=0.9"."""
     cache_dir: str = ".unirl"
     """Where data that a command makes for itself is kept."""
     max_pairs: int | None = None
-    """Use only the first n pairs; null uses all."""
+    """Use only the first n pairs, of those that are taken; null uses all."""
+    take: PairsTaken = "all"
+    """Which pairs: of one kind, or the aligned ones whose image comes from understanding or generation data (PairUni,
+    table 5)."""
+    partners: PairPartners = "own"
+    """Whose prompt a question travels with: its own pair's, another's at random, or that of the image least like its
+    own. New partners have no weight to speak of: set algorithm.pair_weight=none."""
     shuffle: bool = True
     """New order in every epoch, from the run's seed."""
 
@@ -612,6 +621,8 @@ class PairConfig:
     """Least cosine similarity of a retrieved pair."""
     top_n: int = 16
     """Candidates per generation image."""
+    selection: Literal["medoids", "random"] = "medoids"
+    """Which completed samples become aligned pairs: the most central of each cluster, or any (PairUni, table 9)."""
     order: Literal["similarity", "input"] = "similarity"
     """Greedy order: best pair first, or Algorithm 1 literally."""
     seed: int = 0

@@ -270,6 +270,14 @@ def _rewards(config: RlConfig) -> Iterator[Problem]:
 
 def _algorithm(config: RlConfig) -> Iterator[Problem]:
     rules = config.algorithm
+    if config.data.partners != "own" and rules.objective == "pair_grpo" and rules.pair_weight != "none":
+        rule = (
+            f"must be none when data.partners is {config.data.partners}: such pairs have hardly any similarity to weigh"
+        )
+        yield Problem("algorithm.pair_weight", rules.pair_weight, rule, "try algorithm.pair_weight=none")
+    if config.data.partners != "own" and rules.objective == "vanilla_mixed":
+        rule = "must be own when algorithm.objective is vanilla_mixed, which takes the sides apart itself"
+        yield Problem("data.partners", config.data.partners, rule, "leave the key out")
     if rules.kl_beta > 0 and rules.kl_reference == "old" and rules.updates_per_step == 1:
         rule = "has no effect with kl_reference old and one update per step: the policy is still the old one"
         yield Problem("algorithm.kl_beta", rules.kl_beta, rule, "try algorithm.kl_reference=initial or kl_beta=0")

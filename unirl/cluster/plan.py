@@ -127,7 +127,8 @@ def _learner_gib(config: RlConfig | SftConfig, num_parameters: int) -> float:
     stage, ranks = config.learner.zero_stage, config.learner.num_ranks
     states = num_parameters * 4 * (3 if config.model.dtype == "bfloat16" else 2) / GIB
     parameters = weights_gib / (ranks if stage == 3 else 1)
-    gradients = weights_gib / (ranks if stage >= 2 else 1)
+    # DeepSpeed sums them in float32 from stage 1 on; see `unirl.learner.engine.deepspeed_config`.
+    gradients = num_parameters * 4 / GIB / (ranks if stage >= 2 else 1) if stage else weights_gib
     if config.learner.offload_params != "none":
         parameters = 0.0
     optimizer = 0.0 if config.learner.offload_optimizer != "none" else states / (ranks if stage >= 1 else 1)

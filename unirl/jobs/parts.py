@@ -279,5 +279,6 @@ def pair_settings(config: RlConfig) -> dict[str, Any]:
         "seed": config.train.seed,
         "shuffle": config.data.shuffle,
         "max_pairs": config.data.max_pairs,
-        "mixed": find_objective(config.algorithm.objective).pools_tasks,
+        "take": config.data.take,
+        "partners": "random" if find_objective(config.algorithm.objective).pools_tasks else config.data.partners,
     }
