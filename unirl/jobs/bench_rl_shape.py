@@ -35,7 +35,7 @@ from unirl.config import (
 from unirl.data.pair_source import StepResult
 from unirl.jobs.local import LocalPublication, LocalRewards, LocalRollouts
 from unirl.jobs.parts import Parts
-from unirl.jobs.rl import rl_step
+from unirl.jobs.step import rl_step
 from unirl.learner.engine import RankPlace
 from unirl.learner.learner import Learner, LearnerSettings, scoring_of
 from unirl.models.janus_pro import JanusPro
@@ -151,9 +151,11 @@ class _MadePairs:
 
     count: int
 
-    def lease(self, step: int) -> tuple[PairRecord, ...]:
+    def batch(self, step: int) -> tuple[PairRecord, ...]:
         """The same pairs for every step."""
         return tuple(_pair(index) for index in range(self.count))
+
+    lease = batch
 
     def record(self, step: int, results: Sequence[StepResult]) -> None:
         """Nothing is kept."""
