@@ -12,10 +12,12 @@ import pytest
 
 from tests.jobs.runs import IN_ONE_PROCESS, SMALL, finish, signal_at_step, start, wait_for_step, weights_of
 from unirl import cli
+from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.jobs import replay
 from unirl.jobs.assets import resolve_checkpoint
+from unirl.jobs.parts import open_learner
 from unirl.monitoring.journal import read_step, weights_after
 
 
@@ -106,6 +108,14 @@ def test_a_replayed_step_has_the_weights_of_the_run(undisturbed, step, capsys, t
     for name, (recorded, replayed) in found["metrics"].items():
         assert replayed == pytest.approx(recorded, abs=1e-12), name
     assert sorted(path.name for path in run_dir.rglob("*")) == before
+
+
+def test_the_last_step_replayed_is_the_exported_policy_by_sha256(undisturbed, capsys):
+    assert replay.main(undisturbed, 5, [], as_json=True) == 0
+    config = load_config([undisturbed / "config.yaml"], [])
+    with open_learner(config, undisturbed / "policy") as learner:
+        _, exported = replay.weights_of(learner)
+    assert json.loads(capsys.readouterr().out)["sha256"] == replay.sha256_of(exported)
 
 
 def test_a_replay_says_what_another_setting_would_have_done(undisturbed, capsys):
