@@ -66,7 +66,7 @@ def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, co
     requests = requests_of(8, 2)
     stream = pool.sample(requests, config.rollout.sampling)
     groups = [next(stream)]
-    for worker in list(pool._workers):
+    for worker in list(pool._workers.all):
         kill_actor(worker.handle)
     groups += stream
     assert sorted(g.request.request_id for g in groups) == sorted(r.request_id for r in requests)
@@ -79,7 +79,7 @@ def test_a_hung_worker_is_found_by_its_deadline_and_replaced(one, config, reques
     wanted = tokens_of(one.sample(requests, config.rollout.sampling))
     patience = replace(one._config, rollout=replace(one._config.rollout, timeout_s=5.0))
     monkeypatch.setattr(one, "_config", patience)
-    one._workers[0].handle.__ray_call__.remote(lambda self: time.sleep(600))
+    one._workers.all[0].handle.__ray_call__.remote(lambda self: time.sleep(600))
     started = time.monotonic()
     assert tokens_of(one.sample(requests, config.rollout.sampling)) == wanted
     assert time.monotonic() - started < 120
@@ -156,7 +156,7 @@ def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
     pool, config, requests_of, ray_session, published
 ):
     pool.load_weights(published(7))
-    ray_session.get(pool._workers[0].handle.load_weights.remote(published(0)))
+    ray_session.get(pool._workers.all[0].handle.load_weights.remote(published(0)))
     groups = list(pool.sample(requests_of(4, 2), config.rollout.sampling))
     assert versions_of(groups) == {7}
     assert pool.take_restarts() >= 1
@@ -241,7 +241,7 @@ def test_workers_join_and_leave_a_live_pool_and_change_no_token(one, control, co
     assert len(growing) > 1, "sampling went on while they started"
     stream = one.sample(requests, sampling)
     first = next(stream)
-    assert {name for name, *_ in (w.name.split() for w in one._workers)} == {"rollout.both"}
+    assert {name for name, *_ in (w.name.split() for w in one._workers.all)} == {"rollout.both"}
     fewer = order_scale(control._run_dir, {"both": 1})
     rest = tokens_of([first, *stream])
     left, shrinking = obey(one, control, {"both": 1}, requests, sampling)
@@ -258,10 +258,10 @@ def test_workers_join_and_leave_a_live_pool_and_change_no_token(one, control, co
 
 @pytest.mark.slow
 def test_a_worker_that_does_not_come_up_is_done_without(one, control, config, requests_of, checkpoint, tmp_path):
-    one._checkpoint = tmp_path / "gone"
+    one._workers.checkpoint = tmp_path / "gone"
     requests, sampling = requests_of(1, 1), config.rollout.sampling
     answer, steps = obey(one, control, {"both": 2}, requests, sampling)
-    one._checkpoint = checkpoint
+    one._workers.checkpoint = checkpoint
     assert answer["state"] == "refused"
     assert re.search(r"rollout\.both \d did not start: FileNotFoundError", answer["message"])
     assert answer["workers"] == {"both": 1}
@@ -283,10 +283,10 @@ def test_a_worker_that_does_not_come_up_is_done_without(one, control, config, re
     ],
 )
 def test_what_cannot_be_done_is_refused_and_changes_nothing(one, counts, words):
-    before = [worker.name for worker in one._workers]
+    before = [worker.name for worker in one._workers.all]
     with pytest.raises(ValueError, match=words):
         one.scale(counts)
-    assert [worker.name for worker in one._workers] == before
+    assert [worker.name for worker in one._workers.all] == before
 
 
 def test_colocated_workers_are_not_scaled(ray_session, alone, checkpoint):
