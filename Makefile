@@ -2,16 +2,20 @@
 BIN := $(or $(UNIRL_VENV),.venv)/bin
 PURE_ROOMS := algorithms pairing types config config_rules config_keys config_loading
 
+# Files of tests run side by side; each process has one thread.
+TEST_PROCESSES ?= 2
+
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lint docs setup setup-dev
+.PHONY: help demo test lint docs bench setup setup-dev
 
 help:
 	@echo "make demo   set up, then train on the embedded lab on this machine's CPU and write a report"
 	@echo "make test   set up, then everything that must hold: style, types, tests, coverage, docs"
 	@echo "make lint   style and types"
+	@echo "make bench  speed of a step's parts against plain baselines, saved for the docs (ten minutes)"
 	@echo "make docs   the documentation as HTML in docs/_build/html"
 
 setup:
@@ -24,7 +28,7 @@ demo: setup
 	$(BIN)/unirl train -c configs/rl/lab.yaml $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -q --durations=25 --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --durations=25 --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
 		$(PURE_ROOMS:%=--cov=unirl.%) --cov-report=term --cov-fail-under=95
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
@@ -32,6 +36,9 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+bench: setup-dev
+	$(BIN)/unirl bench all
 
 docs: setup-dev
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html

@@ -13,9 +13,11 @@ from unirl.config_loading import load_config, to_yaml
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy", "omegaconf", "pyarrow")
 COMMANDS = [
-    "train", "eval", "scale", "verify", "doctor", "pair make", "pair verify", "pair report", "data import",
+    "train", "eval", "replay", "scale", "verify", "doctor", "submit", "pair make", "pair verify", "pair report",
+    "data import",
     "data validate", "data show", "lab data", "lab pretrain",
     "lab show", "bench diffusion", "bench shape", "bench sft", "bench sft-shape",
+    "bench rollout", "bench reward", "bench learner", "bench sync", "bench step", "bench rl-shape", "bench all",
     "config show", "config validate", "config keys", "config diff",
 ]  # fmt: skip
 

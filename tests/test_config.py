@@ -235,6 +235,8 @@ def test_nothing_is_endless(name):
         (["rewards.generation={}"], "rewards.generation"),
         (["rewards.understanding.accuracy.weight=0"], "rewards.understanding"),
         (["algorithm.kl_beta=0.1"], "algorithm.kl_beta"),
+        (["data.partners=random"], "algorithm.pair_weight"),
+        (["data.partners=unlike", "algorithm.objective=vanilla_mixed"], "data.partners"),
         (["learner.max_tokens_per_micro_batch=200"], "learner.max_tokens_per_micro_batch"),
         (["learner.offload_params=cpu", "learner.num_gpus=1"], "learner.offload_params"),
         (["learner.offload_params=nvme", "learner.num_gpus=1", "learner.zero_stage=3"], "learner.nvme_path"),

@@ -103,13 +103,16 @@ print(build_reward("contrast", config.rewards.generation["contrast"])._target)
 
 
 @pytest.mark.parametrize("words", unirl_commands())
-def test_a_shown_command_exists_and_its_settings_are_accepted(words):
+def test_a_shown_command_exists_and_its_settings_are_accepted(words, monkeypatch):
     path = []
     for word in words:
         if CliRunner().invoke(cli.app, [*path, word, "--help"]).exit_code or word.startswith("-"):
             break
         path.append(word)
     assert path, words
+    if path[0] == "submit":
+        monkeypatch.chdir(ROOT)
+        assert CliRunner().invoke(cli.app, [*words, "--dry-run"]).exit_code == 0
     if path not in (["train"], ["pair", "make"]):
         return
     files = [ROOT / file for flag, file in pairwise(words) if flag == "-c"]
@@ -118,6 +121,14 @@ def test_a_shown_command_exists_and_its_settings_are_accepted(words):
     existing = [file for file in files if file.exists()]
     assert [file for file in files if not file.exists()] in ([], [ROOT / "mine.yaml"])
     load_config(existing, overrides, schema)
+
+
+def test_the_shown_job_of_slurm_is_a_command_of_unirl():
+    (shown,) = [words for words in commands_of(ROOT / "docs" / "cluster.md") if words[0] == "sbatch"]
+    words = shown[shown.index("launch/slurm.sbatch") + 1 :]
+    file = words.index("-c")
+    command = cli.read_command([*words[:file], *words[file + 2 :]], [ROOT / words[file + 1]])
+    assert command.settings.train.name == "janus-pro-1b"
 
 
 def test_the_error_shown_in_the_configuration_page_is_what_a_user_sees():

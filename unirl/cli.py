@@ -3,18 +3,20 @@
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
     from unirl.config import Family, RlConfig, SftConfig, SftTrainConfig, TrainConfig
     from unirl.config_rules import AnyConfig
+    from unirl.jobs.submit import Command
 
 IMPORTERS = sorted(path.stem for path in (Path(__file__).parent / "data" / "importers").glob("[!_]*.py"))
 
@@ -79,6 +81,7 @@ Loudness = Annotated[
     typer.Option("--verbose/--quiet", "-v/-q", show_default=False, help="More, of other packages too / only warnings."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+SaveResult = Annotated[bool, typer.Option("--save", help="Keep the result in docs/benchmark_results.")]
 OfJob = Annotated[Job, typer.Option("--job", help="Whose settings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the actor plan and memory; start nothing.")]
 InOneProcess = Annotated[bool, typer.Option("--local", help="The same steps in this one process, without Ray.")]
@@ -270,6 +273,24 @@ def verify(
     from unirl.jobs import verify as job
 
     raise typer.Exit(job.main(settings, num_prompts=prompts, as_json=as_json))
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    step: Annotated[int, typer.Option("--step", min=1, help="Step whose update is made once more.")],
+    perturb: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Also with another setting of the update in this step; repeat it."),
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Loudness = None,
+) -> None:
+    """Make the update of a recorded step once more from the journal; exit 1 unless its weights equal the run's."""
+    start_logging(verbose)
+    from unirl.jobs import replay as job
+
+    raise typer.Exit(job.main(run, step, perturb or [], as_json=as_json))
 
 
 @app.command()
@@ -609,6 +630,245 @@ def bench_sft_shape(  # noqa: PLR0913 - one option each
         optimizer=optimizer,
     )
     raise typer.Exit(bench.sft_shape(chosen, as_json=as_json))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(  # noqa: PLR0913 - one option each
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="JOB|KEY=VALUE", help="A command of unirl with its options; default train."),
+    ] = None,
+    config: Files = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of Ray's dashboard; default RAY_API_SERVER_ADDRESS, or port 8265 here."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds the cluster's token; default RAY_AUTH_TOKEN.")
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(metavar="DIR", help="What the job takes along.")] = Path(),
+    job_id: Annotated[str | None, typer.Option(metavar="ID", help="Name of the job; default by name and date.")] = None,
+    driver_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a command that makes no actors.")] = 0.0,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print its log and wait for its end.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; ask nobody.")] = False,
+    stop: Annotated[str | None, typer.Option(metavar="ID", help="Ask this job to save and end.")] = None,
+) -> None:
+    """Run a command on a Ray cluster: submit train -c FILE KEY=VALUE. Ctrl-C asks the job to save and end."""
+    start_logging(None)
+    from unirl.jobs import submit as job
+
+    target = job.Target(
+        address=address, token_file=token_file, working_dir=working_dir, job_id=job_id, driver_gpus=driver_gpus
+    )
+    if stop:
+        raise typer.Exit(job.stop(stop, target, follow=follow))
+    raise typer.Exit(job.main(read_command(words or [], config or []), target, dry_run=dry_run, follow=follow))
+
+
+def read_command(words: list[str], files: list[Path]) -> "Command":
+    """Check a command of unirl, options and settings, without running it.
+
+    Args:
+        words: after `unirl`; without the name of a command, it is train.
+        files: its settings files.
+
+    Raises:
+        ConfigError: its settings are wrong.
+    """
+    from unirl.jobs.submit import Command
+
+    command = typer.main.get_command(app)
+    words = words if words and re.fullmatch(r"[a-z][a-z-]*", words[0]) else ["train", *words]
+    path: list[str] = []
+    while commands := getattr(command, "commands", None):
+        name = words[len(path)] if len(words) > len(path) else ""
+        if name not in commands or name == "submit":
+            known = ", ".join(sorted(commands.keys() - {"submit"}))
+            raise typer.BadParameter(f"expected one of {known}; got {' '.join([*path, name])}", param_hint="JOB")
+        path.append(name)
+        command = commands[name]
+    given = [word for file in files for word in ("-c", str(file))]
+    asked = command.make_context(f"unirl {' '.join(path)}", [*words[len(path) :], *given]).params
+    settings = settings_of(path, asked)
+    return Command(
+        words=tuple(words),
+        files=tuple(files),
+        settings=settings,
+        in_one_process=bool(asked.get("local")) or path == ["verify"],
+        **place_of_results(asked, settings),
+    )
+
+
+def settings_of(path: list[str], asked: dict[str, Any]) -> "AnyConfig | None":
+    """The settings that a command's options amount to; None for a run to go on with that cannot be seen from here."""
+    job = {"eval": "train", "verify": "train", "pair make": "pair"}.get(" ".join(path), path[0])
+    if job not in list(Job):
+        return None
+    from unirl.config_loading import load_config
+
+    saved = asked.get("resume") or asked.get("target")
+    given = {"train.run_dir": asked.get("run_dir")} if job in ("train", "sft") else {"run_dir": asked.get("run_dir")}
+    overrides = [*(asked["overrides"] or []), *(f"{key}={value}" for key, value in given.items() if value)]
+    files = [*saved_config(saved), *(asked["config"] or [])]
+    # What a run was begun with lies with it, and what a checkpoint is may be told apart.
+    incomplete = bool(saved) or path[0] in ("verify", "generate")
+    settings = load_config(files, overrides, schema_of(Job(job)), incomplete=incomplete)
+    return None if asked.get("resume") and not saved_config(saved) else settings
+
+
+def place_of_results(asked: dict[str, Any], settings: "AnyConfig | None") -> dict[str, Any]:
+    """Where a command writes, and the option that says so."""
+    from unirl.config import PairConfig, RlConfig, SftConfig
+
+    if "run_dir" in asked:
+        resumed = None if asked.get("resume") == "auto" else asked.get("resume")
+        named = settings.train if isinstance(settings, RlConfig | SftConfig) else settings
+        place, option = resumed or asked["run_dir"] or getattr(named, "run_dir", None), "--run-dir "
+    elif isinstance(settings, PairConfig):
+        place, option = settings.out, "out="
+    elif "out" in asked:
+        place, option = asked["out"], "--out "
+    else:
+        return {}
+    return {"results": Path(place) if place else None, "writes": option}
+
+
+@bench_app.command("rollout")
+def bench_rollout(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="lab, middle, narrow, 1b, 7b (random), or a Janus folder; repeat it. Default: the first three."
+        ),
+    ] = None,
+    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Pictures at once; repeat it.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16, instead of each model's own.")] = None,
+    eager: Annotated[bool, typer.Option(help="Without torch.compile and CUDA graphs.")] = True,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pictures: our two-stream engine against the common Hugging Face loop, same weights and threads."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    found = job.rollout(model or ["lab", "middle", "narrow"], in_flight=in_flight or (), dtype=dtype, eager=eager)
+    raise typer.Exit(job.show(found, as_json=as_json, save=save))
+
+
+@bench_app.command("reward")
+def bench_reward(
+    model: Annotated[
+        list[str] | None, typer.Option(help="open_clip architecture; repeat it. Default: ViT-B-32, ViT-H-14.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="HPSv2 weights; without, random ones.")] = None,
+    group_size: Annotated[int, typer.Option(min=1, help="Pictures of a prompt.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 2,
+    precision: Annotated[str, typer.Option(help="float32; on GPUs also float16, bfloat16.")] = "float32",
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """HPSv2: groups with one text pass a prompt against one picture at a time."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    bench = job.RewardBench(
+        checkpoint=checkpoint,
+        models=tuple(model or (["ViT-H-14"] if checkpoint else ["ViT-B-32", "ViT-H-14"])),
+        group_size=group_size,
+        rounds=rounds,
+        precision=precision,  # pyright: ignore[reportArgumentType] - the reward refuses what is none
+    )
+    raise typer.Exit(job.show(job.reward(bench), as_json=as_json, save=save))
+
+
+@bench_app.command("learner")
+def bench_learner(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="lab, middle (random), or a Janus folder; repeat it. Default: the first two."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Timed updates, instead of each model's own.")] = None,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """An update of both tasks, guided: our learner against a bare PyTorch loop with the same loss and AdamW."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    raise typer.Exit(job.show(job.learner(model or ["lab", "middle"], rounds=rounds), as_json=as_json, save=save))
+
+
+@bench_app.command("sync")
+def bench_sync(
+    megabytes: Annotated[int, typer.Option(min=100, help="Of a random model's weights, about.")] = 400,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed publications.")] = 5,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """Weights from the learner through Ray's object store into an engine, part by part, against a memory copy."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    bench = job.SyncBench(megabytes=megabytes, dtype=dtype, rounds=rounds)
+    raise typer.Exit(job.show(job.sync(bench), as_json=as_json, save=save))
+
+
+@bench_app.command("step")
+def bench_step(
+    overrides: Overrides = None,
+    config: Files = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each mode; two more run.")] = 6,
+    local: InOneProcess = False,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """A training step by phase, in each mode of overlap: the share outside rollout, reward and update."""
+    start_logging(None)
+    settings = load_rl(config or [], overrides or [])
+    from unirl.jobs import bench_rl as job
+
+    raise typer.Exit(job.show(job.step(settings, steps=steps, local=local), as_json=as_json, save=save))
+
+
+@bench_app.command("rl-shape")
+def bench_rl_shape(  # noqa: PLR0913 - one option each
+    shape: Annotated[str, typer.Option(help="1b or 7b, of Janus-Pro; tiny to try it.")] = "1b",
+    checkpoint: Annotated[Path | None, typer.Option(help="Keep the random checkpoint here, and take it again.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of the step.")] = 1,
+    completions: Annotated[int, typer.Option("--completions", "-k", min=2, help="Of each prompt.")] = 2,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance.")] = 5.0,
+    trained_layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Layers of the trunk that learn, where memory is short; default: all parts."),
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also draw by the Hugging Face loop.")] = False,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """One whole RL step of a Janus-Pro of a published size, random bf16 weights: seconds and memory by phase."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    chosen = job.RlShape(
+        size=shape,
+        checkpoint=checkpoint,
+        num_pairs=pairs,
+        num_completions=completions,
+        guidance_scale=guidance,
+        trained_layers=trained_layers,
+        baseline=baseline,
+    )
+    raise typer.Exit(job.show(job.rl_shape(chosen), as_json=as_json, save=save))
+
+
+@bench_app.command("all")
+def bench_all() -> None:
+    """Rollout, reward, learner, sync and step one after the other, all saved for the docs (about ten minutes)."""
+    start_logging(None)
+    from unirl.jobs import bench_rl as job
+
+    raise typer.Exit(job.everything())
 
 
 @app.command()

@@ -12,6 +12,8 @@ RewardName = Literal["accuracy", "hpsv2", "lab_verifier"]
 """Rewards: `unirl/rewards/<name>.py`."""
 ObjectiveName = Literal["pair_grpo", "pairwise", "vanilla_mixed"]
 """Objectives: `unirl/algorithms/<name>.py`."""
+PairsTaken = Literal["all", "aligned", "retrieved", "from_understanding", "from_generation"]
+PairPartners = Literal["own", "random", "unlike"]
 
 # The string under a field is its documentation: `unirl config keys` and docs/configuration show it.
 
@@ -46,11 +48,18 @@ class DataConfig:
     """The pair set and how it is read."""
 
     pairs: str = "lab:pairs"
-    """Folder of a pair set made by `unirl pair make`, or "lab:pairs" (made on first use, kept in `cache_dir`)."""
+    """Folder of a pair set made by `unirl pair make`, or "lab:pairs" (made on first use, kept in `cache_dir`), with
+    settings of that command where wanted: "lab:pairs,threshold=0.9"."""
     cache_dir: str = ".unirl"
     """Where data that a command makes for itself is kept."""
     max_pairs: int | None = None
-    """Use only the first n pairs; null uses all."""
+    """Use only the first n pairs, of those that are taken; null uses all."""
+    take: PairsTaken = "all"
+    """Which pairs: of one kind, or the aligned ones whose image comes from understanding or generation data (PairUni,
+    table 5)."""
+    partners: PairPartners = "own"
+    """Whose prompt a question travels with: its own pair's, another's at random, or that of the image least like its
+    own. New partners have no weight to speak of: set algorithm.pair_weight=none."""
     shuffle: bool = True
     """New order in every epoch, from the run's seed."""
 
@@ -231,6 +240,10 @@ class AlgorithmConfig:
     diffusion_shrink: int = 1
     """Masked-diffusion families only, BIASED: this many consecutive steps are scored as one, on the canvas before the
     first of them (TraceRL's shrink); old log-probabilities are then taken the same way, before the first update."""
+    importance_cap: float | None = 2.0
+    """Batches of older weights only (overlap.mode): each token's loss is multiplied by min(current / sampled
+    probability, this cap), taken before the first update, and ratios are then to the current policy (truncated
+    importance sampling). null takes ratios to the weights that sampled."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +282,26 @@ class LearnerConfig:
     """Where ZeRO-3 keeps parameters; GPUs only."""
     nvme_path: str | None = None
     """Folder on a local NVMe disk, needed when something is offloaded to "nvme"."""
+    timeout_s: float = 3600.0
+    """An update, a publication or a checkpoint that takes longer is taken for hung, and its ranks for lost."""
+    max_restarts: int = 3
+    """Losses of a rank after which the run ends; until then all ranks start anew from the last checkpoint and the
+    journal. PairGRPO with Ray only."""
+
+
+@dataclass(frozen=True)
+class OverlapConfig:
+    """Whether rollouts go on while the learner learns. Needs Ray."""
+
+    mode: Literal["synchronous", "one_step_off", "bounded_staleness"] = "synchronous"
+    """"synchronous" samples a step, learns it, and repeats: every batch is on-policy. "one_step_off" samples the next
+    step meanwhile, with the weights before; still the same run every time. "bounded_staleness" samples up to
+    `max_staleness` steps ahead with the newest weights there are; what is sampled then depends on timing."""
+    max_staleness: int = 2
+    """"bounded_staleness" only: a step may be sampled with weights at most this many updates older than on-policy."""
+    in_flight_updates: bool = False
+    """"bounded_staleness" only: sequences that are being sampled go on with new weights as soon as they are there, on
+    the keys and values of the older ones; the weights of each token are recorded."""
 
 
 @dataclass(frozen=True)
@@ -366,6 +399,8 @@ class RlConfig:
     """From rewards to the loss."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Optimisation."""
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
+    """Rollouts while the learner learns."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The run."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -586,6 +621,8 @@ class PairConfig:
     """Least cosine similarity of a retrieved pair."""
     top_n: int = 16
     """Candidates per generation image."""
+    selection: Literal["medoids", "random"] = "medoids"
+    """Which completed samples become aligned pairs: the most central of each cluster, or any (PairUni, table 9)."""
     order: Literal["similarity", "input"] = "similarity"
     """Greedy order: best pair first, or Algorithm 1 literally."""
     seed: int = 0

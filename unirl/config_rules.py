@@ -102,6 +102,8 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "loss.rows_at_once",
             "data.encoders.num_workers",
             "runs_at_once",
+            "algorithm.importance_cap",
+            "overlap.max_staleness",
         ),
     ),
     (
@@ -138,6 +140,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
             "learner.weight_decay",
             "learner.warmup_steps",
             "learner.max_grad_norm",
+            "learner.max_restarts",
             "train.save_every",
             "train.keep_checkpoints",
             "evaluation.every",
@@ -182,7 +185,7 @@ def find_problems(config: AnyConfig) -> list[Problem]:
         return [*found, *_name("name", config.name)]
     problems = list(_out_of_bounds(config))
     if isinstance(config, RlConfig):
-        for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner):
+        for rules in (_model_and_run, _sampling, _rewards, _algorithm, _learner, _overlap):
             problems += rules(config)
     elif isinstance(config, SftConfig):
         for rules in (_model_and_run, _conversations, _ignored, _offload):
@@ -267,6 +270,14 @@ def _rewards(config: RlConfig) -> Iterator[Problem]:
 
 def _algorithm(config: RlConfig) -> Iterator[Problem]:
     rules = config.algorithm
+    if config.data.partners != "own" and rules.objective == "pair_grpo" and rules.pair_weight != "none":
+        rule = (
+            f"must be none when data.partners is {config.data.partners}: such pairs have hardly any similarity to weigh"
+        )
+        yield Problem("algorithm.pair_weight", rules.pair_weight, rule, "try algorithm.pair_weight=none")
+    if config.data.partners != "own" and rules.objective == "vanilla_mixed":
+        rule = "must be own when algorithm.objective is vanilla_mixed, which takes the sides apart itself"
+        yield Problem("data.partners", config.data.partners, rule, "leave the key out")
     if rules.kl_beta > 0 and rules.kl_reference == "old" and rules.updates_per_step == 1:
         rule = "has no effect with kl_reference old and one update per step: the policy is still the old one"
         yield Problem("algorithm.kl_beta", rules.kl_beta, rule, "try algorithm.kl_reference=initial or kl_beta=0")
@@ -288,6 +299,23 @@ def _learner(config: RlConfig) -> Iterator[Problem]:
         key = "cluster.weight_transport"
         yield Problem(key, "broadcast", rule, "try cluster.weight_transport=shared_memory")
     yield from _offload(config)
+
+
+def _overlap(config: RlConfig) -> Iterator[Problem]:
+    overlap = config.overlap
+    if overlap.mode != "bounded_staleness" and overlap.in_flight_updates:
+        rule = f"needs overlap.mode=bounded_staleness, not {overlap.mode}: sequences then meet newer weights"
+        yield Problem("overlap.in_flight_updates", True, rule, "set it to false, or change the mode")
+    if overlap.mode == "synchronous":
+        return
+    for key, value, needed in (
+        ("algorithm.image_logprob", config.algorithm.image_logprob, "guided"),
+        ("algorithm.diffusion_shrink", config.algorithm.diffusion_shrink, 1),
+        ("monitoring.journal", config.monitoring.journal, True),
+    ):
+        if value != needed:
+            rule = f"must be {default_text(needed)} for batches of older weights, as overlap.mode {overlap.mode} gives"
+            yield Problem(key, value, rule, "change it, or set overlap.mode=synchronous")
 
 
 def _offload(config: RlConfig | SftConfig) -> Iterator[Problem]:
@@ -339,6 +367,7 @@ def _ignored(config: SftConfig) -> Iterator[Problem]:
     """Settings that fine-tuning would pass over in silence."""
     reasons = {
         "cluster.placement": "fine-tuning has no rollout workers",
+        "learner.max_restarts": "lost ranks end fine-tuning, which is then resumed",
         "cluster.weight_transport": "fine-tuning has no rollout workers",
         "monitoring.pairs_every": "fine-tuning shows no pairs",
         "monitoring.pairs_per_step": "fine-tuning shows no pairs",

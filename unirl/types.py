@@ -250,7 +250,7 @@ class Trajectory:
     text: str | None = None
     """Decoded completion, special tokens kept; None for an image."""
     image: NDArray[np.uint8] | None = None
-    """Decoded picture [height, width, 3]; None for text."""
+    """Decoded picture [height, width, 3]; None for text, and for a picture known by its codes alone, from a journal."""
     finish_reason: FinishReason
     """Why it ended; "length" means that the text was cut off before its end token."""
     policy_version: int
@@ -281,9 +281,10 @@ class Trajectory:
                 f"trajectory: expected {name} of shape ({length},) like completion_ids; got "
                 f"{getattr(value, 'shape', None)}; give one value per token",
             )
+        is_text = self.modality == "text"
         _check(
-            (self.text is None) != (self.image is None) and (self.modality == "text") == (self.image is None),
-            f"trajectory: expected exactly one of text and image, matching modality {self.modality!r}",
+            is_text == (self.text is not None) and not (is_text and self.image is not None),
+            f"trajectory: expected a text, or an image, as modality {self.modality!r} says; got the other or both",
         )
         _check(
             bool(np.isfinite(self.logprobs).all()),
@@ -436,4 +437,4 @@ class WeightsManifest:
     policy_version: int
     tensors: tuple[TensorSpec, ...]
     checksum: str
-    """sha256 over names and bytes in order."""
+    """BLAKE3 over names and bytes in order."""

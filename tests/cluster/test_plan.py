@@ -43,7 +43,7 @@ def test_a_reward_of_weight_0_starts_no_actor():
 
 
 def test_zero_stages_shard_what_they_should():
-    """7e9 weights in bf16 on 4 ranks: 13.04 GiB of weights, as much of gradients, 78.2 GiB of float32 states."""
+    """7e9 weights in bf16 on 4 ranks: 13.04 GiB of weights, gradients summed in float32, 78.2 GiB of float32 states."""
 
     def learner_gib(stage):
         config = replace(
@@ -53,9 +53,9 @@ def test_zero_stages_shard_what_they_should():
 
     weights, states = 7e9 * 2 / 2**30, 7e9 * 12 / 2**30
     assert learner_gib(0) == pytest.approx(2 * weights + states)
-    assert learner_gib(1) == pytest.approx(2 * weights + states / 4)
-    assert learner_gib(2) == pytest.approx(weights + weights / 4 + states / 4)
-    assert learner_gib(3) == pytest.approx((2 * weights + states) / 4)
+    assert learner_gib(1) == pytest.approx(3 * weights + states / 4)
+    assert learner_gib(2) == pytest.approx(weights + 2 * weights / 4 + states / 4)
+    assert learner_gib(3) == pytest.approx((3 * weights + states) / 4)
 
 
 def test_what_a_machine_lacks_is_named_by_kind():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unirl.data.atomic import DataError
-from unirl.data.pair_source import PairSource, StepResult, unpair
+from unirl.data.pair_choice import choose_pairs, unpair
+from unirl.data.pair_source import PairSource, StepResult
 from unirl.data.pair_store import PairSet, write_pair_set
 from unirl.types import TASKS, GenerationSample, PairRecord, UnderstandingSample
 
@@ -162,9 +163,58 @@ def test_mixed_sides_are_the_same_samples_with_no_side_beside_its_partner():
     assert ids(unpair(pairs, seed=3)) == ids(mixed) != ids(unpair(pairs, seed=4))
 
 
+def test_pairs_are_taken_by_kind_and_by_the_side_that_was_given():
+    a, b, c, d = make_pairs(4)
+    pairs = (
+        replace(a, kind="retrieved", similarity=0.7),
+        replace(b, generation=replace(b.generation, id="u1/prompt")),
+        replace(c, understanding=replace(c.understanding, id="g2/question")),
+        replace(d, generation=replace(d.generation, id="u3/prompt")),
+    )
+
+    def taken(take, max_pairs=None):
+        whole = PairSet(pairs=pairs, weights=(1.0,) * 4, settings={})
+        return ids(choose_pairs(whole, take=take, partners="own", max_pairs=max_pairs, seed=0))
+
+    assert taken("all") == ["p0", "p1", "p2", "p3"]
+    assert taken("aligned") == ["p1", "p2", "p3"]
+    assert taken("retrieved") == ["p0"]
+    assert taken("from_understanding") == ["p1", "p3"]
+    assert taken("from_understanding", 1) == ["p1"]
+    assert taken("from_generation") == ["p2"]
+    with pytest.raises(DataError, match="got none in the set"):
+        choose_pairs(
+            PairSet(pairs=pairs[1:], weights=(1.0,) * 3, settings={}),
+            take="retrieved",
+            partners="own",
+            max_pairs=None,
+            seed=0,
+        )
+
+
+def test_unlike_partners_are_the_least_like_that_are_left():
+    pairs, angles = tuple(make_pairs(4)), np.array([0.0, 0.5, 1.0, 3.0])
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    # The prompts of the first two pairs were written by the teacher: their image is the question's.
+    certificate = {"understanding_ids": ["u0", "u1", "u2", "u3"], "generation_ids": ["g2", "g3"]}
+    pair_set = PairSet(
+        pairs=pairs, weights=(1.0,) * 4, settings={}, certificate=certificate,
+        features={"understanding": features, "generation": features[2:]},
+    )  # fmt: skip
+    made = choose_pairs(pair_set, take="all", partners="unlike", max_pairs=None, seed=0)
+    assert sorted(pair.generation.id for pair in made) == ["g0", "g1", "g2", "g3"]
+    free = [0, 1, 2, 3]
+    for pair in made:
+        asked = int(pair.understanding.id[1:])
+        least = min(free, key=lambda row: np.cos(angles[asked] - angles[row]))
+        assert pair.generation.id == f"g{least}"
+        assert pair.similarity == pytest.approx(np.cos(angles[asked] - angles[least]), abs=1e-6)
+        free.remove(least)
+
+
 def test_a_mixed_source_serves_mixed_pairs(tmp_path):
     pairs = make_pairs(6)
     write_pair_set(tmp_path / "set", PairSet(pairs=tuple(pairs), weights=(1.0,) * 6, settings={}))
-    batch = PairSource.open(tmp_path / "set", pairs_per_step=6, seed=0, mixed=True).batch(0)
+    batch = PairSource.open(tmp_path / "set", pairs_per_step=6, seed=0, partners="random").batch(0)
     partner = {pair.understanding.id: pair.generation.id for pair in pairs}
     assert all(partner[pair.understanding.id] != pair.generation.id for pair in batch)

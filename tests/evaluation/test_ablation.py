@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from unirl.evaluation.ablation import WHOLE, Arm, common_measures, compare, mean_of, measures_of
+from unirl.evaluation.ablation import WHOLE, Arm, common_measures, compare, mean_of, measures_of, training_rewards
 from unirl.evaluation.ablation_report import Ablation, Curve, write_ablation_report
 from unirl.evaluation.evaluate import EvaluationItem
 from unirl.evaluation.intervals import crossed_gain, crossed_interval, seed_noise
@@ -117,6 +117,17 @@ def test_measures_are_read_from_what_runs_leave(tmp_path):
     assert measures_of(tmp_path / "nowhere") == {}
 
 
+def test_training_rewards_are_means_over_the_steps_that_all_runs_made(tmp_path):
+    rewards = {"a": (0.25, 0.5, 1.0), "b": (0.75, 1.0)}
+    for name, values in rewards.items():
+        (tmp_path / name / "evaluations").mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text("{}")
+        lines = [json.dumps({"step": step, "reward/generation": value}) for step, value in enumerate(values, start=1)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = training_rewards({"both": [tmp_path / "a", tmp_path / "b"], "alone": [tmp_path / "a"]})
+    assert found == {"generation": {"both": [(1.0, 0.5), (2.0, 0.75)], "alone": [(1.0, 0.25), (2.0, 0.5), (3.0, 1.0)]}}
+
+
 def test_the_page_shows_arms_scores_and_curves(tmp_path):
     arms = [arm("both <b>", 0.8), arm("alone", 0.3)]
     scores = {"right": compare(arms, ["riddles/right"], "alone")}
@@ -124,7 +135,7 @@ def test_the_page_shows_arms_scores_and_curves(tmp_path):
         name="a & b", arms=[a.name for a in arms], reference="alone", scores=scores,
         measures={m: compare(arms, [m], "alone") for m in SIZES}, before={"right": 0.125},
         curves=[Curve(title="More helps", x_label="samples", points=[(0, (0.3, 0.2, 0.4)), (5, (0.8, 0.7, 0.9))])],
-        notes=["6 runs"],
+        training={"generation": {"both <b>": [(1.0, 0.5), (2.0, 0.75)]}}, notes=["6 runs"],
     )  # fmt: skip
     page = write_ablation_report(tmp_path, ablation).read_text()
     assert "both &lt;b&gt;" in page
@@ -133,4 +144,5 @@ def test_the_page_shows_arms_scores_and_curves(tmp_path):
     assert page.count("<td class=sure>") == 3, "the score, and each measure"
     assert "<svg" in page
     assert "over samples" in page
+    assert "means over runs and up to 5 steps" in page
     assert json.loads(json.dumps(ablation.as_json()))["scores"]["right"]["alone"]["gain"] is None

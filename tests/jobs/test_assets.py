@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unirl.config import PairConfig
+from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.pair_store import read_pair_set
 from unirl.data.records import write_samples
@@ -56,6 +57,15 @@ def test_the_labs_pairs_are_made_once_and_kept(tmp_path):
     assert (folder / "manifest.json").stat().st_mtime_ns == made
     assert len(read_pair_set(folder).pairs) > 10
     assert resolve_pairs(str(folder), tmp_path) == folder
+
+
+def test_settings_of_the_labs_pairs_may_follow_their_name(tmp_path):
+    folder = resolve_pairs("lab:pairs,lab_samples=60,num_aligned=10,threshold=0.9", tmp_path)
+    pairs = read_pair_set(folder).pairs
+    assert [pair.kind for pair in pairs].count("aligned") == 10
+    assert min(pair.similarity for pair in pairs) >= 0.9
+    with pytest.raises(ConfigError, match="threshold"):
+        resolve_pairs("lab:pairs,threshold=2", tmp_path)
 
 
 def test_damaged_lab_pairs_are_made_anew(tmp_path, caplog):

@@ -119,3 +119,17 @@ def test_no_pair_at_all_is_an_error(sources):
 def test_the_first_pairs_are_a_fair_sample(pair_set):
     half = [pair.kind for pair in pair_set.pairs[: len(pair_set.pairs) // 2]]
     assert 0.3 < half.count("aligned") / 40 < 0.7
+
+
+def test_aligned_pairs_may_be_drawn_at_random(sources, pair_set):
+    drawn = pair_up(sources, replace(CONFIG, selection="random"))
+    again = pair_up(sources, replace(CONFIG, selection="random"))
+    other = pair_up(sources, replace(CONFIG, selection="random", seed=1))
+
+    def aligned(made):
+        return {pair.generation.id for pair in made.pairs if pair.kind == "aligned"}
+
+    assert len(aligned(drawn)) == 40
+    assert aligned(drawn) == aligned(again)
+    assert aligned(drawn) != aligned(other)
+    assert aligned(drawn) != aligned(pair_set)

@@ -38,6 +38,16 @@ def test_what_is_made_holds(folder, capsys):
     assert "holds: " in capsys.readouterr().out
 
 
+def test_pairs_drawn_at_random_hold_and_others_do_not(tmp_path):
+    drawn = replace(CONFIG, selection="random", out=str(tmp_path / "set"))
+    assert pair.make(drawn) == 0
+    assert pair.examine(tmp_path / "set").faults == ()
+    pair_set = read_pair_set(tmp_path / "set")
+    claimed = replace(pair_set, settings=pair_set.settings | {"seed": 1})
+    write_pair_set(tmp_path / "claimed", claimed)
+    assert "aligned pairs are not those that the seed draws" in pair.examine(tmp_path / "claimed").faults
+
+
 def test_making_again_gives_the_same_bytes(folder, tmp_path):
     pair.make(replace(CONFIG, out=str(tmp_path / "again")))
     assert (tmp_path / "again" / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()

@@ -10,7 +10,7 @@ from unirl.data.pair_source import PairSource
 from unirl.jobs.assets import resolve_checkpoint, resolve_pairs
 from unirl.jobs.local import LocalLearner, LocalRewards, LocalRollouts
 from unirl.jobs.parts import Parts
-from unirl.jobs.rl import check_judged, rl_step
+from unirl.jobs.step import check_judged, rl_step
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.step_clock import StepClock
 from unirl.types import QuarantinedRequest

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import time
@@ -11,8 +12,11 @@ import pytest
 
 from tests.jobs.runs import IN_ONE_PROCESS, SMALL, finish, signal_at_step, start, wait_for_step, weights_of
 from unirl import cli
+from unirl.config_rules import ConfigError
+from unirl.data.atomic import DataError
+from unirl.jobs import replay
 from unirl.jobs.assets import resolve_checkpoint
-from unirl.monitoring.journal import read_step
+from unirl.monitoring.journal import read_step, weights_after
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,70 @@ def test_a_resumed_run_ends_with_weights_journal_and_evaluations_of_the_undistur
         assert before.items() <= after.items()
 
 
+def test_a_killed_run_makes_recorded_steps_again_from_the_journal_and_samples_none_of_them(broken_off):
+    run_dir, _ = broken_off[signal.SIGKILL]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert "caught up" in [event["kind"] for event in events]
+    assert "alert" not in [event["kind"] for event in events if "other weights" in event["message"]]
+    assert list((run_dir / "ahead").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", random.Random(0).sample(range(1, 6), 3))
+def test_a_replayed_step_has_the_weights_of_the_run(undisturbed, step, capsys, tmp_path):
+    run_dir = shutil.copytree(undisturbed, tmp_path / "run")
+    for left in ("logs", "ahead", "images"):  # what rollout workers and the driver wrote of them
+        shutil.rmtree(run_dir / left)
+    before = sorted(path.name for path in run_dir.rglob("*"))
+    assert replay.main(run_dir, step, [], as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["equal"]
+    assert found["replayed"] == found["recorded"] == weights_after(undisturbed, step)
+    for name, (recorded, replayed) in found["metrics"].items():
+        assert replayed == pytest.approx(recorded, abs=1e-12), name
+    assert sorted(path.name for path in run_dir.rglob("*")) == before
+
+
+def test_a_replay_says_what_another_setting_would_have_done(undisturbed, capsys):
+    perturb = ["algorithm.pair_weight=none", "learner.lr=6e-4"]
+    assert replay.main(undisturbed, 4, perturb, as_json=True) == 0
+    change = json.loads(capsys.readouterr().out)["change"]
+    rows = read_step(undisturbed, 4)
+    retrieved = sum(row.advantage != 0 and row.pair_weight != 1 for row in rows)
+    assert change["num_other_advantages"] == retrieved > 0
+    assert change["metrics"]["learner/lr"] == 6e-4
+    # AdamW's step is nearly proportional to its rate; the warm-up gives the fourth update 4/5 of the peak.
+    assert 1.5 < change["length_ratio"] < 3.5
+    assert 0.9 < change["cosine"] < 1
+    assert replay.main(undisturbed, 4, ["algorithm.clip_high=0.3"], as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["change"]["max_difference"] == 0  # on-policy, every ratio is 1
+
+
+@pytest.mark.parametrize(
+    ("step", "perturb", "error", "words"),
+    [
+        (9, [], DataError, "journal of every step"),
+        (2, ["rollout.num_generation=2"], ConfigError, "not a setting of the update"),
+        (2, ["algorithm.clip_high=-1"], ConfigError, "clip_high"),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_error(undisturbed, step, perturb, error, words):
+    with pytest.raises(error, match=words):
+        replay.main(undisturbed, step, perturb)
+
+
+def test_a_run_that_went_on_with_other_settings_is_told_from_one_that_repeats(undisturbed, tmp_path):
+    run_dir = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(run_dir / "checkpoints")
+    settings = run_dir / "config.yaml"
+    settings.write_text(settings.read_text().replace("lr: 0.0003", "lr: 0.0001"))
+    with pytest.raises(DataError, match="weights after step 1 again"):
+        replay.main(run_dir, 3, [])
+    with pytest.raises(DataError, match=r"run\.json"):
+        replay.main(tmp_path, 3, [])
+
+
 def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed, capsys):
     run_dir = folder / "ray"
     evaluated = ("evaluation.enabled=true", "evaluation.num_prompts=8", "train.num_steps=2")
@@ -94,6 +162,8 @@ def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(fo
     for step in (1, 2):
         ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
         assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
+    assert replay.main(run_dir, 2, [], as_json=True) == 0
+    capsys.readouterr()
     with pytest.raises(SystemExit, match="0"):
         cli.main(["eval", str(run_dir), "--local", "--json", "rollout.backend=torch"])
     estimates = json.loads(capsys.readouterr().out)["estimates"]

@@ -1,12 +1,13 @@
 import json
 import signal
+import time
 
 import pytest
 
 from unirl import cli
 from unirl.config import RlConfig
 from unirl.config_rules import ConfigError
-from unirl.jobs.interrupts import Interrupted, Interrupts
+from unirl.jobs.interrupts import AGAIN_AFTER_S, Interrupted, Interrupts
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step, newest_unfinished
 
 
@@ -117,6 +118,8 @@ def test_the_first_signal_is_noted_and_the_second_ends_at_once(signum, code, cap
         with pytest.raises(Interrupted) as asked:
             interrupts.check()
         assert asked.value.exit_code == code
+        signal.raise_signal(signum)  # the same request, by another way
+        time.sleep(AGAIN_AFTER_S)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signum)
     assert signal.getsignal(signum) == before

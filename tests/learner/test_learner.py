@@ -1,4 +1,5 @@
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -29,8 +30,11 @@ def largest_difference(one, other):
     return max(float(np.abs(one[name].astype("f8") - other[name].astype("f8")).max()) for name in one)
 
 
-def plain_loss(policy, batch, scoring, algorithm):
-    """The objective token by token: PairUni eq. 1, 2 and 4 with the mean per trajectory and task."""
+def plain_loss(policy, batch, scoring, algorithm, *, stale=False):
+    """The objective token by token: PairUni eq. 1, 2 and 4 with the mean per trajectory and task.
+
+    `stale` says that the batch is of older weights, and the policy has not moved since the step began.
+    """
     loss = torch.zeros(())
     for row in batch.rows:
         if algorithm.objective == "vanilla_mixed":
@@ -42,19 +46,23 @@ def plain_loss(policy, batch, scoring, algorithm):
             if not row.loss_mask[position]:
                 continue
             (new,) = [logprobs[position] for logprobs, scored in passes if scored[position]]
-            ratio = torch.exp(new - float(row.old_logprobs[position]))
+            old, weight = float(row.old_logprobs[position]), 1.0
+            if stale and algorithm.importance_cap is not None:
+                old, weight = new.item(), min(math.exp(new.item() - old), algorithm.importance_cap)
+            ratio = torch.exp(new - old)
             clipped = torch.clamp(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high)
             gain = torch.minimum(ratio * row.advantage, clipped * row.advantage)
-            loss = loss - gain / (count * int(row.loss_mask.sum()))
+            loss = loss - weight * gain / (count * int(row.loss_mask.sum()))
     return loss
 
 
 @pytest.mark.parametrize("objective", ["pair_grpo", "pairwise", "vanilla_mixed"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_three_updates_equal_a_plain_token_loop_with_torch_adamw(make_learner, objective, masked):
+@pytest.mark.parametrize(("masked", "cap"), [(False, None), (True, None), (False, 1.2), (True, 1.2)])
+def test_three_updates_equal_a_plain_token_loop_with_torch_adamw(make_learner, objective, masked, cap):
+    """From the second on the batch is of older weights; a cap then weighs tokens instead of clipping them."""
     policy = TinyPolicy(masked=masked)
     plain = copy.deepcopy(policy)
-    learner = make_learner(policy, objective=objective, max_tokens_per_micro_batch=40)
+    learner = make_learner(policy, objective=objective, importance_cap=cap, max_tokens_per_micro_batch=40)
     trained = [p for p in plain.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     sampler = TinyPolicy(masked=masked)
@@ -62,13 +70,17 @@ def test_three_updates_equal_a_plain_token_loop_with_torch_adamw(make_learner, o
         batch = tiny_batch(sampler, SCORING, seed=step, off_policy=0.3)
         metrics = learner.update(batch, step)
         optimizer.zero_grad()
-        loss = plain_loss(plain, batch, SCORING, AlgorithmConfig(objective=objective))
+        algorithm, stale = AlgorithmConfig(objective=objective, importance_cap=cap), step > 0
+        loss = plain_loss(plain, batch, SCORING, algorithm, stale=stale)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         assert metrics["learner/loss"] == pytest.approx(loss.item(), abs=2e-5)
         assert metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
-        assert metrics["policy/clip_fraction"] > 0
+        weighs = stale and cap is not None
+        assert (metrics["policy/clip_fraction"] > 0) != weighs
+        assert ("policy/importance_mean" in metrics) == weighs
+        assert not weighs or 0 < metrics["policy/importance_capped_fraction"] < 1
     expected = {name: p.detach().numpy() for name, p in plain.module.named_parameters()}
     got = {name: array for name, array in weights(learner).items() if name in expected}
     # AdamW divides by the gradient's own size, so a rounding of 1e-7 in a tiny gradient shows as a part of the rate.
@@ -157,7 +169,7 @@ def test_second_update_of_a_step_keeps_the_old_logprobs(make_learner):
     twice = make_learner(TinyPolicy(), updates_per_step=2)
     batch = tiny_batch(TinyPolicy(), SCORING)
     twice_metrics = twice.update(batch, 0)
-    once = make_learner(TinyPolicy())
+    once = make_learner(TinyPolicy(), importance_cap=None)
     once.update(batch, 0)
     once.update(batch, 1)
     assert largest_difference(weights(twice), weights(once)) == 0.0

@@ -1,8 +1,7 @@
-import hashlib
-
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file
 
 from tests.fakes import TinyPolicy, tiny_batch
@@ -30,7 +29,7 @@ def test_names_are_the_checkpoints_with_tied_weights_once_and_persistent_buffers
 def test_checksum_is_the_one_that_samplers_verify(make_learner):
     learner = make_learner(TinyPolicy())
     named = [pair for bucket in learner.weight_buckets() for pair in bucket]
-    by_hand = hashlib.sha256(b"".join(name.encode() + array.tobytes() for name, array in named)).hexdigest()
+    by_hand = blake3(b"".join(name.encode() + array.tobytes() for name, array in named)).hexdigest()
     assert learner.manifest().checksum == by_hand == checksum(named)
 
 
@@ -44,6 +43,18 @@ def test_version_and_values_follow_the_updates_and_old_arrays_stay(make_learner)
     assert learner.manifest().policy_version == 1
     assert all(np.array_equal(before[name], kept[name]) for name in kept)
     assert not np.array_equal(after["trunk.0.weight"], before["trunk.0.weight"])
+
+
+def test_lent_buckets_are_the_weights_themselves():
+    module = TinyPolicy().module
+    lent = WeightExport(module, policy_version=0, holds_arrays=True)
+    kept = WeightExport(module, policy_version=0, holds_arrays=True)
+    (first, *_), (copied, *_) = lent.buckets(copy=False), kept.buckets()
+    with torch.no_grad():
+        module.get_parameter(first[0][0]).zero_()
+    assert not first[0][1].any()
+    assert copied[0][1].any()
+    assert lent.manifest().checksum == kept.manifest().checksum
 
 
 def test_bfloat16_travels_as_uint16_and_comes_back():

@@ -185,8 +185,9 @@ def _model(shape: SftShape, device: torch.device) -> Any:
     with torch.device(device), no_init_weights():
         model: Any = ChameleonForConditionalGeneration._from_config(config, dtype=getattr(torch, shape.dtype))
         model.model.vqmodel = None
-        for name, value in model.named_parameters():
-            nn.init.ones_(value) if "norm" in name else nn.init.normal_(value, std=0.02)
+    # Outside, since nothing is initialised inside, by whomever.
+    for name, value in model.named_parameters():
+        nn.init.ones_(value) if "norm" in name else nn.init.normal_(value, std=0.02)
     model.lm_head.__class__ = JointHead
     model.lm_head.codes = slice(FIRST_CODE, FIRST_CODE + NUM_CODES)
     use_packed_attention(model)

@@ -3,7 +3,7 @@
 import logging
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -12,6 +12,13 @@ from unirl.cluster.placement import Placement
 from unirl.config import LearnerConfig
 
 log = logging.getLogger(__name__)
+
+LAST_WORD_S = 10.0
+"""After one rank's error: how long the others may take to show that they are dead, which is then the cause."""
+
+
+class LearnerLostError(RuntimeError):
+    """A rank died or hangs, and the gang was ended; the last committed checkpoint is whole."""
 
 
 def own_address() -> tuple[str, int]:
@@ -35,29 +42,43 @@ class Gang:
         Raises:
             RuntimeError: they are not up within `timeout_s`.
         """
-        self._ranks: list[Any] = [
-            actor.options(
-                num_cpus=learner.num_cpus, num_gpus=learner.num_gpus, scheduling_strategy=placement.for_rank(rank)
+        self._actor, self._learner, self._placement = actor, learner, placement
+        self._timeout_s, self._arguments = timeout_s, arguments
+        self._ranks: list[Any] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """End what is left of the ranks, start all of them anew in their places, and wait until they are set up.
+
+        Raises:
+            RuntimeError: they are not up in time.
+            LearnerLostError: a rank died while it started.
+        """
+        self.close()
+        learner, timeout_s = self._learner, self._timeout_s
+        self._ranks = [
+            self._actor.options(
+                num_cpus=learner.num_cpus, num_gpus=learner.num_gpus, scheduling_strategy=self._placement.for_rank(rank)
             ).remote()
             for rank in range(learner.num_ranks)
         ]
         try:
             address = ray.get(self._ranks[0].address.remote(), timeout=timeout_s)
-            calls = [rank.setup.remote(*arguments, index, address) for index, rank in enumerate(self._ranks)]
-            ray.get(calls, timeout=timeout_s)
+            calls = [rank.setup.remote(*self._arguments, index, address) for index, rank in enumerate(self._ranks)]
+            self._answers(calls, "setup", timeout_s)
         except GetTimeoutError:
             raise RuntimeError(
                 f"learner: expected {learner.num_ranks} ranks to be up within {timeout_s:g} s "
                 "(cluster.start_timeout_s); some are not; look at their logs, or allow more time"
             ) from None
-        except RayTaskError as error:
-            raise error.cause from None
+        except RayActorError as error:
+            self._give_up("setup", f"a dead one ({error})", error)
 
     def all(self, method: str, *arguments: object) -> list[Any]:
         """Call every rank; the first failure ends the gang, since the others would wait for the lost rank.
 
         Raises:
-            RuntimeError: a rank died.
+            LearnerLostError: a rank died, or did not answer within `learner.timeout_s`.
         """
         return self._finish([getattr(rank, method).remote(*arguments) for rank in self._ranks], method)
 
@@ -76,15 +97,32 @@ class Gang:
 
     def _finish(self, calls: list["ray.ObjectRef"], method: str) -> list[Any]:
         try:
-            return ray.get(calls)
+            return self._answers(calls, method, self._learner.timeout_s)
+        except GetTimeoutError as error:
+            self._give_up(method, f"no answer within {self._learner.timeout_s:g} s (learner.timeout_s)", error)
+
+    def _answers(self, calls: list[Any], method: str, timeout_s: float) -> list[Any]:
+        """What every rank returned; the error of one rank may only say that another one is gone."""
+        try:
+            return ray.get(calls, timeout=timeout_s)
         except RayTaskError as error:
+            for call in calls:
+                try:
+                    ray.get(call, timeout=LAST_WORD_S)
+                except RayActorError as dead:
+                    self._give_up(method, f"a dead one ({dead})", dead)
+                except (RayTaskError, GetTimeoutError):
+                    continue
             raise error.cause from None
         except RayActorError as error:
-            self.close()
-            raise RuntimeError(
-                f"learner: expected every rank to finish {method}; got a dead one ({error}); the last committed "
-                "checkpoint is whole: resume with --resume"
-            ) from error
+            self._give_up(method, f"a dead one ({error})", error)
+
+    def _give_up(self, method: str, got: str, error: BaseException) -> NoReturn:
+        self.close()
+        raise LearnerLostError(
+            f"learner: expected every rank to finish {method}; got {got}; the last committed checkpoint is whole: "
+            "resume with --resume"
+        ) from error
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         """Commit a checkpoint of weights, optimizer and `state`."""
@@ -102,3 +140,4 @@ class Gang:
         """End every rank."""
         for rank in self._ranks:
             ray.kill(rank)
+        self._ranks = []

@@ -55,7 +55,8 @@ class LearnerRank:
         """
         keeps = self._transport != "object_store"
         kept: Bucket = []
-        for bucket in self._learner.weight_buckets():
+        # What is yielded is copied into the store before the next bucket is taken.
+        for bucket in self._learner.weight_buckets(copy=keeps):
             if self._rank == 0 and keeps:
                 kept += bucket
             elif self._rank == 0:
@@ -136,7 +137,7 @@ class LearnerGroup:
     def __init__(self, config: RlConfig, checkpoint: Path, placement: Placement) -> None:
         self._gang = Gang(LearnerRank, config.learner, placement, config.cluster.start_timeout_s, config, checkpoint)
         self.save, self.restore, self.export = self._gang.save, self._gang.restore, self._gang.export
-        self.close = self._gang.close
+        self.restart, self.close = self._gang.restart, self._gang.close
 
     def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
         """One or more optimizer updates on the batch; the batch goes into the store once for all ranks."""

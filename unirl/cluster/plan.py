@@ -127,7 +127,8 @@ def _learner_gib(config: RlConfig | SftConfig, num_parameters: int) -> float:
     stage, ranks = config.learner.zero_stage, config.learner.num_ranks
     states = num_parameters * 4 * (3 if config.model.dtype == "bfloat16" else 2) / GIB
     parameters = weights_gib / (ranks if stage == 3 else 1)
-    gradients = weights_gib / (ranks if stage >= 2 else 1)
+    # DeepSpeed sums them in float32 from stage 1 on; see `unirl.learner.engine.deepspeed_config`.
+    gradients = num_parameters * 4 / GIB / (ranks if stage >= 2 else 1) if stage else weights_gib
     if config.learner.offload_params != "none":
         parameters = 0.0
     optimizer = 0.0 if config.learner.offload_optimizer != "none" else states / (ranks if stage >= 1 else 1)
@@ -183,6 +184,16 @@ def check_plan(plan: list[PlannedActor], present: Mapping[str, float]) -> None:
             "num_ranks, num_cpus or num_gpus, or join a larger cluster (cluster.address); a Ray started on this "
             f"machine gives out {CPUS_PER_CORE} CPUs a core, or cluster.num_cpus. The plan:\n{render_plan(plan)}"
         )
+
+
+def may_grow(node_types: Mapping[str, str]) -> bool:
+    """Whether an autoscaler may add nodes; where none can, Ray gives each node a type made of the node's own id.
+
+    Args:
+        node_types: type of each node by its id, as the autoscaler reports them; empty where it reports none, which is
+            the case for Ray's second autoscaler.
+    """
+    return not node_types or any(kind != f"node_{node}" for node, kind in node_types.items())
 
 
 def check_machine(config: RlConfig, checkpoint: Path) -> None:

@@ -1,5 +1,6 @@
 """Joining or starting Ray, and the resources an actor plan finds there."""
 
+import json
 import logging
 import math
 import os
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.exceptions import RayActorError
+from ray.experimental.internal_kv import _internal_kv_get
 
 from unirl.cluster.actor_log import LOG_DIR
 from unirl.cluster.plan import (
@@ -19,6 +22,7 @@ from unirl.cluster.plan import (
     check_plan,
     cluster_address,
     machine_resources,
+    may_grow,
     total_resources,
 )
 from unirl.config import ClusterConfig
@@ -44,7 +48,8 @@ def start_ray(config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | N
     Actors log into `log_dir`, a file each; what their engines print reaches the driver only when it logs at DEBUG (-v).
 
     Raises:
-        PlacementError: the machine or cluster has less than the plan needs at once, or Ray does not start.
+        PlacementError: the machine, or a cluster that cannot grow, has less than the plan needs at once, or Ray does
+            not start.
         ConnectionError: no cluster answers at the address.
     """
     address = cluster_address(config)
@@ -60,10 +65,17 @@ def start_ray(config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | N
                 address=address, runtime_env={"env_vars": environment}, log_to_driver=log.isEnabledFor(logging.DEBUG)
             )
         present = ray.cluster_resources()
-        check_plan(plan, {name: present.get(name, 0.0) for name in ("CPU", "GPU")})
+        if not autoscaler_adds_nodes():
+            check_plan(plan, {name: present.get(name, 0.0) for name in ("CPU", "GPU")})
     else:
         check_plan(plan, machine_resources(config))
         _start_local(config, total_resources(plan)["CPU"], environment)
+
+
+def autoscaler_adds_nodes() -> bool:
+    """Whether the cluster that was joined may get more nodes than it has."""
+    status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    return may_grow((status.get("autoscaler_report") or {}).get("node_type_mapping") or {})
 
 
 def _start_local(config: ClusterConfig, needed_cpus: float, environment: dict[str, str]) -> None:

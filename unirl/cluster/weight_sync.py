@@ -7,7 +7,7 @@ and end when nobody holds the publication any more.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,3 +101,8 @@ class WeightWatch:
         except RayActorError:
             return None  # the store is being restarted; the weights come with the next unit at the latest
         return None if found is None or found.identity == self._known() else found
+
+
+def put_buckets(buckets: Iterable[Bucket]) -> tuple["ray.ObjectRef[Bucket]", ...]:
+    """The buckets copied into the object store one by one, empty ones left out; what a rank does, for a measurement."""
+    return tuple(ray.put(bucket) for bucket in buckets if bucket)

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from unirl.config import PairPartners, PairsTaken
 from unirl.data.atomic import DataError
+from unirl.data.pair_choice import choose_pairs
 from unirl.data.pair_store import read_pair_set
 from unirl.types import TASKS, PairRecord, Task
 
@@ -36,19 +38,6 @@ class PairEarnings:
     num_zero_variance: int = 0
     num_unjudged: int = 0
     """Steps in which no completion could be judged."""
-
-
-def unpair(pairs: Sequence[PairRecord], seed: int) -> tuple[PairRecord, ...]:
-    """The same samples with no side beside its partner: the mixed batches of vanilla GRPO (PairUni eq. 1).
-
-    Each question travels with the prompt of another pair, at similarity 0, since nothing relates them. A single pair
-    stays as it is.
-    """
-    order = sorted(pairs, key=lambda pair: (_hash(f"{seed}/unpair/{pair.pair_id}"), pair.pair_id))
-    return tuple(
-        replace(pair, kind="retrieved", similarity=0.0, generation=other.generation)
-        for pair, other in zip(order, [*order[1:], *order[:1]], strict=True)
-    )
 
 
 def _hash(text: str) -> bytes:
@@ -93,16 +82,16 @@ class PairSource:
         seed: int,
         shuffle: bool = True,
         max_pairs: int | None = None,
-        mixed: bool = False,
+        take: PairsTaken = "all",
+        partners: PairPartners = "own",
     ) -> Self:
-        """Serve the first `max_pairs` pairs of a pair set's folder, or all; `mixed` takes the sides apart (`unpair`).
+        """Serve the pairs of a pair set's folder that `choose_pairs` takes.
 
         Raises:
             DataError: the pair set cannot be read, or has fewer pairs than a step needs.
         """
-        pairs = read_pair_set(folder).pairs[:max_pairs]
-        if mixed:
-            pairs = unpair(pairs, seed)
+        pair_set = read_pair_set(folder)
+        pairs = choose_pairs(pair_set, take=take, partners=partners, max_pairs=max_pairs, seed=seed)
         return cls(pairs, pairs_per_step=pairs_per_step, seed=seed, shuffle=shuffle)
 
     def batch(self, step: int) -> tuple[PairRecord, ...]:
@@ -133,6 +122,10 @@ class PairSource:
             )
         self._leased[step] = self.batch(step)
         return self._leased[step]
+
+    def is_finished(self, step: int) -> bool:
+        """Whether the step was recorded."""
+        return step in self._done
 
     def release(self, step: int) -> None:
         """Take an unfinished step back, so that it can be leased again.

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unirl.evaluation.charts import Point
 from unirl.evaluation.exam import Estimate, metric_names, scores_of
 from unirl.evaluation.intervals import crossed_gain, crossed_interval, seed_noise
+from unirl.evaluation.run_reader import read_run
+from unirl.types import TASKS
 
 Measures = Mapping[str, Mapping[str, float]]
 """What a run measured at one moment: the value of each held-out item, by measure."""
@@ -63,6 +66,24 @@ def measures_of(run_dir: Path, *, first: bool = False) -> dict[str, dict[str, fl
 def _document(run_dir: Path, kind: str, first: bool) -> dict[str, Any] | None:
     files = sorted(run_dir.glob(f"evaluations/{kind}_*.json"))
     return json.loads(files[0 if first else -1].read_text()) if files else None
+
+
+def training_rewards(runs: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, list[Point]]]:
+    """Mean reward of each step over an arm's runs, by task and arm; no task where nothing was rewarded.
+
+    Args:
+        runs: run directories of each arm; steps that not all of them made are left out.
+    """
+    records = {arm: [read_run(run) for run in own] for arm, own in runs.items()}
+    found: dict[str, dict[str, list[Point]]] = {}
+    for task in TASKS:
+        for arm, own in records.items():
+            series = [dict(record.series(f"reward/{task}")) for record in own]
+            steps = sorted(set.intersection(*map(set, series)))
+            if steps:
+                points = [(float(step), float(np.mean([each[step] for each in series]))) for step in steps]
+                found.setdefault(task, {})[arm] = points
+    return found
 
 
 def common_measures(arms: Sequence[Arm]) -> list[str]:

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from unirl.evaluation.ablation import Cell
-from unirl.evaluation.charts import Line, line_chart
+from unirl.evaluation.charts import Line, Point, line_chart, smooth
 from unirl.evaluation.exam import Estimate
 from unirl.evaluation.page import charts, write_html
 
+COLORS = ("a", "b", "c", "und", "gen")
+"""Of the style sheet; arms beyond them are dashed."""
+WINDOW = 5
+"""Steps of a moving mean."""
 Table = Mapping[str, Mapping[str, Cell]]
 """Score or measure -> arm -> what was found."""
 
@@ -42,6 +46,8 @@ class Ablation:
     before: Mapping[str, float]
     """Each score of the policy that all arms start from."""
     curves: Sequence[Curve]
+    training: Mapping[str, Mapping[str, Sequence[Point]]]
+    """(step, mean reward over the runs) by task and arm."""
     notes: Sequence[str]
 
     def as_json(self) -> dict[str, Any]:
@@ -61,6 +67,9 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
     body += ["</section>"]
     if ablation.curves:
         body += [f"<section><h2>Curves</h2>{charts(list(map(_figure, ablation.curves)))}</section>"]
+    if ablation.training:
+        figures = [_training_figure(task, arms) for task, arms in ablation.training.items()]
+        body += [f"<section><h2>Rewards in training</h2>{charts(figures)}</section>"]
     body += ["<section><h2>Every measure</h2>"]
     for group, names in groupby(ablation.measures, key=lambda name: name.partition("/")[0]):
         own = {name.partition("/")[2].replace("_", " "): ablation.measures[name] for name in names}
@@ -89,6 +98,14 @@ def _cell(cell: Cell | None) -> str:
         gain = "<small>{:+.3f}, {:+.3f} to {:+.3f}</small>".format(*cell.gain)
     sure = " class=sure" if cell.is_certain else ""
     return f"<td{sure}>{mean:.3f}<small>{low:.3f} to {high:.3f}</small>{gain}</td>"
+
+
+def _training_figure(task: str, arms: Mapping[str, Sequence[Point]]) -> str:
+    lines = [
+        Line(label=arm, points=smooth(points, WINDOW), color=COLORS[index % len(COLORS)], dashed=index >= len(COLORS))
+        for index, (arm, points) in enumerate(arms.items())
+    ]
+    return line_chart(task, lines, note=f"means over runs and up to {WINDOW} steps")
 
 
 def _figure(curve: Curve) -> str:

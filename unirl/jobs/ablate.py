@@ -13,7 +13,7 @@ from unirl.config import AblationConfig, RlConfig, SftConfig
 from unirl.config_loading import load_config, to_yaml
 from unirl.config_rules import ConfigError
 from unirl.data.atomic import atomic_file
-from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of
+from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of, training_rewards
 from unirl.evaluation.ablation_report import Ablation, Curve, write_ablation_report
 from unirl.jobs.commands import CommandError, Commands, RunCommand, folder_of_runs, keep_settings, words_of_run
 from unirl.jobs.interrupts import Interrupted
@@ -176,6 +176,7 @@ def measured(config: AblationConfig, runs: Sequence[ArmRun]) -> Ablation:
         measures={name: compare(arms, [name], reference) for name in measures},
         before={name: mean_of(before, own) for name, own in metrics.items() if all(m in before for m in own)},
         curves=curves,
+        training=training_rewards({name: [run.run_dir for run in finished if run.arm == name] for name in names}),
         notes=notes,
     )
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from unirl.config import PairConfig
+from unirl.config_loading import load_config
 from unirl.data.atomic import DataError, atomic_folder
 from unirl.data.interleaved import write_interleaved
 from unirl.data.pair_store import PairSet, check_files, write_pair_set
@@ -64,18 +65,21 @@ def resolve_pairs(name: str, cache_dir: str | Path, settings: PairConfig | None 
     Processes that ask at once wait for each other. A kept set that was damaged is made anew.
 
     Args:
-        name: "lab:pairs" or a folder.
+        name: "lab:pairs" or a folder; settings of `unirl pair make` may follow the former, as in
+            "lab:pairs,threshold=0.9".
         cache_dir: where the lab's pair set is kept.
-        settings: how the lab's pairs are made; None takes the defaults of `unirl pair make`.
+        settings: how the lab's pairs are made; None takes what the name says, or the defaults.
 
     Raises:
+        ConfigError: settings in the name that cannot be.
         DataError: the folder is not a whole pair set.
     """
-    if name != "lab:pairs":
+    lab, *given = name.split(",")
+    if lab != "lab:pairs":
         folder = _path(name, "lab:pairs")
         check_files(folder)
         return folder
-    settings = settings or PairConfig()
+    settings = settings or load_config([], given, PairConfig)
     folder = Path(cache_dir) / f"lab-pairs-seed{settings.seed}-{_lab_pairs_key(settings)}"
     with locked(folder):
         if folder.exists():

@@ -23,7 +23,7 @@ from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.parts import open_parts
 from unirl.jobs.prompt_check import check_prompts
-from unirl.jobs.rl import rl_step
+from unirl.jobs.step import rl_step
 from unirl.monitoring.step_clock import StepClock
 from unirl.types import TASKS, Task
 

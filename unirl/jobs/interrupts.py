@@ -2,8 +2,13 @@
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Self
+
+AGAIN_AFTER_S = 0.5
+"""A second signal that comes sooner is the same request: Ray and Slurm signal every process of a job, and a command
+passes on to those it started."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is a request, not an error
@@ -19,6 +24,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._received_at = 0.0
         self._deferred = False
         self._before: dict[int, object] = {}
 
@@ -34,7 +40,11 @@ class Interrupts:
             signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        again, self._received = self._received is not None, self._received or signum
+        again = self._received is not None
+        if again and self._deferred and time.monotonic() - self._received_at < AGAIN_AFTER_S:
+            return
+        if not again:
+            self._received, self._received_at = signum, time.monotonic()
         if again or not self._deferred:
             raise KeyboardInterrupt
         # Not through sys.stderr, which the interrupted code may be in the middle of writing to.

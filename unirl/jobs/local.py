@@ -32,6 +32,7 @@ class LocalRollouts:
 
     def __init__(self, config: RlConfig, checkpoint: Path, control: ScaleControl | None = None) -> None:
         self._control = control
+        self.oldest_version: int | None = None
         self._size = config.rollout.sequences_per_unit
         self._sampler = build_sampler(config.model, checkpoint, config.rollout, "both")
 
@@ -43,8 +44,8 @@ class LocalRollouts:
                 self._control.answer(order, "refused", refusal, {"both": 1})
             yield from self._sampler.sample(unit, sampling)
 
-    def load_weights(self, publication: LocalPublication) -> None:
-        """Take over the learner's weights."""
+    def load_weights(self, publication: LocalPublication, *, wait: bool = True) -> None:
+        """Take over the learner's weights, at once."""
         self._sampler.load_weights(publication.manifest, publication.tensors)
 
     def take_restarts(self) -> int:

@@ -69,7 +69,8 @@ def make_pair_set(
     sides = [*(("understanding", s.id) for s in und), *(("generation", s.id) for s in gen)]
     row_of = {side: row for row, side in enumerate(sides)}
     candidates = np.array([row_of[q.origin, q.origin_id] for q in quadruples], np.int64)
-    clustering = _cluster(features[candidates], config)
+    ids = [quadruple.origin_id for quadruple in quadruples]
+    clustering = _cluster(features[candidates], config) if config.selection == "medoids" else _drawn(ids, config)
     aligned = [quadruples[row] for row in clustering.medoids]
     used = set(candidates[clustering.medoids].tolist())
     und_left = np.array([row for row in range(len(und)) if row not in used], np.int64)
@@ -147,6 +148,17 @@ def _cluster(features: NDArray[np.float32], config: PairConfig) -> Clustering:
     if not len(features) or not config.num_aligned:
         return Clustering(medoids=np.zeros(0, np.int64), assignment=np.zeros(0, np.int64))
     return cluster(features, config.num_aligned, config.seed)
+
+
+def _drawn(ids: Sequence[str], config: PairConfig) -> Clustering:
+    """As many samples in an order mixed by the seed, of no cluster."""
+    rows = sorted(range(len(ids)), key=lambda row: (selection_key(ids[row], config.seed), row))
+    return Clustering(medoids=np.array(rows[: config.num_aligned], np.int64), assignment=np.zeros(0, np.int64))
+
+
+def selection_key(id: str, seed: int) -> bytes:
+    """Where a sample stands among those that may be drawn for aligned pairs."""
+    return hashlib.sha256(f"{seed}/select/{id}".encode()).digest()
 
 
 def _aligned(quadruple: Quadruple) -> _Pair:

@@ -18,6 +18,7 @@ from unirl.data.pair_report import render_report, summary
 from unirl.data.pair_store import PairSet, read_pair_set, write_pair_set
 from unirl.data.records import Rejected, image_key, write_rejected
 from unirl.jobs.assets import pair_set_of, resolve_encoder
+from unirl.jobs.make_pairs import selection_key
 from unirl.pairing.certificate import Clustering, Matching
 from unirl.pairing.check import clustering_faults, matching_faults
 from unirl.types import PairRecord
@@ -159,7 +160,10 @@ def _certificate_faults(pair_set: PairSet) -> list[str]:
     clustering = Clustering(
         medoids=np.array(proof["medoids"], np.int64), assignment=np.array(proof["assignment"], np.int64)
     )
-    faults = clustering_faults(np.concatenate([und, gen])[rows], clustering)
+    if pair_set.settings.get("selection", "medoids") == "medoids":
+        faults = clustering_faults(np.concatenate([und, gen])[rows], clustering)
+    else:
+        faults = _drawing_faults(rows, clustering, pair_set)
     used = set(rows[clustering.medoids].tolist())
     und_left = [row for row in range(len(und)) if row not in used]
     gen_left = [row for row in range(len(gen)) if row + len(und) not in used]
@@ -181,6 +185,14 @@ def _certificate_faults(pair_set: PairSet) -> list[str]:
     for name, odd in (("in the certificate only", claimed - found), ("in the pairs only", found - claimed)):
         faults += [f"{kind} pair of {u} and {g} ({s}) is {name}" for kind, u, g, s in sorted(odd)]
     return faults
+
+
+def _drawing_faults(rows: NDArray[np.int64], drawn: Clustering, pair_set: PairSet) -> list[str]:
+    """What is wrong with samples that claim to have been drawn by the seed."""
+    ids = [*pair_set.certificate["understanding_ids"], *pair_set.certificate["generation_ids"]]
+    seed, number = pair_set.settings["seed"], pair_set.settings["num_aligned"]
+    order = sorted(range(len(rows)), key=lambda row: (selection_key(ids[rows[row]], seed), row))
+    return [] if drawn.medoids.tolist() == order[:number] else ["aligned pairs are not those that the seed draws"]
 
 
 def _claim(pair: PairRecord) -> tuple[str, str, str, float]:

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unirl.algorithms.objective import find_objective
 from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
+from unirl.monitoring.ahead import AheadFiles
 from unirl.monitoring.control import ScaleControl
+from unirl.monitoring.run_log import RunLog
 from unirl.types import (
     LearnerBatch,
     PairRecord,
@@ -17,6 +19,7 @@ from unirl.types import (
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
+    WeightsManifest,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 
 class Pairs(Protocol):
     """The pairing service: hands each batch out once, counted from 0, and keeps the ledger."""
+
+    def batch(self, step: int) -> tuple[PairRecord, ...]:
+        """The pairs of a step, without handing them out."""
+        ...
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of a step, handed out once."""
@@ -48,12 +55,15 @@ class Pairs(Protocol):
 class Rollouts(Protocol):
     """The rollout pool."""
 
+    oldest_version: int | None
+    """Weights below this version may not sample; None asks for the published version exactly."""
+
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterable[RolloutGroup]:
         """One group per request, in any order; none for a request that is quarantined."""
         ...
 
-    def load_weights(self, publication: Any) -> None:
-        """Bring every sampler to the published weights."""
+    def load_weights(self, publication: Any, *, wait: bool = True) -> None:
+        """Bring every sampler to the published weights; without `wait`, before what it is handed next."""
         ...
 
     def take_restarts(self) -> int:
@@ -77,6 +87,15 @@ class Rewards(Protocol):
         ...
 
 
+class Published(Protocol):
+    """One version of the weights."""
+
+    @property
+    def manifest(self) -> WeightsManifest:
+        """What it holds, and its checksum."""
+        ...
+
+
 class Learners(Protocol):
     """The learner group."""
 
@@ -84,7 +103,7 @@ class Learners(Protocol):
         """Learn from the batch; returns metrics."""
         ...
 
-    def publish_weights(self) -> Any:
+    def publish_weights(self) -> Published:
         """The current weights, for `load_weights`."""
         ...
 
@@ -109,34 +128,31 @@ class Parts:
     rollouts: Rollouts
     rewards: Rewards
     learner: Learners
+    ahead: AheadFiles | None = None
+    """Where finished rollouts wait for their step to be recorded; None keeps them in memory alone."""
 
 
 @contextmanager
 def open_parts(
-    config: RlConfig,
-    checkpoint: Path,
-    pairs: Path,
-    *,
-    local: bool,
-    log_dir: Path | None = None,
-    control: ScaleControl | None = None,
+    config: RlConfig, checkpoint: Path, pairs: Path, *, local: bool, record: RunLog | None = None
 ) -> Iterator[Parts]:
     """Start everything a step needs and end it afterwards, whatever happened in between.
 
     Args:
-        config: all settings.
-        checkpoint: folder of the weights to start from.
-        pairs: the pair set.
-        local: in this process, without Ray.
-        log_dir: where actors log.
-        control: orders to change the number of rollout workers.
+        config: the run's.
+        checkpoint: folder of the initial policy.
+        pairs: folder of the pair set.
+        local: all in this process.
+        record: the run's record, by which parts outlive their processes and take orders; None for a measurement.
     """
     with ExitStack() as stack:
         if local:
-            yield _local_parts(config, checkpoint, pairs, stack, control)
+            parts = _local_parts(config, checkpoint, pairs, stack, record)
         else:
-            _join_ray(config, checkpoint, stack, log_dir)
-            yield _actors(config, checkpoint, pairs, stack, control)
+            _join_ray(config, checkpoint, stack, record.run_dir / "logs" if record else None)
+            parts = _actors(config, checkpoint, pairs, stack, record)
+        keeps = config.monitoring.journal
+        yield replace(parts, ahead=AheadFiles(record.run_dir)) if record is not None and keeps else parts
 
 
 @contextmanager
@@ -154,15 +170,40 @@ def open_judged_rollouts(config: RlConfig, checkpoint: Path, *, local: bool) -> 
         yield rollouts, rewards
 
 
-def _local_parts(
-    config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, control: ScaleControl | None
-) -> Parts:
+@contextmanager
+def open_learner(config: RlConfig, checkpoint: Path) -> Iterator[Learners]:
+    """Start the learner alone: one rank in this process, several as actors."""
+    with ExitStack() as stack:
+        if config.learner.num_ranks == 1:
+            from unirl.jobs.local import LocalLearner
+
+            learner = LocalLearner(config, checkpoint)
+            stack.callback(learner.close)
+            yield learner
+            return
+        import ray
+
+        from unirl.cluster.learner_group import LearnerGroup
+        from unirl.cluster.placement import place
+        from unirl.cluster.plan import count_parameters, planned_learner
+        from unirl.cluster.runtime import start_ray
+
+        stack.callback(ray.shutdown)
+        start_ray(config.cluster, [planned_learner(config, count_parameters(checkpoint))])
+        placement = place(replace(config, cluster=replace(config.cluster, placement="separate")))
+        stack.callback(placement.release)
+        group = LearnerGroup(config, checkpoint, placement)
+        stack.callback(group.close)
+        yield group
+
+
+def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, record: RunLog | None) -> Parts:
     from unirl.jobs.local import LocalLearner
 
-    source = PairSource.open(pairs, **_pair_settings(config))
+    source = PairSource.open(pairs, **pair_settings(config))
     learner = LocalLearner(config, checkpoint)
     stack.callback(learner.close)
-    return Parts(source, *_local_rollouts(config, checkpoint, stack, control), learner)
+    return Parts(source, *_local_rollouts(config, checkpoint, stack, _control(record)), learner)
 
 
 def _local_rollouts(
@@ -175,22 +216,24 @@ def _local_rollouts(
     return LocalRollouts(config, checkpoint, control), rewards
 
 
-def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, control: ScaleControl | None) -> Parts:
+def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, record: RunLog | None) -> Parts:
     """All actors start at once; the learner's places are reserved first, since its ranks need them together."""
     from unirl.cluster.learner_group import LearnerGroup
     from unirl.cluster.pairing_service import PairingService
     from unirl.cluster.placement import place
     from unirl.cluster.runtime import wait_until_up
+    from unirl.jobs.survival import survive
 
     placement = place(config)
     stack.callback(placement.release)
-    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement, control)
-    service = PairingService(pairs, _pair_settings(config))
+    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement, _control(record))
+    ledger, report = (record.run_dir / "pairing.jsonl", record.event) if record else (None, None)
+    service = PairingService(pairs, pair_settings(config), ledger, report)
     stack.callback(service.close)
     learner = LearnerGroup(config, checkpoint, placement)
     stack.callback(learner.close)
     wait_until_up(rollouts.starting() | rewards.starting(), config.cluster.start_timeout_s)
-    return Parts(service, rollouts, rewards, learner)
+    return Parts(service, rollouts, rewards, survive(learner, service, config, record) if record else learner)
 
 
 def _join_ray(
@@ -216,18 +259,26 @@ def _rollout_actors(
     from unirl.cluster.reward_pool import RewardPool
     from unirl.cluster.rollout_pool import RolloutPool
 
-    rollouts = RolloutPool(config, checkpoint, placement, control=control)
+    rollouts = RolloutPool(
+        config, checkpoint, placement, control=control, in_flight_updates=config.overlap.in_flight_updates
+    )
     stack.callback(rollouts.close)
     rewards = RewardPool(config.rewards, rollouts.references)
     stack.callback(rewards.close)
     return rollouts, rewards
 
 
-def _pair_settings(config: RlConfig) -> dict[str, Any]:
+def _control(record: RunLog | None) -> ScaleControl | None:
+    return ScaleControl(record.run_dir, record.event) if record else None
+
+
+def pair_settings(config: RlConfig) -> dict[str, Any]:
+    """Arguments of `PairSource.open`."""
     return {
         "pairs_per_step": config.rollout.pairs_per_step,
         "seed": config.train.seed,
         "shuffle": config.data.shuffle,
         "max_pairs": config.data.max_pairs,
-        "mixed": find_objective(config.algorithm.objective).pools_tasks,
+        "take": config.data.take,
+        "partners": "random" if find_objective(config.algorithm.objective).pools_tasks else config.data.partners,
     }

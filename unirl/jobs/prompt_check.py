@@ -69,7 +69,7 @@ def check_prompts(
 
 def samples_of(config: RlConfig, pairs: Path) -> Iterator[UnderstandingSample | GenerationSample]:
     """Everything that a run will sample for: its pairs, and the held-out samples of its evaluations."""
-    yield from read_prompts(pairs, config.data.max_pairs)
+    yield from read_prompts(pairs, config.data.max_pairs if config.data.take == "all" else None)
     if config.evaluation.enabled:
         for side in resolve_heldout(config.evaluation.data, config.evaluation.num_prompts):
             yield from side

@@ -1,28 +1,29 @@
-"""PairGRPO: sample both sides of each pair, score them, weigh them by similarity, update the one policy.
+"""PairGRPO: steps (`step.py`) from the first to the last, with evaluations and checkpoints between them.
 
-`rl_step` is the whole method on one page, `train` repeats it, `main` wires the rooms.
+`train` is the run on one page, `main` wires the rooms, `restore` goes on with a run that ended.
 """
 
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import chain
 
 from unirl.cluster.plan import check_machine
 from unirl.config import RlConfig, default_text
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
-from unirl.data.pair_source import StepResult
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
+from unirl.jobs.flow import open_flow
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.parts import Parts, open_parts
 from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
+from unirl.jobs.rebuild import redo_step
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
-from unirl.learner.batching import build_batch, weigh_groups
-from unirl.monitoring.control import ScaleControl
+from unirl.jobs.step import results_of
+from unirl.monitoring.journal import recorded_steps, weights_after
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
@@ -30,108 +31,8 @@ from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
 from unirl.rewards.reward import check_rewards
-from unirl.rollout.seeds import sample_seed
-from unirl.types import (
-    TASKS,
-    GenerationSample,
-    PairRecord,
-    QuarantinedRequest,
-    RolloutRequest,
-    ScoredGroup,
-    Task,
-    UnderstandingSample,
-    WeightedGroup,
-)
 
 log = logging.getLogger(__name__)
-
-
-def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> StepData:
-    """Sample, score, weigh, learn, publish. Groups are scored while later ones are still being sampled."""
-    with clock.phase("pairs"):
-        pairs = parts.pairs.lease(step - 1)
-        requests = make_requests(pairs, step, config)
-    with clock.phase("rollout"):
-        groups = parts.rollouts.sample(requests, config.rollout.sampling)
-        scored = parts.rewards.score(groups)
-        quarantined = parts.rollouts.take_quarantined()
-        check_judged(scored, quarantined, config.rewards.max_unjudged_fraction)
-    with clock.phase("batch"):
-        weighted = weigh_groups(scored, pairs, config.algorithm)
-        batch = build_batch(weighted, config.algorithm)
-    with clock.phase("update"):
-        update = parts.learner.update(batch, step)
-    with clock.phase("publish"):
-        parts.rollouts.load_weights(parts.learner.publish_weights())
-    parts.pairs.record(step - 1, results_of(weighted, quarantined))
-    restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
-    return StepData(
-        step=step,
-        groups=weighted,
-        learner=update,
-        seconds=clock.take_seconds(),
-        restarts=restarts,
-        quarantined=quarantined,
-    )
-
-
-def make_requests(pairs: Sequence[PairRecord], step: int, config: RlConfig) -> list[RolloutRequest]:
-    """Both prompts of every pair, with one seed per completion, keyed so that nothing else can change the tokens."""
-    requests: list[RolloutRequest] = []
-    for pair in pairs:
-        sides: tuple[tuple[Task, UnderstandingSample | GenerationSample, int], ...] = (
-            ("understanding", pair.understanding, config.rollout.num_understanding),
-            ("generation", pair.generation, config.rollout.num_generation),
-        )
-        for task, sample, count in sides:
-            seeds = tuple(sample_seed(config.train.seed, step, pair.pair_id, task, index) for index in range(count))
-            name = f"{pair.pair_id}/{task}"
-            requests.append(
-                RolloutRequest(request_id=name, pair_id=pair.pair_id, task=task, sample=sample, seeds=seeds)
-            )
-    return requests
-
-
-def check_judged(scored: Sequence[ScoredGroup], quarantined: Sequence[QuarantinedRequest], limit: float) -> None:
-    """Stop when more than a share of a task's completions could not be sampled, or rewards failed on them.
-
-    Raises:
-        RuntimeError: names the share, the limit and the first problem.
-    """
-    for task in TASKS:
-        groups = [group for group in scored if group.group.request.task == task]
-        lost = [request for request in quarantined if request.task == task]
-        num_lost = sum(request.num_completions for request in lost)
-        total = num_lost + sum(len(group.judged) for group in groups)
-        unjudged = num_lost + sum(int((~group.judged).sum()) for group in groups)
-        if unjudged > limit * total:
-            problems = chain(
-                (f"{request.request_id} could not be sampled: {request.error}" for request in lost),
-                (f"{name}: {s.problem}" for g in groups for name, s in g.components.items() if s.problem),
-            )
-            raise RuntimeError(
-                f"rewards: expected at most {limit:.0%} of a step's {task} unjudged (rewards.max_unjudged_fraction); "
-                f"got {unjudged} of {total}; first problem: {next(problems, 'none given')}; mend the reward and resume"
-            )
-
-
-def results_of(weighted: Sequence[WeightedGroup], quarantined: Sequence[QuarantinedRequest]) -> list[StepResult]:
-    """What each side of each pair earned, for the pairing service's ledger."""
-    results = [
-        StepResult(pair_id=request.pair_id, task=request.task, mean_reward=None, zero_variance=False)
-        for request in quarantined
-    ]
-    for group in weighted:
-        rewards = group.scored.rewards[group.scored.judged]
-        results.append(
-            StepResult(
-                pair_id=group.pair.pair_id,
-                task=group.scored.group.request.task,
-                mean_reward=float(rewards.mean()) if len(rewards) else None,
-                zero_variance=bool(len(rewards) and (rewards == rewards[0]).all()),
-            )
-        )
-    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +59,15 @@ class Run:
         with self.clock.phase("save"):
             parts.learner.save(self.record.run_dir / "checkpoints", step, {"step": step, "pairs": parts.pairs.state()})
             self.record.sync()
+            if parts.ahead is not None:
+                parts.ahead.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
+
+    def note(self, parts: Parts, data: StepData) -> None:
+        """Record a finished step, whose rollouts then need no place of their own."""
+        self.terminal.step(data.step, self.record.record_step(data))
+        if parts.ahead is not None:
+            parts.ahead.drop(data.step)
 
 
 def train(parts: Parts, run: Run, first_step: int) -> None:
@@ -168,20 +77,22 @@ def train(parts: Parts, run: Run, first_step: int) -> None:
         Interrupted: a signal came; the steps finished so far are saved.
     """
     config = run.config
-    parts.rollouts.load_weights(parts.learner.publish_weights())
-    for step in range(first_step, config.train.num_steps + 1):
-        due = config.evaluation.enabled and (step == 1 or is_due(step - 1, config.evaluation.every))
-        # A resumed run may have it already, or may owe it: an interrupt ends a run before it evaluates.
-        if due and (step > first_step or not run.record.has_evaluation(step - 1)):
-            run.evaluate(parts, step - 1)
-        data = rl_step(step, parts, config, run.clock)
-        run.terminal.step(step, run.record.record_step(data))
-        last = step == config.train.num_steps
-        asked_to_end = run.interrupts.received
-        if asked_to_end or last or is_due(step, config.train.save_every):
-            run.save(parts, step)
-        if asked_to_end:
-            run.interrupts.check()
+    with open_flow(parts, config, run.clock, first_step) as flow:
+        for step in range(first_step, config.train.num_steps + 1):
+            due = config.evaluation.enabled and (step == 1 or is_due(step - 1, config.evaluation.every))
+            # A resumed run may have it already, or may owe it: an interrupt ends a run before it evaluates.
+            if due and (step > first_step or not run.record.has_evaluation(step - 1)):
+                flow.settle()
+                run.evaluate(parts, step - 1)
+            run.note(parts, flow.run_step(step))
+            last = step == config.train.num_steps
+            asked_to_end = run.interrupts.received
+            if asked_to_end or last or is_due(step, config.train.save_every):
+                flow.settle()
+                run.save(parts, step)
+            if asked_to_end:
+                run.interrupts.check()
+        flow.settle()
     if config.evaluation.enabled:
         run.evaluate(parts, config.train.num_steps)
     parts.learner.export(run.record.run_dir / "policy")
@@ -206,9 +117,8 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         DataError: a checkpoint, pair set or run directory that cannot be used.
         PlacementError: this machine cannot hold the actors.
     """
-    if local and config.learner.num_ranks != 1:
-        rule = "must be 1 with --local, which has one process"
-        raise ConfigError([Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1")])
+    if local:
+        check_local(config)
     check_rewards(config.rewards)
     checkpoint = resolve_checkpoint(config.model.path)
     if dry_run:
@@ -224,9 +134,11 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         check_machine(config, checkpoint)
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     check_prompts(samples_of(config, pairs), config, checkpoint)
+    # Sums depend on how many threads share them, and an actor has one.
+    facts = {"learner_threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) if local else 1}
     with (
         Interrupts() as interrupts,
-        RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed) as record,
+        RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], facts=facts, resume=resumed) as record,
         log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
     ):
         clock = StepClock()
@@ -244,15 +156,8 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             record.event("settings", "resumed with other settings", {"changed": changed})
         terminal.banner(banner(config, run_dir, checkpoint, local=local))
         try:
-            with open_parts(
-                config,
-                checkpoint,
-                pairs,
-                local=local,
-                log_dir=run_dir / "logs",
-                control=ScaleControl(run_dir, record.event),
-            ) as parts:
-                first_step = restore(parts, run) if resumed else 1
+            with open_parts(config, checkpoint, pairs, local=local, record=record) as parts:
+                first_step = restore(parts, run, follow=keeps_course(config, changed)) if resumed else 1
                 record.accept()
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
                 with terminal:
@@ -268,10 +173,68 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     return 0
 
 
-def restore(parts: Parts, run: Run) -> int:
-    """Load the newest checkpoint, if the run got that far; returns the step to go on with."""
-    if last_step(run.record.run_dir) is None:
-        return 1
-    state = parts.learner.restore(run.record.run_dir / "checkpoints")
-    parts.pairs.restore(state["pairs"])
-    return state["step"] + 1
+def check_local(config: RlConfig) -> None:
+    """Refuse what one process cannot do.
+
+    Raises:
+        ConfigError: several learner ranks, or rollouts beside the learner.
+    """
+    rule, mode = "with --local, which has one process", config.overlap.mode
+    problems = []
+    if config.learner.num_ranks != 1:
+        problems.append(Problem("learner.num_ranks", config.learner.num_ranks, f"must be 1 {rule}", "set it to 1"))
+    if mode != "synchronous":
+        fix = "set overlap.mode=synchronous, or leave --local out"
+        problems.append(Problem("overlap.mode", mode, f"must be synchronous {rule}", fix))
+    if problems:
+        raise ConfigError(problems)
+
+
+def restore(parts: Parts, run: Run, *, follow: bool) -> int:
+    """Load the newest checkpoint, then make the updates of the steps recorded since; returns the step to go on with.
+
+    Args:
+        parts: fresh.
+        run: the run.
+        follow: whether those updates, and what was sampled for the next step, are what these settings would do; else
+            the steps since the checkpoint are sampled anew.
+    """
+    run_dir, saved = run.record.run_dir, 0
+    if last_step(run_dir) is not None:
+        state = parts.learner.restore(run_dir / "checkpoints")
+        parts.pairs.restore(state["pairs"])
+        saved = state["step"]
+    if not follow:
+        if parts.ahead is not None:
+            parts.ahead.clear()
+        return saved + 1
+    steps, overlapped = recorded_steps(run_dir, saved), run.config.overlap.mode != "synchronous"
+    if overlapped and saved and not steps:
+        parts.rollouts.load_weights(parts.learner.publish_weights())
+    for step in steps:
+        if overlapped and step == steps[-1]:
+            # The next step was being sampled with these.
+            parts.rollouts.load_weights(parts.learner.publish_weights())
+        pairs = parts.pairs.lease(step - 1)
+        weighted, _ = redo_step(parts.learner, run_dir, step, pairs, run.config.algorithm)
+        parts.pairs.record(step - 1, results_of(weighted, pairs))
+        checksum, recorded = parts.learner.publish_weights().manifest.checksum, weights_after(run_dir, step)
+        if recorded and checksum != recorded:
+            message = f"step {step}, made again from the journal, gave other weights than the run's"
+            run.record.event("alert", message, {"step": step, "checksum": checksum, "recorded": recorded})
+        if parts.ahead is not None:
+            parts.ahead.drop(step)
+    if steps:
+        run.record.event("caught up", f"steps {steps[0]} to {steps[-1]} were made again from the journal")
+        run.save(parts, steps[-1])
+    return saved + len(steps) + 1
+
+
+COURSE = ("model.", "rollout.sampling.", "rollout.num_", "rollout.backend", "algorithm.", "learner.", "rewards.")
+"""Settings, or groups of them, that decide what a step samples, earns and learns."""
+
+
+def keeps_course(config: RlConfig, changed: Iterable[str]) -> bool:
+    """Whether a run that is resumed with these changed settings would have done the same up to here."""
+    moves = COURSE if config.learner.schedule == "constant" else (*COURSE, "train.num_steps")
+    return not any(key.startswith(moves) for key in changed)

@@ -15,6 +15,8 @@ FIXED = (
     "model.",
     "data.pairs",
     "data.max_pairs",
+    "data.take",
+    "data.partners",
     "data.shuffle",
     "data.sources",
     "data.max_length",

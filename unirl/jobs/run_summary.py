@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from unirl.cluster.gpu_plan import activations_gib, gpu_loads, render_loads
 from unirl.cluster.plan import (
     actor_plan,
     cluster_address,
@@ -31,21 +32,25 @@ def show_plan(config: RlConfig, checkpoint: Path, *, local: bool) -> int:
         checkpoint: folder of the initial policy.
         local: the parts share one process, which asks nobody for CPUs or GPUs.
     """
-    plan = actor_plan(config, count_parameters(checkpoint))
+    num_parameters = count_parameters(checkpoint)
+    plan = actor_plan(config, num_parameters)
     needed = total_resources(plan)
+    activations = activations_gib(config, checkpoint, num_parameters)
+    loads = gpu_loads(plan, config, activations)
     lines = [
         "settings that differ from the defaults:",
         *changed_lines(config),
         "",
         render_plan(plan),
         "",
+        *([render_loads(loads, activations), ""] if loads else []),
         f"needs {needed['CPU']:g} CPUs, {needed['GPU']:g} GPUs and {needed['memory']:.1f} GiB of main memory at once",
         f"writes about {disk_gib(config, checkpoint):.2f} GiB: checkpoints, journal, images",
     ]
     problems = [
-        f"{actor.role}: {actor.memory_gib:.1f} GiB do not fit an 80 GB GPU"
-        for actor in plan
-        if actor.num_gpus and actor.memory_gib > 80 * actor.num_gpus * 0.93
+        f"{' + '.join(role for role, _ in load.parts)}: {load.gib:.1f} GiB on a GPU of 80 GB"
+        for load in loads
+        if not load.fits
     ]
     if local:
         lines.append("--local: all of this in one process")

@@ -32,6 +32,7 @@ from unirl.jobs.verify_gates import (
     MOVING_RATE,
     SAMPLING_GATES,
     check_greedy,
+    check_ids,
     check_layout,
 )
 from unirl.models.policy import load_independent, load_policy
@@ -171,6 +172,8 @@ def examine(config: RlConfig, checkpoint: Path, pairs: tuple[PairRecord, ...]) -
 def run_gates(bench: Bench, checkpoint: Path, learner: LocalLearner | None) -> Iterator[Finding]:
     """Every gate for this bench; without a learner only those of the sampler."""
     yield from checked("layout", bench, lambda: check_layout(bench, checkpoint))
+    if bench.dtype == "float32":
+        yield from checked("special ids", bench, lambda: check_ids(bench, checkpoint))
     for name, gate in SAMPLING_GATES:
         yield from checked(name, bench, lambda gate=gate: gate(bench))
     if bench.dtype == "float32":

@@ -1,7 +1,7 @@
 """What the gates of `unirl verify` measure with: a sampler, a policy that scores, and the form of a finding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirl.config import RlConfig, SamplingConfig
-from unirl.jobs.rl import make_requests
+from unirl.jobs.step import make_requests
 from unirl.learner.batching import build_batch, plan_micro_batches
 from unirl.learner.engine import ComputingModule
 from unirl.learner.passes import micro_tensors, scored_passes
@@ -23,6 +23,7 @@ from unirl.types import (
     RolloutGroup,
     RolloutRequest,
     ScoredGroup,
+    UnderstandingSample,
     WeightedGroup,
 )
 
@@ -70,6 +71,11 @@ class Bench:
     def requests(self) -> list[RolloutRequest]:
         """Both prompts of every pair."""
         return make_requests(self.pairs, 0, self.config)
+
+    @property
+    def uneven_requests(self) -> list[RolloutRequest]:
+        """The same, each followed by one with the first half of its words, so that prompts differ in length."""
+        return [each for request in self.requests for each in (request, _halved(request))]
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
         """One group per request in their order, through the units of work in which workers get them."""
@@ -143,3 +149,18 @@ class Bench:
             verdict="pass" if good else "fail",
             reason="" if good else reason,
         )
+
+
+def _halved(request: RolloutRequest) -> RolloutRequest:
+    """The request with the first half of its question or prompt; of a single word, the first half of the word."""
+    sample = request.sample
+    if isinstance(sample, UnderstandingSample):
+        shorter = replace(sample, question=_first_half(sample.question))
+    else:
+        shorter = replace(sample, prompt=_first_half(sample.prompt))
+    return replace(request, request_id=f"{request.request_id}/half", sample=shorter)
+
+
+def _first_half(text: str) -> str:
+    words = text.split(" ")
+    return " ".join(words[: len(words) // 2]) if len(words) > 1 else text[: max(1, len(text) // 2)]

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
 from unirl.jobs.evaluate import at_temperature_0
@@ -20,12 +21,14 @@ from unirl.learner.learner import scoring_of
 from unirl.learner.tally import MODALITIES
 from unirl.models.checkpoint import stored_tensors
 from unirl.models.named_arrays import checksum
-from unirl.models.policy import Independent, Policy, Scoring
+from unirl.models.policy import Independent, Policy, Scoring, load_special_ids
+from unirl.models.tokenizer import stated_ids
 from unirl.rollout.sampler import NamedArrays
 from unirl.types import (
     TASKS,
     LearnerBatch,
     RolloutGroup,
+    Task,
     TensorSpec,
     UnderstandingSample,
     WeightsManifest,
@@ -41,8 +44,20 @@ MEAN_GAP: dict[Dtype, float] = {"bfloat16": 0.02}
 """The same for the mean over tokens: bfloat16 keeps 8 bits of a number, so that its largest difference says little."""
 RATIO_LIMIT = 1e-5
 """Most that a ratio may be away from 1 where the learner compares with its own log-probabilities."""
+PIXEL_LIMIT = 1
+"""Most that a pixel may be away from another implementation's, of 255: rounding."""
 MOVING_RATE = 1e-4
 """Learning rate of the one update that moves the weights, so that new ones can be told from old ones."""
+_LAWS_DIFFER = (
+    "sampler and learner hold different laws: compare temperature, precision, masks and positions, and where only "
+    "guided images fail, the formula of guidance"
+)
+_GREEDY_REASONS: dict[Task, str] = {
+    "understanding": "the family reads questions otherwise than the other implementation: compare the text head, the "
+    "pixels that reach the prompt, and positions",
+    "generation": "the family draws otherwise than the other implementation: compare the offset of codes, the null "
+    "prompt with its pad id, guidance, and positions",
+}
 
 
 class VerifiedLearner(Learners, Protocol):
@@ -58,20 +73,32 @@ class VerifiedLearner(Learners, Protocol):
         """Updates made so far."""
         ...
 
+    def publish_weights(self) -> LocalPublication:
+        """A copy of the current weights."""
+        ...
+
 
 def check_layout(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
-    """The policy holds the weights of the folder, each of them; names, shapes and ids were checked by loading it."""
+    """The policy holds the weights of the folder, each of them, in the precision that was asked for.
+
+    A tied head is held under two names: where the files hold a table for each, both are compared.
+    """
     stored, held = stored_tensors(checkpoint), bench.policy.module.state_dict()
-    names, dtypes = set(bench.policy.shapes), set[str]()
+    names, dtypes = {*bench.policy.shapes, *(stored.shapes.keys() & held.keys())}, set[str]()
+    precisions = {getattr(torch, bench.dtype), torch.float32}
     different: list[str] = []
     for name, value in stored.read(names):
         dtypes.add(str(value.dtype).removeprefix("torch."))
-        if not torch.equal(held[name].cpu(), value.to(held[name].dtype)):
+        mine = held[name].cpu()
+        if mine.dtype not in precisions or not torch.equal(mine, value.to(mine.dtype)):
             different.append(name)
-    size = sum(value.numel() for name, value in held.items() if name in names)
+    size = sum(held[name].numel() for name in bench.policy.shapes)
     unused = sorted(stored.shapes.keys() - names)
     measured = f"tensors unlike the files', of {len(names)} ({size:,} {'/'.join(sorted(dtypes))})"
-    reason = f"the policy does not hold what the files hold in {', '.join(different[:3])}; mend the family's load()"
+    reason = (
+        f"the policy does not hold what the files hold, in {bench.dtype}, in {', '.join(different[:3])}; mend the "
+        "family's load(): names, tied heads, precision"
+    )
     yield bench.finding("layout", measured, len(different), 0, reason)
     if unused:
         measured = "tensors that the model has no place for"
@@ -79,15 +106,29 @@ def check_layout(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
         yield bench.information("layout", measured, len(unused), reason)
 
 
+def check_ids(bench: Bench, checkpoint: Path) -> Iterator[Finding]:
+    """Tokenizer and generation_config.json give each special token the id by which the family knows it.
+
+    Nothing where the family states no ids. An id that a file leaves out is nobody's claim.
+    """
+    used = load_special_ids(bench.config.model, checkpoint)
+    if not used:
+        return
+    stated = stated_ids(checkpoint, used)
+    wrong = [f"{where} says {role} {id}, not {used[role]}" for where, role, id in stated if id != used[role]]
+    reason = f"{', '.join(wrong[:3])}; take tokenizer and generation_config.json of the checkpoint itself"
+    yield bench.finding("special ids", f"ids stated otherwise, of {len(stated)}", len(wrong), 0, reason)
+
+
 def check_agreement(bench: Bench) -> Iterator[Finding]:
     """The sampler reports the log-probabilities that the learner computes, with and without guidance."""
     questions, drawings = ([r for r in bench.requests if r.task == task] for task in TASKS)
     groups = bench.sample(questions, bench.sampling)
-    yield from _gaps(bench, "agreement", groups, _guided(bench, bench.sampling))
+    yield from _gaps(bench, "agreement", groups, _guided(bench, bench.sampling), _LAWS_DIFFER)
     for scale in GUIDANCE_SCALES:
         sampling = _guided_by(bench.sampling, scale)
         groups, scoring = bench.sample(drawings, sampling), _guided(bench, sampling)
-        yield from _gaps(bench, "agreement", groups, scoring)
+        yield from _gaps(bench, "agreement", groups, scoring, _LAWS_DIFFER)
         if scale != 1.0 and bench.dtype == "float32":
             gap = bench.gap(bench.batch(groups).rows, replace(scoring, image_logprob="conditional"))
             measured = f"mean |guided - conditional| in nats, s = {scale:g}"
@@ -96,7 +137,10 @@ def check_agreement(bench: Bench) -> Iterator[Finding]:
 
 
 def check_greedy(bench: Bench, independent: Independent | None) -> Iterator[Finding]:
-    """At temperature 0 the sampler's completions are those of an implementation that shares no code with it."""
+    """At temperature 0 the sampler's completions are those of an implementation that shares no code with it.
+
+    So are the pictures that it makes of the codes, where that implementation has a decoder.
+    """
     if independent is None:
         reason = f"nobody else's implementation of {bench.config.model.family} is installed to compare with"
         yield Finding(gate="greedy tokens", dtype=bench.dtype, measured="", verdict="not applicable", reason=reason)
@@ -104,23 +148,29 @@ def check_greedy(bench: Bench, independent: Independent | None) -> Iterator[Find
     greedy = at_temperature_0(_guided_by(bench.sampling, GREEDY_GUIDANCE))
     groups = bench.sample([replace(r, seeds=r.seeds[:1]) for r in bench.requests], greedy)
     different = dict.fromkeys(TASKS, 0)
+    off: list[int] = []
     for group in groups:
         (ours,), sample = group.trajectories, group.request.sample
         if isinstance(sample, UnderstandingSample):
             theirs = independent.answer(ours.prompt_ids, sample.image, greedy.text.max_tokens)
         else:
             theirs = independent.draw(ours.prompt_ids, greedy.image.guidance_scale)
+            if ours.image is not None and (painted := independent.paint(ours.completion_ids)) is not None:
+                off.append(int(np.abs(ours.image.astype(int) - painted).max()))
         different[group.request.task] += not np.array_equal(ours.completion_ids, theirs)
-    reason = "the family reads the checkpoint otherwise than the other implementation: ids, positions, pixels or heads"
     for task in TASKS:
         what = f"images (s = {GREEDY_GUIDANCE:g})" if task == "generation" else "answers"
         measured = f"{what} unlike the other implementation's, of {len(groups) // 2}"
-        yield bench.finding("greedy tokens", measured, different[task], 0, reason)
+        yield bench.finding("greedy tokens", measured, different[task], 0, _GREEDY_REASONS[task])
+    if off:
+        reason = "codes become other pictures: compare the offset of codes, the codebook and the range of pixels"
+        measured = f"most that a pixel is off, of 255, in {len(off)} pictures"
+        yield bench.finding("pictures", measured, max(off), PIXEL_LIMIT, reason)
 
 
 def check_company(bench: Bench) -> Iterator[Finding]:
-    """The same prompts and seeds give the same tokens alone, all together, and in reverse order."""
-    requests = bench.requests
+    """The same prompts and seeds give the same tokens alone, all together beside shorter prompts, and in reverse."""
+    requests = bench.uneven_requests
     together = _tokens(bench.sample(requests, bench.sampling))
     reverse = _tokens(bench.sample(requests[::-1], bench.sampling))
     alone = _tokens([group for request in requests for group in bench.sample([request], bench.sampling)])
@@ -132,6 +182,21 @@ def check_company(bench: Bench) -> Iterator[Finding]:
         return
     reason = "no limit in bfloat16: kernels round a row by the shape of its batch, and near-ties flip"
     yield bench.information("batch company", measured, different, reason)
+
+
+def check_padding(bench: Bench) -> Iterator[Finding]:
+    """The learner scores a row that is padded to the length of others as it scores it alone."""
+    scoring = _guided(bench, bench.sampling)
+    for task in TASKS:
+        requests = [request for request in bench.uneven_requests if request.task == task]
+        rows = bench.batch(bench.sample(requests, bench.sampling)).rows
+        together, alone = bench.score(rows, scoring), [bench.score([row], scoring)[0] for row in rows]
+        gaps = [np.abs(one - two)[row.loss_mask] for one, two, row in zip(together, alone, rows, strict=True)]
+        scale = scoring.guidance_scale if task == "generation" else 1.0
+        gap = np.concatenate([np.zeros(0, np.float32), *gaps])
+        what = f"{len(gap)} {MODALITIES[task]} tokens, padded or alone"
+        reason = "a row is scored otherwise beside longer ones: padding is attended to, or its positions count"
+        yield from _limited(bench, "padding", gap, what, scale, reason)
 
 
 def check_same_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Finding]:
@@ -163,7 +228,8 @@ def check_moved_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Find
     yield bench.above_0("weight sync", measured, _different(before, after), reason)
     for task in TASKS:
         own = [group for group in after if group.request.task == task]
-        yield from _gaps(bench, "weight sync", own, scoring, when="after it, ")
+        reason = "the sampler holds other weights than the learner: load every one, under its own name, in full"
+        yield from _gaps(bench, "weight sync", own, scoring, reason, when="after it, ")
 
 
 def check_foreign_weights(bench: Bench, learner: VerifiedLearner) -> Iterator[Finding]:
@@ -231,6 +297,7 @@ def check_gradients(bench: Bench, learner: VerifiedLearner) -> Iterator[Finding]
 SAMPLING_GATES: tuple[tuple[str, Callable[[Bench], Iterator[Finding]]], ...] = (
     ("agreement", check_agreement),
     ("batch company", check_company),
+    ("padding", check_padding),
 )
 """Run in both precisions."""
 LEARNING_GATES: tuple[tuple[str, Callable[[Bench, VerifiedLearner], Iterator[Finding]]], ...] = (
@@ -274,17 +341,23 @@ def _different(before: Sequence[RolloutGroup], after: Sequence[RolloutGroup]) ->
 
 
 def _gaps(
-    bench: Bench, gate: str, groups: Sequence[RolloutGroup], scoring: Scoring, when: str = ""
+    bench: Bench, gate: str, groups: Sequence[RolloutGroup], scoring: Scoring, reason: str, when: str = ""
 ) -> Iterator[Finding]:
     """|sampler - learner| log-probability on groups of one task: the largest and, if rounding is coarse, the mean."""
     task = groups[0].request.task
     scale = scoring.guidance_scale if task == "generation" else 1.0
     gap = bench.gap(bench.batch(groups).rows, scoring)
     what = f"{len(gap)} {MODALITIES[task]} tokens" + (f", s = {scale:g}" if task == "generation" else "")
+    yield from _limited(bench, gate, gap, what, scale, reason, when)
+
+
+def _limited(
+    bench: Bench, gate: str, gap: NDArray[np.float32], what: str, scale: float, reason: str, when: str = ""
+) -> Iterator[Finding]:
+    """A gap in nats of each token under guidance `scale` against the limits of the precision."""
     if not len(gap):
-        yield bench.above_0(gate, f"tokens of the loss in {len(groups)} groups of {MODALITIES[task]}", 0, "no token")
+        yield bench.above_0(gate, f"{when}tokens of the loss: {what}", 0, "no token")
         return
-    reason = "sampler and learner hold different laws: temperature, guidance, masks, positions or weights differ"
     for name, figure, limits in (("max", gap.max(), MAX_GAP), ("mean", gap.mean(), MEAN_GAP)):
         if limit := limits.get(bench.dtype):
             measured = f"{when}{name} gap in nats, {what}"

@@ -181,22 +181,24 @@ def _problem(folder: Path) -> str:
 
 
 def load_checkpoint(engine: Any, root: Path, *, layout: dict[str, Any]) -> dict[str, Any]:
-    """Load the newest committed checkpoint; returns the `state` saved with it. Every rank must call it.
+    """Load the newest committed checkpoint in `root`, or that of the folder `root` itself; returns its `state`.
 
-    The engine must be fresh: ZeRO-3 cannot load after it has trained. Folders of unfinished saves are removed.
+    Every rank must call it. The engine must be fresh: ZeRO-3 cannot load after it has trained. When the newest is
+    looked for, folders of unfinished saves are removed.
 
     Raises:
         FileNotFoundError: no committed checkpoint.
         ValueError: it was written by another number of ranks, ZeRO stage or precision.
     """
-    found = [committed(root)[-1:]] if dist.get_rank() == 0 else [[]]
+    named = (root / COMMIT).is_file()
+    found = [([root] if named else committed(root)[-1:]) if dist.get_rank() == 0 else []]
     dist.broadcast_object_list(found, src=0)
     if not found[0]:
         raise FileNotFoundError(
             f"checkpoint: expected a committed checkpoint in {root}; got none; start the run without --resume"
         )
     folder = found[0][0]
-    if dist.get_rank() == 0:
+    if dist.get_rank() == 0 and not named:
         for leftover in root.glob(f"{TEMPORARY}*"):
             shutil.rmtree(leftover)
     commit = json.loads((folder / COMMIT).read_text())
@@ -206,7 +208,7 @@ def load_checkpoint(engine: Any, root: Path, *, layout: dict[str, Any]) -> dict[
             "the checkpoint, or start a new run with model.path set to exported weights"
         )
     files = engine.checkpoint_engine = DurableFiles()
-    engine.load_checkpoint(str(root), tag=folder.name)
+    engine.load_checkpoint(str(folder.parent), tag=folder.name)
     _restore_random_states(files.load(str(folder / f"random_{dist.get_rank():05d}.pt")))
     return commit["state"]
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unirl.algorithms.importance import truncated_importance
 from unirl.algorithms.losses import BatchTotals, masked_sum, token_scales
 from unirl.algorithms.objective import find_objective
 from unirl.algorithms.policy_loss import LossRule
@@ -128,8 +129,8 @@ class Learner:
             lr = self._next_rate()
             if work:
                 problems = self._accumulate(work, tally, first=index == 0, on_policy=on_policy)
-                # Later updates, and stale batches, may rightly find every token clipped.
-                strict = on_policy and index == 0
+                # Later updates, and batches of older weights, may rightly find every token clipped.
+                strict = index == 0 and (on_policy or self._settings.algorithm.importance_cap is not None)
                 self._refuse(problems, {row.task for row in batch.rows if strict and row.advantage != 0.0}, step)
                 norm = max(norm, self._engine.step(step))
             self.policy_version += 1
@@ -218,28 +219,21 @@ class Learner:
         """One backward per scoring pass; returns the rows with a broken log-probability, and the squared gradients."""
         bad: set[int] = set()
         square = 0.0
-        rescores = self._rescores(data.rows[0])
         for scores, mask in scored_passes(self.policy, self._engine, data, self._scoring):
             broken = mask & ~scores.logprobs.isfinite()
             if bool(broken.any()):
                 bad.update(broken.any(dim=1).nonzero().flatten().tolist())
                 mask = mask & ~broken
+            if first:
+                self._take_old(data, scores.logprobs.detach(), mask, tally, on_policy=on_policy)
             difference = scores.logprobs.detach() - data.old_logprobs
-            if first and rescores:
-                # The optimizer has not moved yet, so these are the log-probabilities of the policy that sampled.
-                name = "guidance_gap" if self._settings.algorithm.diffusion_shrink == 1 else "rescoring_gap"
-                tally.add({name: masked_sum(difference.abs(), mask), f"{name}_tokens": mask.sum()})
-                data.old_logprobs = torch.where(mask, scores.logprobs.detach(), data.old_logprobs)
-                difference = scores.logprobs.detach() - data.old_logprobs
-            elif first and on_policy:
-                tally.maximum("logprob_gap", torch.where(mask, difference.abs(), -math.inf))
             reference = data.old_logprobs if self._rule.kl_beta > 0 else None
             loss, sums = self._objective.policy_loss(
                 scores.logprobs,
                 data.old_logprobs,
                 data.advantages,
                 mask,
-                data.scale,
+                data.scale if data.importance is None else data.scale[:, None] * data.importance,
                 self._rule,
                 data.ref_logprobs if data.ref_logprobs is not None else reference,
             )
@@ -249,6 +243,26 @@ class Learner:
             tally.add(sums | {f"loss/{data.task}": sums["loss"]})
             measure(tally, data, scores, mask, difference)
         return bad, square
+
+    def _take_old(self, data: MicroTensors, logprobs: Tensor, mask: Tensor, tally: Tally, *, on_policy: bool) -> None:
+        """Before the optimizer moves: compare with what the sampler reported, and set what ratios are taken to."""
+        difference = (logprobs - data.old_logprobs).abs()
+        if self._rescores(data.rows[0]):
+            # These are the log-probabilities of the policy that sampled.
+            name = "guidance_gap" if self._settings.algorithm.diffusion_shrink == 1 else "rescoring_gap"
+            tally.add({name: masked_sum(difference, mask), f"{name}_tokens": mask.sum()})
+        elif on_policy:
+            tally.maximum("logprob_gap", torch.where(mask, difference, -math.inf))
+            return
+        elif (cap := self._settings.algorithm.importance_cap) is not None:
+            weights = truncated_importance(logprobs, data.old_logprobs, mask, cap)
+            capped = (weights >= cap) & mask
+            for name, values in (("importance_mean", weights), ("importance_capped_fraction", capped.float())):
+                tally.add({name: masked_sum(values, mask), f"{name}_tokens": mask.sum()})
+            data.importance = weights if data.importance is None else torch.where(mask, weights, data.importance)
+        else:
+            return
+        data.old_logprobs = torch.where(mask, logprobs, data.old_logprobs)
 
     @torch.no_grad()
     def _reference_logprobs(self, data: MicroTensors, policy: Policy, runner: Runner) -> Tensor:
@@ -270,9 +284,12 @@ class Learner:
         if silent:
             raise RuntimeError(_no_gradient(", ".join(silent)))
 
-    def weight_buckets(self) -> Iterator[Bucket]:
-        """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty."""
-        return self._engine.weight_buckets(self.policy_version)
+    def weight_buckets(self, *, copy: bool = True) -> Iterator[Bucket]:
+        """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty.
+
+        With `copy` False a bucket may be the weights themselves, to be read before the next one is taken.
+        """
+        return self._engine.weight_buckets(self.policy_version, copy=copy)
 
     def manifest(self) -> WeightsManifest:
         """Manifest of the last `weight_buckets`, once all were taken; meant for rank 0."""

@@ -30,6 +30,8 @@ class MicroTensors:
     """float32 [B, T] nats, under the scoring mode that the loss uses."""
     ref_logprobs: Tensor | None = None
     """float32 [B, T] of the initial policy."""
+    importance: Tensor | None = None
+    """float32 [B, T] capped probability of the policy before the update over that of older weights that sampled."""
     loss_mask: Tensor
     """bool [B, T], all false in a filler."""
     advantages: Tensor

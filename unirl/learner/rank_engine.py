@@ -90,10 +90,13 @@ class RankEngine:
         dist.all_gather_object(everyone, own)
         return everyone
 
-    def weight_buckets(self, policy_version: int) -> Iterator[Bucket]:
-        """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty."""
+    def weight_buckets(self, policy_version: int, *, copy: bool = True) -> Iterator[Bucket]:
+        """All weights bucket by bucket, on rank 0; the other ranks go through the same buckets, which are empty.
+
+        With `copy` False a bucket may be the weights themselves, to be read before the next one is taken.
+        """
         self._export = WeightExport(self._module, policy_version=policy_version, holds_arrays=self.place.rank == 0)
-        return self._export.buckets()
+        return self._export.buckets(copy=copy)
 
     def manifest(self) -> WeightsManifest:
         """Manifest of the last `weight_buckets`, once all were taken; meant for rank 0."""

@@ -1,9 +1,9 @@
 """The policy's weights out of the engine, bucket by bucket, whatever the ZeRO stage."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -32,32 +32,36 @@ class WeightExport:
         """
         self._module, self._version, self._holds_arrays = module, policy_version, holds_arrays
         self._specs: list[TensorSpec] = []
-        self._sha256 = hashlib.sha256()
+        self._digest = blake3()
         self._complete = False
 
-    def buckets(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
-        """Names and fresh arrays in the manifest's order; bfloat16 as uint16 of the same shape."""
+    def buckets(self, bucket_bytes: int = BUCKET_BYTES, *, copy: bool = True) -> Iterator[Bucket]:
+        """Names and arrays in the manifest's order; bfloat16 as uint16 of the same shape.
+
+        Args:
+            bucket_bytes: gathered at a time, unless one parameter is larger.
+            copy: False may lend the weights themselves, to be read before the next bucket is taken.
+        """
         import deepspeed
 
         parameters = list(self._module.named_parameters())
         for part in _parts(parameters, bucket_bytes):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in part], modifier_rank=None):
-                bucket = self._take(part)
-            yield bucket
+                yield self._take(part, copy)
         persistent = self._module.state_dict(keep_vars=True).keys()
-        yield self._take([(name, buffer) for name, buffer in self._module.named_buffers() if name in persistent])
+        yield self._take([(name, buffer) for name, buffer in self._module.named_buffers() if name in persistent], copy)
         self._complete = True
 
-    def _take(self, named: Sequence[tuple[str, Tensor]]) -> Bucket:
+    def _take(self, named: Sequence[tuple[str, Tensor]], copy: bool) -> Bucket:
         bucket: Bucket = []
         for name, tensor in named if self._holds_arrays else ():
-            # A copy: the next update changes the tensor in place.
-            array = to_array(tensor.detach().to("cpu", copy=True))
+            # Kept arrays are copies, since the next update changes the tensor in place.
+            array = to_array(tensor.detach().to("cpu", copy=copy))
             self._specs.append(
                 TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
             )
-            self._sha256.update(name.encode())
-            self._sha256.update(array.reshape(-1).view(np.uint8).data)
+            self._digest.update(name.encode())
+            self._digest.update(array.reshape(-1).view(np.uint8).data)
             bucket.append((name, array))
         return bucket
 
@@ -65,7 +69,7 @@ class WeightExport:
         """Names, shapes and checksum of what the buckets held."""
         assert self._complete, "manifest() needs the buckets to be taken first, all of them"
         return WeightsManifest(
-            policy_version=self._version, tensors=tuple(self._specs), checksum=self._sha256.hexdigest()
+            policy_version=self._version, tensors=tuple(self._specs), checksum=self._digest.hexdigest()
         )
 
 

@@ -132,6 +132,13 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
         file.chmod(0o644)  # the library leaves them readable by their owner only
 
 
+def all_finite(value: Tensor) -> bool:
+    """Whether no value is NaN or infinite; by the least and the greatest, which takes one pass and no memory."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(value))
+
+
 @torch.no_grad()
 def copy_into(targets: Mapping[str, Tensor], name: str, value: Tensor) -> None:
     """Copy one weight into the tensor of its name.
@@ -139,7 +146,7 @@ def copy_into(targets: Mapping[str, Tensor], name: str, value: Tensor) -> None:
     Raises:
         ValueError: the value holds NaN or infinity.
     """
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if not all_finite(value):
         raise ValueError(f"weight {name}: expected finite values; got NaN or infinity; do not use these weights")
     targets[name].copy_(value)
 

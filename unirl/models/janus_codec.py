@@ -1,5 +1,6 @@
 """Janus-Pro's image tokenizer as an `ImageCodec`: square pictures of one size, others are padded."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class JanusCodec:
         policy = JanusPro.load(config, path, trunk=False)
         stored = stored_tensors(path)
         names = {name for name in stored.shapes if name.startswith(VQ)}
-        weights = checksum((name, to_array(value)) for name, value in stored.read(names))
+        weights = checksum(((name, to_array(value)) for name, value in stored.read(names)), hashlib.sha256())
         return cls(policy=policy, fingerprint=fingerprint_of("janus", weights, policy.image_processor.to_dict()))
 
     @property

@@ -48,6 +48,12 @@ class JanusGenerate:
         )
         return codes[0].int().cpu().numpy()
 
+    @torch.inference_mode()
+    def paint(self, codes: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """The picture [height, width, 3] of codes [N]."""
+        (painted,) = self.module.decode_image_tokens(torch.from_numpy(codes).long()[None].to(self.module.device))
+        return ((painted + 1) * 127.5).clamp(0, 255).round().byte().cpu().numpy()
+
     def _inputs(self, prompt_ids: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
         prompt = torch.from_numpy(prompt_ids).long()[None].to(self.module.device)
         return prompt, torch.ones_like(prompt)

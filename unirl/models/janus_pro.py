@@ -437,6 +437,11 @@ def load_prompts(config: ModelConfig, path: Path) -> JanusPrompts:
     return JanusPrompts.load(path, config.system_prompt)
 
 
+def load_special_ids(config: ModelConfig, path: Path) -> dict[str, int]:
+    """Ids of the tokens that drawing and answering turn on, by their strings."""
+    return {role: getattr(load_prompts(config, path).ids, role) for role in ("pad", "bos", "eos", "boi")}
+
+
 def load_layout(config: ModelConfig, path: Path) -> ChatLayout:
     """How the checkpoint writes conversations; see `JanusPrompts.layout`."""
     janus = JanusConfig.from_dict(_own_config(path))

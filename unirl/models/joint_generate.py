@@ -50,6 +50,9 @@ class JointGenerate:
             drawn.append(first + int((uncond + guidance_scale * (cond - uncond)).argmax()))
         return np.array(drawn, np.int32) - np.int32(first)
 
+    def paint(self, codes: NDArray[np.int32]) -> None:
+        """Nothing: transformers' Chameleon has no decoder."""
+
     def _stream(self, ids: NDArray[np.int32]) -> tuple[Tensor, Any]:
         return torch.from_numpy(ids).long()[None].to(self.module.device), DynamicCache()
 

@@ -231,6 +231,10 @@ class Independent(Protocol):
         """Codes [N] of a picture of an encoded prompt."""
         ...
 
+    def paint(self, codes: NDArray[np.int32]) -> NDArray[np.uint8] | None:
+        """The picture [height, width, 3] of codes [N]; None where it has no decoder."""
+        ...
+
 
 def load_policy(config: ModelConfig, path: Path) -> Policy:
     """The policy of `config.family` with the weights of the checkpoint folder `path`.
@@ -256,6 +260,15 @@ def load_independent(config: ModelConfig, path: Path) -> Independent | None:
     """Another implementation of `config.family` with the checkpoint's weights in float32; None where nobody has one."""
     load = getattr(_family(config), "load_independent", None)
     return load(config, path) if load else None
+
+
+def load_special_ids(config: ModelConfig, path: Path) -> dict[str, int]:
+    """Ids of special tokens by transformers' names of their roles ("pad", "eos", "boi"), as `config.family` knows them.
+
+    Empty where the family leaves them to other checks.
+    """
+    load = getattr(_family(config), "load_special_ids", None)
+    return load(config, path) if load else {}
 
 
 def load_interleaved(config: ModelConfig, path: Path) -> InterleavedPolicy:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,3 +131,22 @@ def open_tokenizer(folder: Path, special: Mapping[str, str]) -> OpenTokenizer:
             "the tokenizer files of the checkpoint that model.family names"
         )
     return OpenTokenizer(tokenizer, vocabulary, {name: vocabulary[text] for name, text in special.items()})
+
+
+def stated_ids(folder: Path, roles: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Where a checkpoint folder states the id of a special token, the token's role, and the id.
+
+    Args:
+        folder: Hugging Face checkpoint.
+        roles: transformers' names, such as "pad"; one that no file states, or as several ids, is left out.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    file = folder / "generation_config.json"
+    generation = read_json(file) if file.is_file() else {}
+    generation |= generation.get("generation_kwargs") or {}
+    stated: list[tuple[str, str, int]] = []
+    for role in roles:
+        key = f"{role}_token_id"
+        for where, found in (("the tokenizer", getattr(tokenizer, key, None)), (file.name, generation.get(key))):
+            stated += [(where, role, found)] if isinstance(found, int) else []
+    return stated

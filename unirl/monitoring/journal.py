@@ -59,6 +59,8 @@ class JournalRow:
     judged: bool
     components: tuple[RewardPart, ...]
     advantage: float
+    version_spans: tuple[tuple[int, int], ...] = ()
+    """(first token, version) of each stretch, where weights changed in mid-completion."""
 
 
 _ARRAYS = {"prompt_ids": np.int32, "completion_ids": np.int32, "logprobs": np.float32, "loss_mask": np.bool_,
@@ -84,6 +86,7 @@ _SCHEMA = pa.schema(
         ("advantage", pa.float64()),
         ("judged", pa.bool_()),
         ("components", pa.list_(_COMPONENT)),
+        ("version_spans", pa.list_(pa.list_(pa.int64()))),
     ]
 )
 
@@ -100,7 +103,8 @@ def write_step(run_dir: Path, data: StepData, images: Mapping[tuple[str, int], s
         OSError: the disk is full or refuses.
     """
     rows = [row for group in data.groups for row in _rows(group, images)]
-    schema = _SCHEMA.with_metadata({"unirl_journal": str(VERSION), "step": str(data.step)})
+    facts = {"unirl_journal": str(VERSION), "step": str(data.step), "weights_checksum": data.weights_checksum}
+    schema = _SCHEMA.with_metadata(facts)
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
     path = step_file(run_dir, data.step)
@@ -136,9 +140,27 @@ def read_step(run_dir: Path, step: int) -> tuple[JournalRow, ...]:
             **row
             | {name: values[number] for name, values in arrays.items()}
             | {"components": tuple(_reward_part(part) for part in row["components"])}
+            | {"version_spans": tuple(map(tuple, row.get("version_spans", ())))}
         )
         for number, row in enumerate(plain)
     )
+
+
+def weights_after(run_dir: Path, step: int) -> str:
+    """Checksum of the weights after the step's update, as published; empty when it was not recorded.
+
+    Raises:
+        OSError: the step has no journal.
+    """
+    return (pq.read_schema(step_file(run_dir, step)).metadata or {}).get(b"weights_checksum", b"").decode()
+
+
+def recorded_steps(run_dir: Path, after: int) -> range:
+    """The steps without a gap from `after` + 1 on that were recorded whole: a step's journal is written last."""
+    last = after
+    while step_file(run_dir, last + 1).is_file():
+        last += 1
+    return range(after + 1, last + 1)
 
 
 def step_file(run_dir: Path, step: int) -> Path:
@@ -182,6 +204,7 @@ def _rows(group: WeightedGroup, images: Mapping[tuple[str, int], str]) -> Iterat
             "judged": bool(scored.judged[index]),
             "components": list(_components(group, index)),
             "advantage": float(group.advantages[index]),
+            "version_spans": [list(span) for span in trajectory.version_spans],
         }
 
 

@@ -6,6 +6,7 @@ Names are `room/name_unit`. A part in angle brackets stands for any word, such a
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,10 +49,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("pairs/weight_min", "1", "min", "Least pair weight."),
     Metric("pairs/aligned_fraction", "1", "mean", "Share of the step's pairs that are aligned."),
     Metric("rollout/policy_version", "updates", "last", "Oldest weights that sampled any of the step's tokens."),
+    Metric("rollout/staleness_mean", "updates", "mean", "Updates since the weights that drew a token."),
+    Metric("rollout/staleness_max", "updates", "max", "Most such updates."),
+    Metric("rollout/staleness/<updates>", "1", "mean", "Share of the tokens drawn so many updates ago (a histogram)."),
     Metric("rollout/truncated_fraction", "1", "mean", "Share of answers cut off at the length limit."),
     Metric("rollout/answer_tokens_mean", "tokens", "mean", "Mean length of an answer."),
     Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
     Metric("rollout/num_restarts", "workers", "sum", "Rollout workers replaced since the last line: dead or hung."),
+    Metric("rollout/num_kept", "groups", "sum", "Groups taken from disk, where a crash had left them."),
     Metric("rollout/num_quarantined", "requests", "sum", "Requests left out as they failed; see quarantine.jsonl."),
     Metric("rollout/tokens_per_s", "tokens/s", "mean", "Tokens sampled per second of the rollout phase."),
     Metric("rollout/images_per_s", "images/s", "mean", "Images sampled per second of the rollout phase."),
@@ -90,6 +95,8 @@ METRICS: tuple[Metric, ...] = (
         "mean",
         "Mean |merged - sampled| log-probability of a token when `algorithm.diffusion_shrink` merges reveal steps.",
     ),
+    Metric("policy/importance_mean", "1", "mean", "Mean weight of a token that older weights drew, capped."),
+    Metric("policy/importance_capped_fraction", "1", "mean", "Share of such tokens whose weight is the cap."),
     Metric("policy/logprob_gap_max", "nats", "max", "Largest |learner - sampler| log-probability before the update."),
 )
 
@@ -147,7 +154,7 @@ def step_metrics(data: StepData) -> dict[str, float]:
     metrics.update(_pair_metrics(data.groups))
     metrics.update(_rollout_metrics(data))
     metrics["time/step_s"] = math.fsum(data.seconds.values())
-    metrics.update({f"time/{phase}_s": value for phase, value in data.seconds.items()})
+    metrics.update({f"time/{phase}_s": value for phase, value in ({**data.overlapped, **data.seconds}).items()})
     metrics.update({f"{pool}/num_restarts": num for pool, num in data.restarts.items()})
     metrics["rollout/num_quarantined"] = len(data.quarantined)
     metrics.update(data.learner)
@@ -221,9 +228,28 @@ def _rollout_metrics(data: StepData) -> Iterator[tuple[str, float]]:
     if answers:
         yield "rollout/truncated_fraction", _mean([t.finish_reason == "length" for t in answers])
         yield "rollout/answer_tokens_mean", _mean([len(t.completion_ids) for t in answers])
-    if data.seconds.get("rollout"):
-        yield "rollout/tokens_per_s", num_tokens / data.seconds["rollout"]
-        yield "rollout/images_per_s", (len(trajectories) - len(answers)) / data.seconds["rollout"]
+    if seconds := data.seconds.get("rollout", data.overlapped.get("rollout")):
+        yield "rollout/tokens_per_s", num_tokens / seconds
+        yield "rollout/images_per_s", (len(trajectories) - len(answers)) / seconds
+    if data.num_kept:
+        yield "rollout/num_kept", data.num_kept
+    yield from _staleness(trajectories, data.policy_version)
+
+
+def _staleness(trajectories: Sequence[Trajectory], policy_version: int) -> Iterator[tuple[str, float]]:
+    """How many updates lie between the weights that drew a token and those that learn from it, over all tokens."""
+    tokens: Counter[int] = Counter()
+    for trajectory in trajectories:
+        spans = trajectory.version_spans or ((0, trajectory.policy_version),)
+        ends = [*(start for start, _ in spans[1:]), len(trajectory.completion_ids)]
+        for (start, version), end in zip(spans, ends, strict=True):
+            # Weights that were never sent, version -1, are the checkpoint's, version 0.
+            tokens[policy_version - max(version, 0)] += end - start
+    total = tokens.total()
+    if total:
+        yield "rollout/staleness_mean", sum(updates * count for updates, count in tokens.items()) / total
+        yield "rollout/staleness_max", max(tokens)
+        yield from ((f"rollout/staleness/{updates}", count / total) for updates, count in sorted(tokens.items()))
 
 
 def _judged_rewards(groups: Iterable[WeightedGroup]) -> list[float]:

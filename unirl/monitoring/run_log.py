@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _FILES = ("metrics", "pairs", "used_pairs", "events")
 
 Status = Literal["running", "finished", "interrupted", "failed"]
+Report = Callable[[str, str, Mapping[str, object]], None]
+"""Takes kind, message and fields of an event, as `RunLog.event` does."""
 
 
 class RunLog:
@@ -101,7 +103,9 @@ class RunLog:
             write_atomic(self.run_dir / name, text.encode())
 
     def record_step(self, data: StepData) -> dict[str, float]:
-        """Write the step's images, pairs, trajectories and metrics, in this order; return the metrics.
+        """Write the step's images, pairs, metrics and trajectories, in this order; return the metrics.
+
+        The journal comes last: a step that has one was recorded whole, and is not sampled again after a crash.
 
         Raises:
             ValueError: a metric that the table lacks.
@@ -115,14 +119,14 @@ class RunLog:
                 self._files["pairs"].append(line)
             thin_images(self.run_dir / "images", shown.images_max_mb * 2**20)
         self._files["used_pairs"].append(pair_view.used_pairs(data))
-        if shown.journal:
-            journal.write_step(self.run_dir, data, images)
         values = step_metrics(data)
         self.write_metrics(data.step, values)
         self.write_quarantined(data.step, data.quarantined)
         for alert in find_alerts(values):
             log.warning("step %d: %s", data.step, alert)
             self.event("alert", alert, {"step": data.step})
+        if shown.journal:
+            journal.write_step(self.run_dir, data, images)
         return values
 
     def write_quarantined(self, step: int, quarantined: Sequence[QuarantinedRequest]) -> None:

@@ -18,7 +18,15 @@ class StepData:
     """What the learner measured, under full metric names."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase."""
+    overlapped: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by phase of what ran beside these, in another thread."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Workers replaced since the step before, by pool: rollout, reward."""
+    num_kept: int = 0
+    """Groups taken from disk, where a run that broke off had left them."""
+    weights_checksum: str = ""
+    """Checksum of the weights after the update, as published."""
+    policy_version: int = 0
+    """Updates behind the weights that learned, before the update."""
     quarantined: Sequence[QuarantinedRequest] = ()
     """Requests of the step that could not be sampled."""

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
-from unirl.models.checkpoint import copy_into
+from unirl.models.checkpoint import all_finite, copy_into
 from unirl.models.named_arrays import checksum, to_tensor
 from unirl.models.policy import Policy
 from unirl.types import (
@@ -120,7 +119,7 @@ def verified_weights(
             "were damaged on the way: publish again"
         )
     for name, array in named:
-        if not bool(torch.isfinite(to_tensor(array)).all()):
+        if not all_finite(to_tensor(array)):
             raise ValueError(
                 f"weights of version {manifest.policy_version}: expected finite values; got NaN or infinity in {name}; "
                 "the learner diverged: lower learner.lr and resume from an older checkpoint"
