@@ -41,7 +41,7 @@ def test_workers_take_over_what_is_published_and_a_replaced_one_starts_with_it(
         groups = list(pool.sample(requests_of(1, 1), alone.rollout.sampling))
         assert {t.policy_version for g in groups for t in g.trajectories} == {7}
         assert pool.take_restarts() == restarts
-        kill_actor(pool._workers[0].handle)
+        kill_actor(pool._workers.all[0].handle)
     pool.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from unirl.cluster.learner_group import LearnerGroup
 from unirl.cluster.placement import place
 from unirl.cluster.rollout_pool import RolloutPool
+from unirl.cluster.weight_broadcast import WeightBroadcast
 from unirl.cluster.weight_transport import fill, parts_of, size_of, views
 from unirl.config_rules import find_problems
 from unirl.models.named_arrays import checksum
@@ -49,7 +50,7 @@ def by(learner, pool, config, ray_session):
     """Sets the way for both sides."""
 
     def by(way, timeout_s=30.0):
-        pool._config = with_transport(config, way, timeout_s)
+        pool._broadcast = WeightBroadcast(with_transport(config, way, timeout_s)) if way == "broadcast" else None
         rank = learner._gang._ranks[0]
         ray_session.get(rank.__ray_call__.remote(lambda self: setattr(self, "_transport", way)))
         pool.events.clear()
@@ -95,12 +96,12 @@ def test_every_way_brings_the_same_weights(by, pool, learner, config, requests_o
 def test_a_second_broadcast_goes_through_the_group_that_is_there(by, pool, learner, ray_session):
     by("broadcast")
     pool.load_weights(renamed(learner.publish_weights(), 110))
-    key = pool._group_key
+    key = pool._broadcast._key
     pool.load_weights(renamed(learner.publish_weights(), 111))
-    assert pool._group_key == key
+    assert pool._broadcast._key == key
     members = [
         ray_session.get(worker.handle.__ray_call__.remote(lambda self: self._group.membership))
-        for worker in pool._workers
+        for worker in pool._workers.all
     ]
     assert [(member.key, member.rank, member.size) for member in members] == [(key, 1, 3), (key, 2, 3)]
     assert pool.events == []
@@ -112,7 +113,7 @@ def test_a_member_that_was_killed_is_replaced_and_the_others_get_their_weights(
     """The group breaks; who lacks the weights fetches them through the object store."""
     by("broadcast", timeout_s=5.0)
     pool.load_weights(renamed(learner.publish_weights(), 120))
-    kill_actor(pool._workers[0].handle)
+    kill_actor(pool._workers.all[0].handle)
     publication = learner.publish_weights()
     started = time.monotonic()
     pool.load_weights(publication)
@@ -133,11 +134,11 @@ def test_a_worker_that_joins_fetches_the_weights_and_is_in_the_next_broadcast(
     publication = learner.publish_weights()
     pool.load_weights(publication)
     pool.scale({"both": 3})
-    while pool._num_up()["both"] < 3:
+    while pool._workers.num_up()["both"] < 3:
         assert tokens_of(pool.sample(requests_of(4, 2), config.rollout.sampling)) == wanted
-    assert {worker.sent for worker in pool._workers} == {publication.identity}
+    assert {worker.sent for worker in pool._workers.all} == {publication.identity}
     pool.load_weights(renamed(learner.publish_weights(), 130))
-    assert len(pool._members) == 4
+    assert len(pool._broadcast._members) == 4
     groups = list(pool.sample(requests_of(4, 2), config.rollout.sampling))
     assert (versions_of(groups), tokens_of(groups)) == ({130}, wanted)
     assert pool.events == []
