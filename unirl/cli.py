@@ -818,7 +818,7 @@ def bench_sync(
 def bench_step(
     overrides: Overrides = None,
     config: Files = None,
-    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each mode; two more run.")] = 6,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each mode; two more run.")] = 5,
     local: InOneProcess = False,
     save: SaveResult = False,
     as_json: AsJson = False,
