@@ -26,7 +26,7 @@ def config():
 @pytest.fixture(scope="module")
 def pairs(config, tmp_path_factory):
     folder = resolve_pairs(config.data.pairs, tmp_path_factory.mktemp("cache"))
-    return PairSource.open(folder, pairs_per_step=4, seed=0, shuffle=True, max_pairs=64, mixed=False)
+    return PairSource.open(folder, pairs_per_step=4, seed=0, shuffle=True, max_pairs=64)
 
 
 @pytest.fixture(scope="module")
