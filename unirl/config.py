@@ -300,8 +300,8 @@ class OverlapConfig:
     max_staleness: int = 2
     """"bounded_staleness" only: a step may be sampled with weights at most this many updates older than on-policy."""
     in_flight_updates: bool = False
-    """"bounded_staleness" only: sequences that are being sampled go on with new weights as soon as they are there, on
-    the keys and values of the older ones; the weights of each token are recorded."""
+    """"bounded_staleness" only: sequences that are being sampled go on with new weights as soon as they are there,
+    which read anew what was drawn so far; the weights of each token are recorded."""
 
 
 @dataclass(frozen=True)

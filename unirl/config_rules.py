@@ -306,6 +306,9 @@ def _overlap(config: RlConfig) -> Iterator[Problem]:
     if overlap.mode != "bounded_staleness" and overlap.in_flight_updates:
         rule = f"needs overlap.mode=bounded_staleness, not {overlap.mode}: sequences then meet newer weights"
         yield Problem("overlap.in_flight_updates", True, rule, "set it to false, or change the mode")
+    if overlap.mode == "bounded_staleness" and config.cluster.weight_transport != "object_store":
+        rule = "must be object_store with overlap.mode=bounded_staleness: workers fetch weights while rank 0 learns"
+        yield Problem("cluster.weight_transport", config.cluster.weight_transport, rule, "leave it out")
     if overlap.mode == "synchronous":
         return
     for key, value, needed in (

@@ -206,3 +206,9 @@ def test_colocated_gpus_cannot_broadcast(config):
     )
     assert [problem.key for problem in find_problems(wrong)] == ["cluster.weight_transport"]
     assert find_problems(with_transport(config, "broadcast")) == []
+
+
+def test_weights_that_stay_with_rank_0_are_not_fetched_while_it_learns(config):
+    wrong = with_transport(config, "shared_memory")
+    wrong = replace(wrong, overlap=replace(wrong.overlap, mode="bounded_staleness"))
+    assert [problem.key for problem in find_problems(wrong)] == ["cluster.weight_transport"]

@@ -2,7 +2,7 @@
 
 Either way rank 0 keeps a copy of the published weights in its own memory, and whoever is not reached by its transport
 (a worker that joins late, one on another machine, all of them when a broadcast breaks) is served through the object
-store from that copy. What arrives is checked against the manifest by name, shape and sha256 as always.
+store from that copy. What arrives is checked against the manifest by name, shape and checksum as always.
 """
 
 import mmap
