@@ -256,6 +256,8 @@ def _config(shape: RlShape, clip: Path) -> RlConfig:
 @torch.inference_mode()
 def _loop_seconds(policy: JanusPro, shape: RlShape) -> float:
     nn.Module.to(policy.module, "cuda" if torch.cuda.is_available() else "cpu")
+    policy.module.gradient_checkpointing_disable()  # which turns the cache off
+    policy.module.eval()
     prompts = [policy.prompts.encode_generation(_pair(index).generation) for index in range(shape.num_pairs)]
     ids = torch.from_numpy(np.stack(prompts)).long().repeat_interleave(shape.num_completions, 0).to(policy.device)
     scale, num_codes = shape.guidance_scale, policy.num_image_tokens
@@ -286,7 +288,7 @@ def _report(shape: RlShape, rows: list[Row], learner: _ShapeLearner, data: StepD
     ]
     if loop_s is not None:
         figures.append({"figure": "pictures/s of the Hugging Face loop", "value": num_images / loop_s})
-    part = "all that a run trains" if shape.trained_layers is None else f"{shape.trained_layers} layers of the trunk"
+    part = "all that a run trains" if shape.trained_layers is None else f"{shape.trained_layers} of the trunk's layers"
     limits = [
         f"Random weights of the published shape in bfloat16, {shape.num_pairs} pair(s), K = {shape.num_completions}, "
         f"{learner.policy.num_image_tokens} codes, guidance {shape.guidance_scale:g}; trained: {part}. The reward of "
