@@ -31,7 +31,7 @@ ROLLOUT_CASES: dict[str, RolloutCase] = {
 }
 LEARNER_CASES: dict[str, LearnerCase] = {
     "lab": LearnerCase(name="lab's Janus", model=LAB, num_rows=32, rounds=5),
-    "middle": LearnerCase(name="8 layers of 512, 144 codes", model=MIDDLE, num_rows=4, rounds=3),
+    "middle": LearnerCase(name="8 layers of 512, 144 codes", model=MIDDLE, num_rows=4, rounds=2),
 }
 EVERYTHING = ("rollout", "reward", "learner", "sync", "step")
 STORE_GIB_PER_MB = 3e-3
