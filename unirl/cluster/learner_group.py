@@ -68,7 +68,7 @@ class LearnerRank:
             yield Publication(manifest)
 
     def _keep(self, manifest: WeightsManifest, kept: Bucket) -> Publication:
-        shared, before = None, self._memory
+        shared, before, self._memory = None, self._memory, None
         if self._transport == "shared_memory":
             self._memory = SharedMemory(manifest, kept)
             shared = self._memory.handle
