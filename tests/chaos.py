@@ -41,8 +41,8 @@ class Kill:
     """Steps recorded before it."""
     recovery_s: float
     """Until the next step was recorded."""
-    kept: int
-    """Finished rollouts on disk at that moment, of the step under way; counted for the driver alone."""
+    kept: dict
+    """Finished rollouts on disk at that moment, by step under way; counted for the driver alone."""
 
 
 def settings(num_steps, mode):
@@ -100,12 +100,12 @@ def disturb(folder, name, arguments, *, num_kills, num_steps, rng):
         time.sleep(rng.uniform(0.0, 0.6))
         if process.poll() is not None:
             break
-        kept = 0
+        kept = {}
         if role == "driver":
             process.kill()
             process.wait()
             step = last_recorded(run_dir)
-            kept = len(list((run_dir / "ahead" / f"step_{step + 1:06d}").glob("*.npz")))
+            kept = {n: c for n, c in Counter(files_ahead(run_dir)).items() if n > step}
             began = time.monotonic()
             process = start(folder, name, "--resume", str(run_dir))
         else:
@@ -145,7 +145,12 @@ def newest_state(run_dir):
 def kept_in(run_dir):
     """Rollouts that resumed runs took from disk instead of sampling them again, over the whole run."""
     lines, _ = read_lines(run_dir / "metrics.jsonl")
-    return sum(line.get("rollout/num_kept", 0) for line in lines)
+    return sum({line["step"]: line.get("rollout/num_kept", 0) for line in lines}.values())
+
+
+def files_ahead(run_dir):
+    """The step of each finished rollout on disk."""
+    return [int(path.parent.name[5:]) for path in (run_dir / "ahead").glob("*/*.npz") if path.name[0] != "."]
 
 
 def report(kills, out):
@@ -165,7 +170,7 @@ def main(folder, *, num_kills, num_steps, seed, mode="synchronous", out=sys.stdo
     report(kills, out)
     check_same(run_dir, reference, num_steps)
     # A driver that is killed twice in one step leaves what it had kept to the third.
-    kept = sum({kill.step: kill.kept for kill in kills if kill.role == "driver"}.values())
+    kept = sum({n: count for kill in kills for n, count in kill.kept.items()}.values())
     found = kept_in(run_dir)
     out.write(f"{len(kills)} kills, {num_steps} steps: trajectories, ledger and final weights are those of the ")
     out.write(f"undisturbed run; of {kept} rollouts finished before a driver died {found:g} were used again\n")

@@ -298,7 +298,7 @@ class OverlapConfig:
     step meanwhile, with the weights before; still the same run every time. "bounded_staleness" samples up to
     `max_staleness` steps ahead with the newest weights there are; what is sampled then depends on timing."""
     max_staleness: int = 2
-    """"bounded_staleness" only: a step may be sampled with weights at most this many updates older than on-policy."""
+    """"bounded_staleness" only: a step may be sampled with weights at most this many steps older than on-policy."""
     in_flight_updates: bool = False
     """"bounded_staleness" only: sequences that are being sampled go on with new weights as soon as they are there,
     which read anew what was drawn so far; the weights of each token are recorded."""

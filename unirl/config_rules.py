@@ -306,18 +306,17 @@ def _overlap(config: RlConfig) -> Iterator[Problem]:
     if overlap.mode != "bounded_staleness" and overlap.in_flight_updates:
         rule = f"needs overlap.mode=bounded_staleness, not {overlap.mode}: sequences then meet newer weights"
         yield Problem("overlap.in_flight_updates", True, rule, "set it to false, or change the mode")
-    if overlap.mode == "bounded_staleness" and config.cluster.weight_transport != "object_store":
-        rule = "must be object_store with overlap.mode=bounded_staleness: workers fetch weights while rank 0 learns"
-        yield Problem("cluster.weight_transport", config.cluster.weight_transport, rule, "leave it out")
     if overlap.mode == "synchronous":
         return
     for key, value, needed in (
         ("algorithm.image_logprob", config.algorithm.image_logprob, "guided"),
         ("algorithm.diffusion_shrink", config.algorithm.diffusion_shrink, 1),
         ("monitoring.journal", config.monitoring.journal, True),
+        ("cluster.weight_transport", config.cluster.weight_transport, "object_store"),
+        ("cluster.placement", config.cluster.placement, "separate"),
     ):
         if value != needed:
-            rule = f"must be {default_text(needed)} for batches of older weights, as overlap.mode {overlap.mode} gives"
+            rule = f"must be {default_text(needed)} when overlap.mode is {overlap.mode}: older weights are still in use"
             yield Problem(key, value, rule, "change it, or set overlap.mode=synchronous")
 
 

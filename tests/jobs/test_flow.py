@@ -93,7 +93,8 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_one_step_off_that_is_killed_and_resumed_is_the_run_that_was_not(folder):
-    settings = (*SMALL, "rollout.backend=torch", "train.num_steps=6", "overlap.mode=one_step_off")
+    evaluated = ("evaluation.enabled=true", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.greedy=false")
+    settings = (*SMALL, "rollout.backend=torch", "train.num_steps=6", "overlap.mode=one_step_off", *evaluated)
     runs = {name: folder / name for name in ("whole", "killed")}
     started = {run_dir: start(folder, name, f"train.run_dir={run_dir}", *settings) for name, run_dir in runs.items()}
     signal_at_step(started, 3, {runs["killed"]: signal.SIGKILL})

@@ -95,6 +95,26 @@ def test_a_killed_run_makes_recorded_steps_again_from_the_journal_and_samples_no
     assert list((run_dir / "ahead").iterdir()) == []
 
 
+def test_steps_of_another_course_are_forgotten_also_when_the_driver_dies_again(folder, undisturbed):
+    """A rate is changed at a resume that dies at once: the old rate's later steps must not come back."""
+    run_dir = shutil.copytree(undisturbed, folder / "courses")
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000005")  # as if it had been killed after the fifth step
+    process = start(folder, "courses", "--resume", str(run_dir), "learner.lr=1e-3", *IN_ONE_PROCESS)
+    log = folder / "courses.log"
+    for _ in range(2400):
+        if "step=5" in log.read_text():
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert "caught up" not in [event["kind"] for event in events]
+    finish(start(folder, "courses", "--resume", str(run_dir), *IN_ONE_PROCESS), folder, "courses")
+    ours, theirs = read_step(run_dir, 5), read_step(undisturbed, 5)
+    assert [row.seed for row in ours] == [row.seed for row in theirs]
+    assert weights_of(run_dir) != weights_of(undisturbed)
+
+
 @pytest.mark.parametrize("step", random.Random(0).sample(range(1, 6), 3))
 def test_a_replayed_step_has_the_weights_of_the_run(undisturbed, step, capsys, tmp_path):
     run_dir = shutil.copytree(undisturbed, tmp_path / "run")

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from unirl.monitoring import control
-from unirl.monitoring.control import ScaleControl, newest_order, order_scale, read_answer
+from unirl.monitoring.control import ScaleControl, forget_orders, newest_order, order_scale, read_answer
 from unirl.monitoring.folder_lock import FolderLock, is_locked
 
 
@@ -38,10 +38,13 @@ def test_an_order_is_seen_once_and_answered_under_its_id(tmp_path, drive, events
 
 
 def test_orders_of_an_earlier_attempt_are_not_carried_out(tmp_path, events):
-    old = order_scale(tmp_path, {"image": 4})
+    order_scale(tmp_path, {"image": 4})
+    forget_orders(tmp_path)  # when the record is opened
+    new = order_scale(tmp_path, {"image": 2})  # while actors start
+    assert newest_order(tmp_path) == new
     drive = ScaleControl(tmp_path, lambda *event: events.append(event))
+    assert drive.poll().counts == {"image": 2}
     assert drive.poll() is None
-    assert newest_order(tmp_path) == old
 
 
 def test_a_run_that_looks_seldom_looks_again_in_time(tmp_path, events, monkeypatch):

@@ -31,4 +31,4 @@ def truncated_importance(
     if not 1 <= cap < math.inf:
         raise ValueError(f"expected an importance cap of at least 1, got {cap}: 2 is usual.")
     log_ratio = torch.where(loss_mask, logprobs.detach() - sampled_logprobs, 0.0)
-    return log_ratio.clamp(max=math.log(cap)).exp()
+    return log_ratio.exp().clamp(max=cap)

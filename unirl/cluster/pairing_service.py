@@ -44,8 +44,10 @@ class PairingActor:
         """The pairs of this step, without handing them out."""
         return self._source.batch(step)
 
-    def lease(self, step: int) -> tuple[PairRecord, ...]:
-        """The pairs of this step, handed out once."""
+    def lease(self, step: int, *, again: bool) -> tuple[PairRecord, ...]:
+        """The pairs of this step, handed out once; a call that is made `again` may have been carried out before."""
+        if again and self._source.is_leased(step):
+            return self._source.batch(step)
         return self._source.lease(step)
 
     def record(self, step: int, results: Sequence[StepResult], *, again: bool) -> None:
@@ -96,9 +98,15 @@ class PairingService:
 
     def lease(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step."""
-        pairs = self._call("lease", step)
+        leased = step in self._leased
+        # Before the call: whoever replaces the actor meanwhile hands the step out to the next one.
         self._leased.add(step)
-        return pairs
+        try:
+            return self._call("lease", step, marks_repeats=True)
+        except RuntimeError:
+            if not leased:
+                self._leased.discard(step)
+            raise
 
     def record(self, step: int, results: Sequence[StepResult]) -> None:
         """Note what each pair earned."""
@@ -154,7 +162,7 @@ class PairingService:
 def read_ledger(path: Path, source: PairSource) -> None:
     """Bring a fresh source to where the ledger ends: a saved state, then every step recorded since.
 
-    A last line without its end was never answered for, and is left out.
+    A line that a kill tore was never answered for, and is left out.
 
     Raises:
         DataError: the ledger is of other pairs.
@@ -163,9 +171,10 @@ def read_ledger(path: Path, source: PairSource) -> None:
         return
     text = path.read_bytes()
     for line in text[: text.rfind(b"\n") + 1].splitlines():
-        if not line:
+        try:
+            record = json.loads(line)
+        except ValueError:
             continue
-        record = json.loads(line)
         if "state" in record:
             source.restore(record["state"])
             continue

@@ -65,7 +65,7 @@ class GroupReferences:
 class RolloutPool:
     """n text, m image and k two-task workers behind one `sample` call.
 
-    One thread samples. Meanwhile another may call `load_weights(..., wait=False)` and nothing else.
+    One thread samples. Meanwhile another may call `load_weights(..., wait=False)` and `close`, and nothing else.
     """
 
     oldest_version: int | None
@@ -100,6 +100,7 @@ class RolloutPool:
             self._workers.take_restarts,
         )
         self.oldest_version = None
+        self._closed = False
         self.references = GroupReferences()
         self._busy: dict[ray.ObjectRef, tuple[Worker, _Unit, float]] = {}
         self._quarantined: list[QuarantinedRequest] = []
@@ -160,6 +161,8 @@ class RolloutPool:
         self._workers.start_missing()
         try:
             while todo or self._busy:
+                if self._closed:
+                    raise RuntimeError("rollout: the run ends; what was being sampled is given up")
                 self._workers.tick(self._idle())
                 self._check_served({unit.requests[0].task for unit in todo})
                 self._hand_out(todo)
@@ -167,7 +170,7 @@ class RolloutPool:
                     answered = answered or bool(groups)
                     yield from groups
                 self._give_up_overdue(todo)
-                if self._failed and not answered and (len(self._failed) >= HOPELESS or not (todo or self._busy)):
+                if not answered and len(self._failed) >= HOPELESS:
                     raise RuntimeError(
                         f"rollout: expected answers; got none, and {len(self._failed)} requests that failed; first "
                         f"{self._failed[0].request_id}, {self._failed[0].attempts} times; last error: "
@@ -307,7 +310,8 @@ class RolloutPool:
         return quarantined
 
     def close(self) -> None:
-        """End every worker."""
+        """End every worker; a thread that is sampling gets an error."""
+        self._closed = True
         self._workers.close()
         if self._store is not None:
             ray.kill(self._store)

@@ -127,6 +127,10 @@ class PairSource:
         """Whether the step was recorded."""
         return step in self._done
 
+    def is_leased(self, step: int) -> bool:
+        """Whether the step is out."""
+        return step in self._leased
+
     def release(self, step: int) -> None:
         """Take an unfinished step back, so that it can be leased again.
 

@@ -17,6 +17,9 @@ from unirl.jobs.step import SampledStep, learn_step, rl_step, sample_step
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 
+END_S = 10.0
+"""Patience with a thread whose workers are gone."""
+
 
 class Flow(Protocol):
     """Runs steps in their order."""
@@ -72,19 +75,22 @@ class OneStepOff:
 
     def __init__(self, parts: Parts, config: RlConfig, clock: StepClock, first_step: int) -> None:
         self._parts, self._config, self._clock = parts, config, clock
-        self._next: Future[tuple[SampledStep, dict[str, float]]] | None = None
         self._newest = parts.learner.publish_weights()
         self._loaded: Published | None = None
         if first_step == 1:
-            self.settle()
+            parts.rollouts.load_weights(self._newest)
+            self._loaded = self._newest
+        self._thread: threading.Thread | None = None
+        # At once: whoever settles first waits for it, so that it is drawn by the weights that are there now.
+        self._next = self._begin(first_step)
 
     def run_step(self, step: int) -> StepData:
         """Wait for the step's rollouts, let those of the next begin, and learn."""
-        coming = self._next or self._begin(step)
+        assert self._next is not None, f"step {step} comes after the last one"
         with self._clock.phase("wait"):
-            sampled, seconds = coming.result()
+            sampled, seconds = self._next.result()
         self.settle()
-        self._next = self._begin(step + 1) if step < self._config.train.num_steps else None
+        self._next = self._begin(step + 1)
         data, self._newest = learn_step(sampled, self._parts, self._config, self._clock)
         return replace(data, seconds=self._clock.take_seconds(), overlapped=seconds)
 
@@ -98,7 +104,9 @@ class OneStepOff:
                 self._parts.rollouts.load_weights(self._newest)
             self._loaded = self._newest
 
-    def _begin(self, step: int) -> Future[tuple[SampledStep, dict[str, float]]]:
+    def _begin(self, step: int) -> Future[tuple[SampledStep, dict[str, float]]] | None:
+        if step > self._config.train.num_steps:
+            return None
         future: Future[tuple[SampledStep, dict[str, float]]] = Future()
 
         def sample() -> None:
@@ -110,16 +118,17 @@ class OneStepOff:
             else:
                 future.set_result((sampled, clock.take_seconds()))
 
-        # A daemon: when the run ends in the middle, nobody waits for it.
-        threading.Thread(target=sample, daemon=True, name=f"sample-{step}").start()
+        self._thread = threading.Thread(target=sample, daemon=True, name=f"sample-{step}")
+        self._thread.start()
         return future
 
     def close(self) -> None:
-        """Nothing of its own is left: the samplers end with the parts."""
+        """Let nothing be sampled any more."""
+        _end(self._thread, self._parts)
 
 
 class BoundedStaleness:
-    """A thread samples step after step, at most `max_staleness` updates ahead of on-policy, with the newest weights."""
+    """A thread samples step after step, at most `max_staleness` steps ahead of on-policy, with the newest weights."""
 
     def __init__(self, parts: Parts, config: RlConfig, clock: StepClock, first_step: int) -> None:
         self._parts, self._config, self._clock = parts, config, clock
@@ -130,7 +139,8 @@ class BoundedStaleness:
         self._learned, self._busy, self._paused, self._closed = first_step - 1, False, False, False
         self._error: BaseException | None = None
         steps = range(first_step, config.train.num_steps + 1)
-        threading.Thread(target=self._sample, args=(steps,), daemon=True, name="sample").start()
+        self._thread = threading.Thread(target=self._sample, args=(steps,), daemon=True, name="sample")
+        self._thread.start()
 
     def run_step(self, step: int) -> StepData:
         """Learn the step's rollouts, and offer the new weights to whoever samples."""
@@ -188,3 +198,13 @@ class BoundedStaleness:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        _end(self._thread, self._parts)
+
+
+def _end(thread: threading.Thread | None, parts: Parts) -> None:
+    """A run that ends amid sampling takes the workers from the thread that samples, and waits until it has noticed."""
+    if thread is not None and thread.is_alive():
+        thread.join(0.5)
+        if thread.is_alive():
+            parts.rollouts.close()
+            thread.join(END_S)

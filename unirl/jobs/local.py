@@ -52,6 +52,9 @@ class LocalRollouts:
         """0: nothing here is replaced."""
         return 0
 
+    def close(self) -> None:
+        """Nothing here is a process of its own."""
+
     def take_quarantined(self) -> list[QuarantinedRequest]:
         """None: an error here ends the run."""
         return []

@@ -66,6 +66,10 @@ class Rollouts(Protocol):
         """Bring every sampler to the published weights; without `wait`, before what it is handed next."""
         ...
 
+    def close(self) -> None:
+        """End the workers; whoever is sampling is told."""
+        ...
+
     def take_restarts(self) -> int:
         """Workers replaced since the last call."""
         ...

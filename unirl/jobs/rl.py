@@ -4,10 +4,11 @@
 """
 
 import logging
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+
+import torch
 
 from unirl.cluster.plan import check_machine
 from unirl.config import RlConfig, default_text
@@ -23,7 +24,7 @@ from unirl.jobs.rebuild import redo_step
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
 from unirl.jobs.step import results_of
-from unirl.monitoring.journal import recorded_steps, weights_after
+from unirl.monitoring.journal import forget_after, recorded_steps, weights_after
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
@@ -63,6 +64,16 @@ class Run:
                 parts.ahead.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 
+    def compare(self, checksum: str, step: int, parts: Parts) -> None:
+        """Say when a step made again gave other weights than the run's; its later rollouts are of no use then."""
+        recorded = weights_after(self.record.run_dir, step)
+        if recorded and checksum != recorded:
+            message = f"step {step}, made again from the journal, gave other weights than the run's"
+            log.warning("%s: another machine, torch or number of threads; the run goes on with the new ones", message)
+            self.record.event("alert", message, {"step": step, "checksum": checksum, "recorded": recorded})
+            if parts.ahead is not None:
+                parts.ahead.clear()
+
     def note(self, parts: Parts, data: StepData) -> None:
         """Record a finished step, whose rollouts then need no place of their own."""
         self.terminal.step(data.step, self.record.record_step(data))
@@ -70,14 +81,17 @@ class Run:
             parts.ahead.drop(data.step)
 
 
-def train(parts: Parts, run: Run, first_step: int) -> None:
-    """Steps `first_step` to the last, with evaluations and checkpoints between them.
+def train(parts: Parts, run: Run, first_step: int, *, owed: bool = False) -> None:
+    """Steps `first_step` to the last, with evaluations and checkpoints between them; first a checkpoint that is owed.
 
     Raises:
         Interrupted: a signal came; the steps finished so far are saved.
     """
     config = run.config
     with open_flow(parts, config, run.clock, first_step) as flow:
+        if owed:
+            flow.settle()
+            run.save(parts, first_step - 1)
         for step in range(first_step, config.train.num_steps + 1):
             due = config.evaluation.enabled and (step == 1 or is_due(step - 1, config.evaluation.every))
             # A resumed run may have it already, or may owe it: an interrupt ends a run before it evaluates.
@@ -134,11 +148,11 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         check_machine(config, checkpoint)
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     check_prompts(samples_of(config, pairs), config, checkpoint)
-    # Sums depend on how many threads share them, and an actor has one.
-    facts = {"learner_threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) if local else 1}
     with (
         Interrupts() as interrupts,
-        RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], facts=facts, resume=resumed) as record,
+        RunLog(
+            run_dir, config, config.monitoring, overrides=sys.argv[1:], facts=facts_of(local), resume=resumed
+        ) as record,
         log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
     ):
         clock = StepClock()
@@ -157,12 +171,13 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         terminal.banner(banner(config, run_dir, checkpoint, local=local))
         try:
             with open_parts(config, checkpoint, pairs, local=local, record=record) as parts:
-                first_step = restore(parts, run, follow=keeps_course(config, changed)) if resumed else 1
+                follow = keeps_course(config, changed)
+                first_step, owed = restore(parts, run, follow=follow) if resumed else (1, False)
                 record.accept()
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
                 with terminal:
                     interrupts.defer()
-                    train(parts, run, first_step)
+                    train(parts, run, first_step, owed=owed)
         except (Interrupted, KeyboardInterrupt) as ending:
             record.end("interrupted", str(ending) or "ended at once")
             done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
@@ -171,6 +186,11 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         record.end("finished")
         show_result(config, run_dir, checkpoint, terminal)
     return 0
+
+
+def facts_of(local: bool) -> dict[str, object]:
+    """What a replay must know: sums depend on how many threads share them, and an actor has one."""
+    return {"learner_threads": torch.get_num_threads() if local else 1}
 
 
 def check_local(config: RlConfig) -> None:
@@ -190,8 +210,10 @@ def check_local(config: RlConfig) -> None:
         raise ConfigError(problems)
 
 
-def restore(parts: Parts, run: Run, *, follow: bool) -> int:
-    """Load the newest checkpoint, then make the updates of the steps recorded since; returns the step to go on with.
+def restore(parts: Parts, run: Run, *, follow: bool) -> tuple[int, bool]:
+    """Load the newest checkpoint, then make the updates of the steps recorded since.
+
+    Returns the step to go on with, and whether a checkpoint is owed for what was made again.
 
     Args:
         parts: fresh.
@@ -205,36 +227,55 @@ def restore(parts: Parts, run: Run, *, follow: bool) -> int:
         parts.pairs.restore(state["pairs"])
         saved = state["step"]
     if not follow:
+        forget_after(run_dir, saved)
         if parts.ahead is not None:
             parts.ahead.clear()
-        return saved + 1
-    steps, overlapped = recorded_steps(run_dir, saved), run.config.overlap.mode != "synchronous"
-    if overlapped and saved and not steps:
-        parts.rollouts.load_weights(parts.learner.publish_weights())
+    steps = recorded_steps(run_dir, saved)
+    # A step that overlaps the learner is drawn by the weights before the last update.
+    published = parts.learner.publish_weights()
     for step in steps:
-        if overlapped and step == steps[-1]:
-            # The next step was being sampled with these.
-            parts.rollouts.load_weights(parts.learner.publish_weights())
+        before = published
         pairs = parts.pairs.lease(step - 1)
         weighted, _ = redo_step(parts.learner, run_dir, step, pairs, run.config.algorithm)
         parts.pairs.record(step - 1, results_of(weighted, pairs))
-        checksum, recorded = parts.learner.publish_weights().manifest.checksum, weights_after(run_dir, step)
-        if recorded and checksum != recorded:
-            message = f"step {step}, made again from the journal, gave other weights than the run's"
-            run.record.event("alert", message, {"step": step, "checksum": checksum, "recorded": recorded})
+        if run.config.overlap.mode != "synchronous" and step == steps[-1]:
+            parts.rollouts.load_weights(before)
+        published = parts.learner.publish_weights()
+        run.compare(published.manifest.checksum, step, parts)
         if parts.ahead is not None:
             parts.ahead.drop(step)
+    if run.config.overlap.mode != "synchronous" and not steps:
+        parts.rollouts.load_weights(published)
     if steps:
         run.record.event("caught up", f"steps {steps[0]} to {steps[-1]} were made again from the journal")
-        run.save(parts, steps[-1])
-    return saved + len(steps) + 1
+    return saved + len(steps) + 1, bool(steps)
 
 
-COURSE = ("model.", "rollout.sampling.", "rollout.num_", "rollout.backend", "algorithm.", "learner.", "rewards.")
+COURSE = (
+    "model.",
+    "rollout.sampling.",
+    "rollout.num_",
+    "rollout.backend",
+    "algorithm.",
+    "learner.",
+    "rewards.",
+    "overlap.",
+)
 """Settings, or groups of them, that decide what a step samples, earns and learns."""
+HARMLESS = (
+    "timeout_s",
+    "max_restarts",
+    "max_attempts",
+    "num_workers",
+    "num_cpus",
+    "num_gpus",
+    "cache_entries",
+    "nvme_path",
+)
+"""Among these, what decides nothing but where and how patiently."""
 
 
 def keeps_course(config: RlConfig, changed: Iterable[str]) -> bool:
     """Whether a run that is resumed with these changed settings would have done the same up to here."""
     moves = COURSE if config.learner.schedule == "constant" else (*COURSE, "train.num_steps")
-    return not any(key.startswith(moves) for key in changed)
+    return not any(key.startswith(moves) and not key.endswith(HARMLESS) for key in changed)

@@ -3,8 +3,8 @@
 `sample_step` and `learn_step` are the whole method on one page; a flow (`flow.py`) says which runs when.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, product
 
 import numpy as np
@@ -42,6 +42,8 @@ class SampledStep:
     """What could not be sampled."""
     num_kept: int = 0
     """Groups that were on disk already, sampled before a crash."""
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    """Workers replaced meanwhile, by pool."""
 
 
 def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> SampledStep:
@@ -54,7 +56,10 @@ def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> 
         scored = parts.rewards.score(chain(kept, sample_others(step, requests, kept, parts, config.rollout.sampling)))
         quarantined = parts.rollouts.take_quarantined()
         check_judged(scored, quarantined, config.rewards.max_unjudged_fraction)
-    return SampledStep(step=step, pairs=pairs, scored=scored, quarantined=quarantined, num_kept=len(kept))
+    restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
+    return SampledStep(
+        step=step, pairs=pairs, scored=scored, quarantined=quarantined, num_kept=len(kept), restarts=restarts
+    )
 
 
 def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: StepClock) -> tuple[StepData, Published]:
@@ -68,12 +73,11 @@ def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: Step
     with clock.phase("publish"):
         published = parts.learner.publish_weights()
     parts.pairs.record(step - 1, results_of(weighted, sampled.pairs))
-    restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
     data = StepData(
         step=step,
         groups=weighted,
         learner=update,
-        restarts=restarts,
+        restarts=sampled.restarts,
         quarantined=sampled.quarantined,
         num_kept=sampled.num_kept,
         weights_checksum=published.manifest.checksum,
@@ -95,15 +99,15 @@ def kept_groups(
 ) -> list[RolloutGroup]:
     """What a run that broke off had sampled of this step.
 
-    Whole units of work alone, so that what is sampled beside them is batched as it would have been: last bits depend
-    on the shape of a batch.
+    Of deterministic rollouts whole units of work alone, so that what is sampled beside them is batched as it would have
+    been: last bits depend on the shape of a batch.
     """
     if parts.ahead is None:
         return []
     kept: list[RolloutGroup] = []
     for unit in units_of_work(requests, rollout.sequences_per_unit):
         found = [group for request in unit if (group := parts.ahead.read(step, request))]
-        kept += found if len(found) == len(unit) else []
+        kept += found if len(found) == len(unit) or not rollout.deterministic else []
     return kept
 
 

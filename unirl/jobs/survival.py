@@ -61,6 +61,7 @@ class SurvivingLearner:
         self._limit, self._report = limit, report
         self._losses, self._done = 0, 0
         self._newest: tuple[int, LearnerBatch] | None = None
+        self._published: tuple[int, str] | None = None
 
     def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
         """One or more optimizer updates."""
@@ -70,7 +71,9 @@ class SurvivingLearner:
 
     def publish_weights(self) -> Published:
         """The current weights."""
-        return self._survive("publish", self._gang.publish_weights)
+        published: Published = self._survive("publish", self._gang.publish_weights)
+        self._published = self._done, published.manifest.checksum
+        return published
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         """Commit a checkpoint."""
@@ -103,14 +106,14 @@ class SurvivingLearner:
             started = time.perf_counter()
             try:
                 self._gang.restart()
-                saved = last_step(self._checkpoints.parent) or 0
-                if saved:
-                    self._gang.restore(self._checkpoints)
+                has_checkpoint = last_step(self._checkpoints.parent) is not None
+                saved = self._gang.restore(self._checkpoints)["step"] if has_checkpoint else 0
                 for step in range(saved + 1, self._done + 1):
                     if self._newest is not None and self._newest[0] == step:
                         self._gang.update(self._newest[1], step)
                     else:
                         self._redo(self._gang, step)
+                self._compare()
             except LearnerLostError as again:
                 loss = again
                 continue
@@ -119,3 +122,13 @@ class SurvivingLearner:
             fields = {"part": "learner", "from_step": saved, "to_step": self._done, "seconds": seconds}
             self._report("restart", message, fields)
             return
+
+    def _compare(self) -> None:
+        """Say when the gang came back with other weights than it had."""
+        if self._published is None or self._published[0] != self._done:
+            return
+        found = self._gang.publish_weights().manifest.checksum
+        if found != self._published[1]:
+            message = f"after a loss step {self._done} has other weights than before: the ranks compute otherwise"
+            log.warning(message)
+            self._report("alert", message, {"step": self._done, "checksum": found, "recorded": self._published[1]})

@@ -33,6 +33,11 @@ def order_scale(run_dir: Path, counts: Mapping[str, int]) -> str:
     return str(order["id"])
 
 
+def forget_orders(run_dir: Path) -> None:
+    """Drop the order of an earlier attempt: a resumed run starts with its configured workers."""
+    (run_dir / "control" / "scale.json").unlink(missing_ok=True)
+
+
 def newest_order(run_dir: Path) -> str | None:
     """Id of the newest order; None when there never was one."""
     return _read(run_dir / "control" / "scale.json").get("id")
@@ -48,14 +53,14 @@ class ScaleControl:
     """The driver's side: finds new orders, answers them, and notes in the run's events what came of them."""
 
     def __init__(self, run_dir: Path, event: Callable[[str, str, Mapping[str, object]], None]) -> None:
-        """Orders from before now are not carried out: a resumed run starts with its configured workers.
+        """Take orders from when the run's record was opened on, which drops older ones (`forget_orders`).
 
         Args:
             run_dir: the run directory.
             event: writes a line of events.jsonl, as `RunLog.event` does.
         """
         self._run_dir, self._event = run_dir, event
-        self._order = newest_order(run_dir)
+        self._order: str | None = None
         self._looked = 0.0
 
     def poll(self) -> ScaleOrder | None:

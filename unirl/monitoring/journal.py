@@ -163,6 +163,13 @@ def recorded_steps(run_dir: Path, after: int) -> range:
     return range(after + 1, last + 1)
 
 
+def forget_after(run_dir: Path, step: int) -> None:
+    """Delete the journal of every later step: the run takes another course from here."""
+    for path in (run_dir / "journal").glob("step_*.parquet"):
+        if int(path.stem[5:]) > step:
+            path.unlink()
+
+
 def step_file(run_dir: Path, step: int) -> Path:
     """Where the journal of a step lies."""
     return run_dir / "journal" / f"step_{step:06d}.parquet"

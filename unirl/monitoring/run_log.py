@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from unirl.config import MonitoringConfig
 from unirl.config_loading import to_yaml
 from unirl.monitoring import journal, pair_view
+from unirl.monitoring.control import forget_orders
 from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
 from unirl.monitoring.folder_lock import FolderLock, RunDirError
 from unirl.monitoring.images import encode_webp, thin_images
@@ -67,6 +68,7 @@ class RunLog:
         self._lock = FolderLock(run_dir)
         self._ended = False
         try:
+            forget_orders(run_dir)
             before = _read_run(run_dir, resume)
             self.attempt: int = before.get("attempt", -1) + 1
             """Starts of this run before the present one."""
