@@ -105,21 +105,21 @@ def test_nobody_waits_for_ever(scale, run_dir, lock):
 def test_one_to_four_to_two_workers_in_mid_run_leave_the_journal_of_a_fixed_run(tmp_path, capsys):
     """Through Ray and the engines. Steps go on until the workers are there, however long that takes."""
     settings = (*SMALL, "train.num_steps=120", "monitoring.pairs_every=0", "cluster.num_cpus=12", "train.save_every=0",
-                "rollout.text.num_cpus=0.5", "rollout.image.num_cpus=0.5")  # fmt: skip
+                "rollout.text.num_workers=0", "rollout.image.num_workers=0", "rollout.both.num_workers=1",
+                "rollout.kv_cache_memory_gib=0.0625")  # fmt: skip
     fixed, elastic = tmp_path / "fixed", tmp_path / "elastic"
     process = start(tmp_path, "elastic", f"train.run_dir={elastic}", *settings)
     wait_for_step(elastic, 2, process)
     for count in (4, 2):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["scale", str(elastic), f"rollout.image={count}", f"rollout.text={count}", "--json"])
-        assert not ended.value.code, capsys.readouterr()
-        assert json.loads(capsys.readouterr().out)["workers"] == {"image": count, "text": count}
+            cli.main(["scale", str(elastic), f"rollout.both={count}", "--json"])
+        answer = json.loads(capsys.readouterr().out)
+        assert (ended.value.code or 0, answer["workers"]) == (0, {"both": count}), answer
+    wait_for_step(elastic, len((elastic / "metrics.jsonl").read_text().splitlines()) + 2, process)
     finish(process, tmp_path, "elastic")
     events = [json.loads(line) for line in (elastic / "events.jsonl").read_text().splitlines()]
-    scaled = [event["message"] for event in events if event["kind"] == "scale"]
-    assert scaled == [
-        "rollout.image 1 -> 4, rollout.text 1 -> 4", "rollout.image 4, rollout.text 4",
-        "rollout.image 4 -> 2, rollout.text 4 -> 2", "rollout.image 2, rollout.text 2",
+    assert [event["message"] for event in events if event["kind"] == "scale"] == [
+        "rollout.both 1 -> 4", "rollout.both 4", "rollout.both 4 -> 2", "rollout.both 2",
     ]  # fmt: skip
     finish(start(tmp_path, "fixed", f"train.run_dir={fixed}", *settings), tmp_path, "fixed")
     assert weights_of(elastic) == weights_of(fixed)
