@@ -1,10 +1,12 @@
 import json
+import os
+import signal
 import threading
 import time
 
 import pytest
 
-from tests.jobs.runs import SMALL, finish, start, wait_for_step, weights_of
+from tests.jobs.runs import SMALL, finish, start, wait_for_step
 from unirl import cli
 from unirl.monitoring.control import ScaleControl, order_scale
 from unirl.monitoring.folder_lock import FolderLock, is_locked
@@ -103,25 +105,33 @@ def test_nobody_waits_for_ever(scale, run_dir, lock):
 
 @pytest.mark.slow
 def test_one_to_four_to_two_workers_in_mid_run_leave_the_journal_of_a_fixed_run(tmp_path, capsys):
-    """Through Ray and the engines. Steps go on until the workers are there, however long that takes."""
-    settings = (*SMALL, "train.num_steps=120", "monitoring.pairs_every=0", "cluster.num_cpus=12", "train.save_every=0",
-                "rollout.text.num_cpus=0.5", "rollout.image.num_cpus=0.5")  # fmt: skip
+    """Through Ray and the engines; the run goes on until all is done, and the fixed one makes as many steps."""
+    settings = (*SMALL, "train.num_steps=5000", "monitoring.pairs_every=0", "cluster.num_cpus=12", "train.save_every=0",
+                "rollout.text.num_workers=0", "rollout.image.num_workers=0", "rollout.both.num_workers=1",
+                "rollout.kv_cache_memory_gib=0.0625")  # fmt: skip
     fixed, elastic = tmp_path / "fixed", tmp_path / "elastic"
     process = start(tmp_path, "elastic", f"train.run_dir={elastic}", *settings)
     wait_for_step(elastic, 2, process)
     for count in (4, 2):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["scale", str(elastic), f"rollout.image={count}", f"rollout.text={count}", "--json"])
-        assert not ended.value.code, capsys.readouterr()
-        assert json.loads(capsys.readouterr().out)["workers"] == {"image": count, "text": count}
-    finish(process, tmp_path, "elastic")
+            cli.main(["scale", str(elastic), f"rollout.both={count}", "--json"])
+        answer = json.loads(capsys.readouterr().out)
+        assert (ended.value.code or 0, answer["workers"]) == (0, {"both": count}), answer
+    wait_for_step(elastic, num_steps(elastic) + 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    finish(process, tmp_path, "elastic", 130)
     events = [json.loads(line) for line in (elastic / "events.jsonl").read_text().splitlines()]
-    scaled = [event["message"] for event in events if event["kind"] == "scale"]
-    assert scaled == [
-        "rollout.image 1 -> 4, rollout.text 1 -> 4", "rollout.image 4, rollout.text 4",
-        "rollout.image 4 -> 2, rollout.text 4 -> 2", "rollout.image 2, rollout.text 2",
+    assert [event["message"] for event in events if event["kind"] == "scale"] == [
+        "rollout.both 1 -> 4", "rollout.both 4", "rollout.both 4 -> 2", "rollout.both 2",
     ]  # fmt: skip
-    finish(start(tmp_path, "fixed", f"train.run_dir={fixed}", *settings), tmp_path, "fixed")
-    assert weights_of(elastic) == weights_of(fixed)
-    for journal in sorted((fixed / "journal").iterdir()):
+    arguments = (f"train.run_dir={fixed}", *settings, f"train.num_steps={num_steps(elastic)}")
+    finish(start(tmp_path, "fixed", *arguments), tmp_path, "fixed")
+    journals = sorted((fixed / "journal").iterdir())
+    assert len(journals) == num_steps(elastic)
+    for journal in journals:
         assert (elastic / "journal" / journal.name).read_bytes() == journal.read_bytes(), journal.name
+
+
+def num_steps(run_dir):
+    """Steps that the run has made so far."""
+    return len((run_dir / "metrics.jsonl").read_text().splitlines())
