@@ -1,6 +1,8 @@
 """The measurements of reinforcement learning at tiny sizes: what they measure, never how fast."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,14 +14,22 @@ from unirl.benchmarks.learner import LearnerBench, LearnerCase, measure_learner
 from unirl.benchmarks.reward import RewardBench, measure_reward
 from unirl.benchmarks.rollout import RolloutBench, RolloutCase, measure_rollout
 from unirl.benchmarks.sync import WHOLE, SyncBench
-from unirl.config import DataConfig, ImageSampling, ModelConfig, RlConfig, RolloutConfig, SamplingConfig
+from unirl.config import ImageSampling, ModelConfig, RlConfig, SamplingConfig
 from unirl.jobs import bench_rl, bench_step
-from unirl.jobs.bench_rl_shape import SIZES, RlShape, measure_rl_shape
+from unirl.jobs.bench_rl_shape import SIZES, RlShape
 from unirl.models.policy import load_policy
 from unirl.rollout.torch_sampler import TorchSampler
 from unirl.types import GenerationSample, RolloutRequest
 
 TINY = JanusSize(hidden=64, head_width=32, layers=2, inner=96, codes_per_side=3, num_codes=48, vision_hidden=64)
+
+
+def bench(*arguments):
+    """What a command prints with --json, from a process of its own: the learner shares its process group with vLLM."""
+    command = [sys.executable, "-c", "from unirl.cli import main; main()", "bench", *arguments, "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +111,14 @@ def test_both_samplers_are_timed(checkpoint):
 
 @pytest.mark.slow
 def test_a_synchronous_step_is_the_sum_of_its_phases(tmp_path):
-    config = RlConfig(data=DataConfig(cache_dir=str(tmp_path)), rollout=RolloutConfig(pairs_per_step=2))
-    report = bench_step.measure_step(config, steps=2, local=True)
-    (table,) = report.tables
-    assert [row["pairs a step"] for row in table.rows] == [2, 8]
-    for row in table.rows:
-        parts = sum(row[phase] for phase in ("pairs", "rollout", "batch", "update", "publish"))
-        assert 0.5 * row["step"] < parts < 1.5 * row["step"]
-        assert 0 < row["outside"] < 0.9
-    assert len(report.goals) == 2
+    report = bench("step", "--local", "--steps", "2", "rollout.pairs_per_step=2", f"data.cache_dir={tmp_path}")
+    (table,) = report["tables"]
+    (row,) = table["rows"]
+    parts = sum(row[phase] for phase in ("pairs", "rollout", "batch", "update", "publish"))
+    assert row["pairs a step"] == 2
+    assert 0.5 * row["step"] < parts < 1.5 * row["step"]
+    assert 0 < row["outside"] < 0.9
+    assert len(report["goals"]) == 1
 
 
 @pytest.mark.slow
@@ -123,13 +132,13 @@ def test_weights_are_followed_through_the_store(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained_layers", [None, 1])
-def test_a_step_of_a_shape_moves_its_weights(trained_layers):
-    report = measure_rl_shape(RlShape(size="tiny", trained_layers=trained_layers, baseline=True, clip="ViT-S-32-alt"))
-    phases, figures = report.tables
-    names = [row["phase"] for row in phases.rows]
+@pytest.mark.parametrize("options", [(), ("--trained-layers", "1")])
+def test_a_step_of_a_shape_moves_its_weights(options):
+    phases, figures = bench("rl-shape", "--shape", "tiny", "--baseline", *options)["tables"]
+    names = [row["phase"] for row in phases["rows"]]
     assert names[-5:] == ["pairs", "rollout", "batch", "update", "publish"]
-    found = {row["figure"]: row["value"] for row in figures.rows}
+    found = {row["figure"]: row["value"] for row in figures["rows"]}
     assert found["gradient norm"] > 0
-    assert found["largest gap of log-probabilities, nats"] < 0.2
+    assert found["largest gap of log-probabilities, nats"] < 0.3
     assert found["pictures/s of the Hugging Face loop"] > 0
+    assert (found["of them trained, millions"] < 1) == bool(options)

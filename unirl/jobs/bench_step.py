@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 def measure_step(config: RlConfig, *, steps: int, local: bool) -> Report:
     """A run of `steps` timed steps in each mode that the configuration knows; the first and last are left out.
 
-    A synchronous run with `LARGER` times the pairs shows what of a step is a fixed cost.
+    A synchronous run with `LARGER` times the pairs shows what of a step is a fixed cost. With `local` there is one run,
+    since a process holds one vLLM engine's process group.
 
     Raises:
         ConfigError: a mode's settings contradict the others.
@@ -38,8 +39,8 @@ def measure_step(config: RlConfig, *, steps: int, local: bool) -> Report:
     rows: list[Row] = []
     goals: list[Goal] = []
     larger = replace(config, rollout=replace(config.rollout, pairs_per_step=LARGER * config.rollout.pairs_per_step))
-    runs = [(mode, config) for mode in ((SYNCHRONOUS,) if local else modes_of(config))]
-    for mode, own in [runs[0], (SYNCHRONOUS, larger), *runs[1:]]:
+    runs = [(SYNCHRONOUS, config), (SYNCHRONOUS, larger), *((mode, config) for mode in modes_of(config)[1:])]
+    for mode, own in runs[:1] if local else runs:
         log.info("%d steps of %d pairs, %s", steps + 2, own.rollout.pairs_per_step, mode)
         row = _row(mode, own, _lines(_in_mode(own, mode, steps + 2), local=local))
         rows.append(row)
