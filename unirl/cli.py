@@ -762,7 +762,7 @@ def bench_reward(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="HPSv2 weights; without, random ones.")] = None,
     group_size: Annotated[int, typer.Option(min=1, help="Pictures of a prompt.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 1,
     precision: Annotated[str, typer.Option(help="float32; on GPUs also float16, bfloat16.")] = "float32",
     save: SaveResult = False,
     as_json: AsJson = False,

@@ -30,7 +30,7 @@ class RewardBench:
     """HPSv2 weights; None makes random ones of each architecture."""
     models: tuple[str, ...] = ("ViT-B-32", "ViT-H-14")
     """Names in open_clip; HPSv2 is ViT-H-14."""
-    rounds: int = 2
+    rounds: int = 1
     group_size: int = 8
     """Pictures of one prompt, K."""
     side: int = 384
