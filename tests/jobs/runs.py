@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from unirl.monitoring.journal import step_file
+
 SMALL = (
     "rollout.pairs_per_step=4", "rollout.num_understanding=4", "rollout.num_generation=4", "train.num_steps=5",
     "train.save_every=2", "evaluation.enabled=false", "data.max_pairs=64",
@@ -39,8 +41,13 @@ def wait_for_step(run_dir, step, process):
     signal_at_step({run_dir: process}, step, {})
 
 
-def signal_at_step(processes, step, signals):
-    """Each run of {run_dir: process} gets its signal, if it has one, as soon as metrics.jsonl holds the step."""
+def has_journal(run_dir, step):
+    """Whether the step was recorded whole."""
+    return step_file(run_dir, step).exists()
+
+
+def signal_at_step(processes, step, signals, seen=has_step):
+    """Each run of {run_dir: process} gets its signal, if it has one, as soon as the step is seen in metrics.jsonl."""
     waiting = dict(processes)
     for _ in range(4800):
         for run_dir, process in list(waiting.items()):

@@ -69,7 +69,6 @@ def test_one_step_off_is_the_loop_by_hand(by_hand, parts, config):
 
 
 def test_what_fails_beside_the_learner_ends_the_step_that_waits_for_it(parts, config, monkeypatch):
-    flow = OneStepOff(parts, config, StepClock(), 1)
     sample = parts.rollouts.sample
 
     def fails_in_step_2(requests, sampling):
@@ -80,6 +79,7 @@ def test_what_fails_beside_the_learner_ends_the_step_that_waits_for_it(parts, co
 
     asked = []
     monkeypatch.setattr(parts.rollouts, "sample", fails_in_step_2)
+    flow = OneStepOff(parts, config, StepClock(), 1)
     flow.run_step(1)
     with pytest.raises(RuntimeError, match="the sampler broke"):
         flow.run_step(2)
