@@ -51,7 +51,7 @@ def signal_at_step(processes, step, signals, seen=has_step):
     waiting = dict(processes)
     for _ in range(4800):
         for run_dir, process in list(waiting.items()):
-            if has_step(run_dir, step):
+            if seen(run_dir, step):
                 if run_dir in signals:
                     os.killpg(process.pid, signals[run_dir])
                 del waiting[run_dir]

@@ -92,6 +92,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("flows")
 
 
+@pytest.mark.slow
 def test_a_run_one_step_off_that_is_killed_and_resumed_is_the_run_that_was_not(folder):
     evaluated = ("evaluation.enabled=true", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.greedy=false")
     settings = (*SMALL, "rollout.backend=torch", "train.num_steps=6", "overlap.mode=one_step_off", *evaluated)
