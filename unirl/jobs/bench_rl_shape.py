@@ -298,5 +298,6 @@ def _report(shape: RlShape, rows: list[Row], learner: _ShapeLearner, data: StepD
     ]
     title = f"{shape.size}, one step"
     tables = [Table(title=title, rows=rows), Table(title="figures", rows=figures)]
-    command = f"unirl bench rl-shape --shape {shape.size}"
+    layers = "" if shape.trained_layers is None else f" --trained-layers {shape.trained_layers}"
+    command = f"unirl bench rl-shape --shape {shape.size}{layers}"
     return Report(name=f"rl-shape-{shape.size}", command=command, tables=tables, limits=limits)
