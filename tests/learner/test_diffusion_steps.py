@@ -184,12 +184,14 @@ def test_the_mean_gradient_over_all_subsets_is_the_full_gradient(
 ):
     batch = batch_of(LuminaDimoo.load(MODEL, folder), off_policy=0.3)
     policy = LuminaDimoo.load(MODEL, folder)
-    whole = make_learner(policy, lr=0.0, token_aggregation=aggregation)
+    whole = make_learner(policy, lr=0.0, token_aggregation=aggregation, importance_cap=None)
     tap = GradientTap(policy.module)
     whole.update(batch, 0)
     full = tap.take()
     part = LuminaDimoo.load(MODEL, folder)
-    learner = make_learner(part, lr=0.0, token_aggregation=aggregation, diffusion_steps_per_update=num_drawn)
+    learner = make_learner(
+        part, lr=0.0, token_aggregation=aggregation, importance_cap=None, diffusion_steps_per_update=num_drawn
+    )
     tap = GradientTap(part.module)
     gradients = []
     for step, places in enumerate(combinations(range(4), num_drawn)):

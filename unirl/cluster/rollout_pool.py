@@ -170,7 +170,8 @@ class RolloutPool:
                     answered = answered or bool(groups)
                     yield from groups
                 self._give_up_overdue(todo)
-                if not answered and len(self._failed) >= HOPELESS:
+                none_left = not (todo or self._busy) and len(self._failed) == len(requests) > 1
+                if not answered and (len(self._failed) >= HOPELESS or none_left):
                     raise RuntimeError(
                         f"rollout: expected answers; got none, and {len(self._failed)} requests that failed; first "
                         f"{self._failed[0].request_id}, {self._failed[0].attempts} times; last error: "
