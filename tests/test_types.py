@@ -80,8 +80,8 @@ def test_a_request_needs_seeds_and_its_own_kind_of_sample(scored, pair):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"logprobs": np.zeros(3, np.float32)}, "one value per token"), ({"text": None}, "expected a text, or an image"),
-     ({"image": IMAGE}, "expected a text, or an image"), ({"logprobs": np.array([0, np.nan], np.float32)}, "finite log-prob")],
+    [({"logprobs": np.zeros(3, np.float32)}, "one value per token"), ({"text": None}, "a text, or an image"),
+     ({"image": IMAGE}, "a text, or an image"), ({"logprobs": np.array([0, np.nan], np.float32)}, "finite log-prob")],
 )  # fmt: skip
 def test_a_broken_trajectory_does_not_exist(trajectory, change, words):
     with pytest.raises(ValueError, match=words):
