@@ -2,6 +2,9 @@
 BIN := $(or $(UNIRL_VENV),.venv)/bin
 PURE_ROOMS := algorithms pairing types config config_rules config_keys config_loading
 
+# Files of tests run side by side; each process has one thread.
+TEST_PROCESSES ?= 2
+
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -25,7 +28,7 @@ demo: setup
 	$(BIN)/unirl train -c configs/rl/lab.yaml $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -q --durations=25 --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=40 --jaxtyping-packages=unirl.algorithms,unirl.pairing,beartype.beartype \
 		$(PURE_ROOMS:%=--cov=unirl.%) --cov-report=term --cov-fail-under=95
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +16,24 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # The optimizer check of DeepSpeed imports a compiled function; without the compiler that takes seconds less.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_stays():
+    """A module leaves this process in no process group, since vLLM and DeepSpeed end each other's groups."""
+    yield
+    if "vllm.distributed" in sys.modules:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        # An engine ends every group when it is collected, which would be amid a later module; it hid itself from that.
+        gc.unfreeze()
+        gc.collect()
+        cleanup_dist_env_and_memory()
+    elif "torch.distributed" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,9 @@ def start_process_group(place: RankPlace) -> None:
     import deepspeed
 
     deepspeed.utils.logger.setLevel("WARNING")
+    if not torch.distributed.is_initialized():
+        # A vLLM engine that ends in this process ends every group in it; DeepSpeed would go on using its own.
+        deepspeed.utils.groups._release_process_group_references()
     # DeepSpeed's own calls; one warning per collective would drown the log.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if cpu:
