@@ -71,6 +71,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("learner/num_micro_batches", "passes", "sum", "Forward and backward passes of one rank."),
     Metric("learner/skipped_updates", "updates", "sum", "Updates left out because no group carried a signal."),
     Metric("learner/update_s", "s", "mean", "Seconds inside the learner."),
+    Metric("learner/score_s", "s", "mean", "Seconds of them in forward passes and losses, on the first rank."),
+    Metric("learner/backward_s", "s", "mean", "Seconds of them in backward passes and the optimizer, likewise."),
     Metric("sft/nats/<modality>", "nats", "mean", "Cross-entropy of a target among the ids of its own modality."),
     Metric("sft/accuracy/<modality>", "1", "mean", "Share of targets that were the likeliest of their modality."),
     Metric("sft/num_targets/<modality>", "tokens", "sum", "Targets of the step."),
