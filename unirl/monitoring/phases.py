@@ -71,7 +71,7 @@ def partition(
             part = min(1.0, seconds / total) if (total := sum(own.values())) else 0.0
             for name, value in own.items():
                 shares[name] += part * value
-            shares["other"] += seconds - part * total
+            shares["other"] += max(0.0, seconds - part * total)
         else:
             shares[_OF_BLOCK.get(block.name, "other")] += seconds
     return {phase: shares[phase] for phase in PHASES}
