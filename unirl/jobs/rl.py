@@ -17,6 +17,7 @@ from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.flow import open_flow
 from unirl.jobs.interrupts import Interrupted, Interrupts
+from unirl.jobs.mirrors import mirrors_of
 from unirl.jobs.parts import Parts, open_parts
 from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
 from unirl.jobs.resume import keeps_course, restore
@@ -115,6 +116,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
 
     Raises:
         ConfigError: several learner ranks in one process, rewards that cannot be built, or fewer steps than were made.
+        ModuleNotFoundError: a package that mirrors the metrics is not installed.
         DataError: a checkpoint, pair set or run directory that cannot be used.
         PlacementError: this machine cannot hold the actors.
     """
@@ -138,7 +140,13 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     with (
         Interrupts() as interrupts,
         RunLog(
-            run_dir, config, config.monitoring, overrides=sys.argv[1:], facts=facts_of(local), resume=resumed
+            run_dir,
+            config,
+            config.monitoring,
+            overrides=sys.argv[1:],
+            facts=facts_of(local) | {"num_steps": config.train.num_steps},
+            resume=resumed,
+            mirrors=mirrors_of(config.monitoring, local=local),
         ) as record,
         log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
     ):
