@@ -147,7 +147,8 @@ class WeightsAndBiases:
             ValueError: online without credentials.
         """
         require("wandb", "monitoring.wandb", "none")
-        self._mode, self._project = mode, project
+        self._mode: Literal["offline", "online"] = mode
+        self._project = project
         if mode == "online":
             import wandb
 

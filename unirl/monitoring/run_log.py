@@ -91,8 +91,8 @@ class RunLog:
             self._mirrors.open(
                 MirroredRun(
                     run_dir=run_dir,
-                    id=self._run["id"],
-                    created=self._run["created"],
+                    id=str(self._run["id"]),
+                    created=str(self._run["created"]),
                     settings=self._settings["config.yaml"],
                 )
             )
