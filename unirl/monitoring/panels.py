@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alert rules as two tables over the series of `series.py`; `grafana.py` writes the files.
+"""The Grafana dashboard and the alert rules as two tables over the series of `series.py`; `grafana.py` writes files.
 
 Ray adds labels of its own, such as a worker's id, to every series, so each expression aggregates: else a restart would
 begin a new line.
@@ -61,9 +61,9 @@ def _grown(name: str, window: str, where: str = "") -> str:
     return f"sum by (run) (increase({_at(name, where)}[{window}])) or 0 * {_by('run', 'step')}"
 
 
-def _mean(labels: str, name: str) -> str:
-    """Mean of what a histogram took in."""
-    return f"{_rate(labels, f'{name}_sum')} / {_rate(labels, f'{name}_count')}"
+def _per_step(labels: str, name: str) -> str:
+    """Growth of a counter in a step."""
+    return f"{_rate(f'run, {labels}', name)} / on (run) group_left () {_rate('run', 'train_steps_total')}"
 
 
 def _quantile(name: str, share: float) -> str:
@@ -136,7 +136,7 @@ DASHBOARD: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     )),
     ("Time", (
         Panel(title="A step by phase", meaning="Mean seconds of each phase; together a step.", unit="s", stacked=True,
-              queries=((_mean("run, phase", "step_phase_seconds"), "{{run}} {{phase}}"),)),
+              queries=((_per_step("phase", "step_phase_seconds_total"), "{{run}} {{phase}}"),)),
         Panel(title="Rollout, 95 % of steps", meaning="Seconds of the rollout that 95 % of the steps stay below.",
               unit="s", queries=((_quantile("rollout_seconds", 0.95), "{{run}}"),)),
         Panel(title="Completions per second", meaning="Answers and drawings.",
@@ -149,7 +149,7 @@ DASHBOARD: tuple[tuple[str, tuple[Panel, ...]], ...] = (
               queries=((_by("run", "rollout_staleness_max"), "{{run}}"),)),
     )),
     ("Fleet", (
-        Panel(title="State of actors", meaning="1 up, 0 silent, -1 gone.",
+        Panel(title="State of actors", meaning="1 up, 0 silent; who has been silent for ten minutes is left out.",
               queries=((_by("run, actor, role", "actor_state"), "{{run}} {{role}} {{actor}}"),)),
         Panel(title="Queue", meaning="What waits for an actor.",
               queries=((_by("run, actor, role", "actor_queue_length"), "{{run}} {{role}} {{actor}}"),)),
@@ -159,9 +159,9 @@ DASHBOARD: tuple[tuple[str, tuple[Panel, ...]], ...] = (
               queries=((_by("run, actor, role", "actor_memory_bytes"), "{{run}} {{role}} {{actor}}"),)),
         Panel(title="Workers replaced in the last hour", meaning="Dead or hung.",
               queries=((_grown("actor_restarts_total", "1h"), "{{run}}"),)),
-        Panel(title="Memory of nodes", meaning="Share in use, as Ray reports it.", unit="percentunit",
-              queries=(('max by (instance) (ray_node_mem_used{SessionName=~"$SessionName"} / '
-                        'ray_node_mem_total{SessionName=~"$SessionName"})', "{{instance}}"),)),
+        Panel(title="Object store", meaning="In use on each node; beyond its size Ray spills to disk.", unit="bytes",
+              queries=(('max by (instance) (ray_object_store_used_memory{SessionName=~"$SessionName"})',
+                        "{{instance}}"),)),
     )),
 )  # fmt: skip
 
@@ -200,7 +200,7 @@ RULES: tuple[Rule, ...] = (
          remedy="raise rollout.sampling.text.max_tokens"),
     Rule(name="UnirlActorSilent", value="min by (run, actor, role) (ray_unirl_actor_state)", bound="== 0", lasting="2m",
          severity="warning", summary="{{ $labels.run }}: no sign of {{ $labels.role }} {{ $labels.actor }}",
-         remedy="its log in logs/; a worker that left on purpose is silent for ten minutes too"),
+         remedy="its log in logs/; one that left on purpose is shown as silent for ten minutes too"),
     Rule(name="UnirlRestarts", bound="> 3", lasting="0m", severity="warning",
          value="sum by (run) (increase(ray_unirl_actor_restarts_total[30m])) or 0 * max by (run) (ray_unirl_step)",
          summary="{{ $labels.run }}: {{ $value }} workers were replaced in half an hour",
@@ -212,8 +212,9 @@ RULES: tuple[Rule, ...] = (
     Rule(name="UnirlExporterDown", value='min by (instance) (up{job="unirl"})', bound="< 1", lasting="2m",
          severity="warning", summary="{{ $labels.instance }} serves no metrics",
          remedy="the run is over, or the port is another: targets/ and cluster.metrics_port"),
-    Rule(name="UnirlNodeMemory", value="max by (instance) (ray_node_mem_used / ray_node_mem_total)", bound="> 0.95",
-         lasting="5m", severity="warning",
-         summary="{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its memory",
-         remedy="Ray ends workers soon: lower num_workers or max_num_seqs"),
+    Rule(name="UnirlObjectStoreFull", bound="> 0.95", lasting="5m", severity="warning",
+         value="max by (instance) (ray_object_store_used_memory / (ray_object_store_used_memory + "
+         "ray_object_store_available_memory))",
+         summary="{{ $labels.instance }}: the object store is {{ $value | humanizePercentage }} full",
+         remedy="raise cluster.object_store_gib, or rollout workers outrun the rewards"),
 )  # fmt: skip

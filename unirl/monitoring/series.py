@@ -17,7 +17,7 @@ from unirl.types import TASKS
 PREFIX = "ray_"
 """What Ray puts before the name of every metric that it exports."""
 SILENT_AFTER_S, GONE_AFTER_S = 30.0, 600.0
-"""Seconds without a heartbeat after which an actor counts as silent, and as gone for good."""
+"""Seconds without a heartbeat after which an actor counts as silent, and after which its gauges end."""
 
 _TASK = f"(?P<task>{'|'.join(TASKS)})"
 _KIND = "(?P<pair_kind>aligned|retrieved)"
@@ -89,13 +89,13 @@ SERIES: tuple[Series, ...] = (
     _counter("skipped_updates", "learner/skipped_updates", "Updates left out for want of a signal."),
     _histogram("step_seconds", "time/step_s", "Seconds of a step."),
     _histogram("rollout_seconds", "time/rollout_s", "Seconds of a step's rollout."),
-    _histogram("step_phase_seconds", "phase/(?P<phase>\\w+)_s", "Share of a step's seconds.", "phase"),
+    _counter("step_phase_seconds", "phase/(?P<phase>\\w+)_s", "Seconds of all steps by phase.", "phase"),
     _gauge("step", "", "Number of the last finished step."),
     _gauge("step_time_seconds", "", "When it finished, in Unix seconds."),
     _gauge("nonfinite_metrics", "", "Metrics of the step that are NaN or infinite."),
     _counter("train_steps", "", "Steps finished by this process."),
     _counter("alerts", "", "Alerts of the run.", "sentinel", "severity"),
-    _gauge("actor_state", "", "1 beats, 0 silent, -1 gone.", "actor", "role"),
+    _gauge("actor_state", "", "1 while its heartbeat is fresh, 0 when it is silent.", "actor", "role"),
     _gauge("actor_queue_length", "", "What waits for the actor.", "actor", "role"),
     _gauge("actor_memory_bytes", "", "Main memory of the actor.", "actor", "role"),
     _gauge("weight_version_lag", "", "Versions behind the newest weights.", "actor"),
@@ -108,7 +108,7 @@ _FED = [(re.compile(series.source), series) for series in SERIES if series.sourc
 
 
 def step_samples(step: int, values: Mapping[str, float], now: float) -> Iterator[Sample]:
-    """One step's metrics as samples. What is not finite is counted, since a gauge would go on showing it.
+    """One step's metrics as samples. What is not finite is NaN, which ends a gauge's series, and counted.
 
     Args:
         step: the step.
@@ -120,12 +120,10 @@ def step_samples(step: int, values: Mapping[str, float], now: float) -> Iterator
     yield Sample("unirl_train_steps_total", 1.0, {})
     yield Sample("unirl_nonfinite_metrics", sum(not math.isfinite(value) for value in values.values()), {})
     for name, value in values.items():
-        if math.isfinite(value):
-            yield from (
-                Sample(series.name, value, {label: found[label] or "all" for label in series.labels})
-                for pattern, series in _FED
-                if (found := pattern.fullmatch(name))
-            )
+        for pattern, series in _FED:
+            if (found := pattern.fullmatch(name)) and (math.isfinite(value) or series.kind == "gauge"):
+                labels = {label: found[label] or "all" for label in series.labels}
+                yield Sample(series.name, value if math.isfinite(value) else math.nan, labels)
 
 
 def alert_sample(fields: Mapping[str, object]) -> Sample:
@@ -159,7 +157,7 @@ class FleetSamples:
         self._seen: dict[tuple[str, str], float] = {}
 
     def samples(self, beats: list[dict[str, Any]], now: float) -> Iterator[Sample]:
-        """What the actors said last.
+        """What the actors said last; NaN for who is gone.
 
         Args:
             beats: as `read_heartbeats` gives them.
@@ -169,11 +167,12 @@ class FleetSamples:
         for beat in beats:
             actor, age = str(beat["actor"]), now - beat["time"]
             labels = {"actor": actor, "role": str(beat["role"])}
-            yield Sample("unirl_actor_state", 1 if age < SILENT_AFTER_S else 0 if age < GONE_AFTER_S else -1, labels)
-            yield Sample("unirl_actor_queue_length", beat.get("queue") or 0, labels)
-            yield Sample("unirl_actor_memory_bytes", (beat.get("memory_mb") or 0) * 2**20, labels)
+            here = 1.0 if age < GONE_AFTER_S else math.nan
+            yield Sample("unirl_actor_state", here * (age < SILENT_AFTER_S), labels)
+            yield Sample("unirl_actor_queue_length", here * (beat.get("queue") or 0), labels)
+            yield Sample("unirl_actor_memory_bytes", here * (beat.get("memory_mb") or 0) * 1e6, labels)
             if beat.get("policy_version") is not None:
-                yield Sample("unirl_weight_version_lag", newest - beat["policy_version"], {"actor": actor})
+                yield Sample("unirl_weight_version_lag", here * (newest - beat["policy_version"]), {"actor": actor})
             for field, name in self._COUNTS.items():
                 count, before = beat.get(field) or 0, self._seen.get((actor, field), 0)
                 self._seen[actor, field] = count
