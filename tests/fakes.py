@@ -17,6 +17,7 @@ from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.jobs.parts import Rollouts
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
+from unirl.monitoring.phases import Activity
 from unirl.types import (
     GenerationSample,
     LearnerBatch,
@@ -278,6 +279,9 @@ class LosingRollouts:
 
     def take_restarts(self) -> int:
         return 0
+
+    def take_activities(self) -> list[Activity]:
+        return self._rollouts.take_activities()
 
     def take_quarantined(self) -> list[QuarantinedRequest]:
         taken, self._quarantined = self._quarantined, []

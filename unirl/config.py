@@ -390,6 +390,12 @@ class MonitoringConfig:
     cluster.metrics_port."""
     stall_after_s: float = 300.0
     """Say what is being waited for when nothing happened for this long."""
+    grad_cosine_every: int = 10
+    """Steps between measurements of the cosine between the understanding and the generation gradient, by pair kind too;
+    the first step is one. In between the norm of either is taken where that needs no traffic between ranks. Keeps up to
+    three copies of the gradient sums in main memory meanwhile, sharded as ZeRO shards them; 0 measures neither."""
+    heartbeat_s: float = 5.0
+    """Seconds between the lines that every actor writes about itself to actors/; 0 writes none."""
 
 
 @dataclass(frozen=True)

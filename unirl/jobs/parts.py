@@ -11,6 +11,7 @@ from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
 from unirl.monitoring.ahead import AheadFiles
 from unirl.monitoring.control import ScaleControl
+from unirl.monitoring.phases import Activity
 from unirl.monitoring.run_log import RunLog
 from unirl.types import (
     LearnerBatch,
@@ -74,6 +75,10 @@ class Rollouts(Protocol):
         """Workers replaced since the last call."""
         ...
 
+    def take_activities(self) -> list[Activity]:
+        """What the workers did since the last call."""
+        ...
+
     def take_quarantined(self) -> list[QuarantinedRequest]:
         """Requests that failed for good and have no group, since the last call."""
         ...
@@ -88,6 +93,10 @@ class Rewards(Protocol):
 
     def take_restarts(self) -> int:
         """Workers replaced since the last call."""
+        ...
+
+    def take_activities(self) -> list[Activity]:
+        """What the workers did since the last call."""
         ...
 
 

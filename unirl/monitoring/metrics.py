@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from unirl.monitoring.phases import fleet_metrics, partition
 from unirl.monitoring.step_data import StepData
 from unirl.types import TASKS, Trajectory, WeightedGroup
 
@@ -74,6 +75,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("learner/num_micro_batches", "passes", "sum", "Forward and backward passes of one rank."),
     Metric("learner/skipped_updates", "updates", "sum", "Updates left out because no group carried a signal."),
     Metric("learner/update_s", "s", "mean", "Seconds inside the learner."),
+    Metric("learner/score_s", "s", "mean", "Seconds of them in forward passes and losses, on the first rank."),
+    Metric("learner/backward_s", "s", "mean", "Seconds of them in backward passes and the optimizer, likewise."),
     Metric("sft/nats/<modality>", "nats", "mean", "Cross-entropy of a target among the ids of its own modality."),
     Metric("sft/accuracy/<modality>", "1", "mean", "Share of targets that were the likeliest of their modality."),
     Metric("sft/num_targets/<modality>", "tokens", "sum", "Targets of the step."),
@@ -101,6 +104,34 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy/importance_mean", "1", "mean", "Mean weight of a token that older weights drew, capped."),
     Metric("policy/importance_capped_fraction", "1", "mean", "Share of such tokens whose weight is the cap."),
     Metric("policy/logprob_gap_max", "nats", "max", "Largest |learner - sampler| log-probability before the update."),
+    Metric(
+        "learner/grad_norm/<task>",
+        "1",
+        "mean",
+        "Global norm of one task's part of the gradient before clipping, of the step's first update.",
+    ),
+    Metric(
+        "learner/grad_cosine",
+        "1",
+        "mean",
+        "Cosine between the understanding and the generation part of the gradient, exact over micro-batches and ranks; "
+        "in measured steps (`monitoring.grad_cosine_every`). Below 0 the tasks pull apart.",
+    ),
+    Metric("learner/grad_cosine/<kind>", "1", "mean", "The same between the two sides of aligned or retrieved pairs."),
+    Metric("learner/grad_cosine_s", "s", "mean", "Seconds that measuring the gradients by task took in this step."),
+    Metric(
+        "phase/<phase>_s",
+        "s",
+        "mean",
+        "Part of the driver's time line; all phases sum to `time/step_s`. text_rollout, image_rollout, decode (tokens "
+        "into texts and pictures), reward: while a step is sampled, each moment goes in equal parts to the workers "
+        "busy then, idle if none is. score, backward: the update's forward passes, and backward passes with the "
+        "optimizer. sync: weights to the samplers. other: pairs, batch, evaluation, checkpoints, the rest. With "
+        "overlap, idle is waiting for rollouts, and what is sampled behind learning is not counted.",
+    ),
+    Metric("fleet/<role>/tokens_per_s", "tokens/s", "mean", "Tokens that all workers of a role sampled per second."),
+    Metric("fleet/<role>/images_per_s", "images/s", "mean", "Images that all workers of a role sampled per second."),
+    Metric("fleet/<role>/queue_length", "requests", "mean", "Requests that waited for a worker of a role, on average."),
 )
 
 
@@ -158,6 +189,11 @@ def step_metrics(data: StepData) -> dict[str, float]:
     metrics.update(_rollout_metrics(data))
     metrics["time/step_s"] = math.fsum(data.seconds.values())
     metrics.update({f"time/{phase}_s": value for phase, value in ({**data.overlapped, **data.seconds}).items()})
+    if data.blocks:
+        phases = partition(data.blocks, data.activities, data.learner)
+        metrics.update({f"phase/{phase}_s": value for phase, value in phases.items()})
+    if seconds := data.seconds.get("rollout", data.overlapped.get("rollout")):
+        metrics.update(fleet_metrics(data.activities, seconds))
     metrics.update({f"{pool}/num_restarts": num for pool, num in data.restarts.items()})
     metrics["rollout/num_quarantined"] = len(data.quarantined)
     metrics.update(data.learner)
