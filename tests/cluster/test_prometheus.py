@@ -65,9 +65,8 @@ def test_every_expression_has_values_in_a_real_prometheus(tmp_path):
             )
             assert {labels["phase"]: value for labels, value in phases} == pytest.approx(PHASES)
             assert one(server, "max by (run) (ray_unirl_weight_version_lag)") == 1
-            assert one(server, 'max by (run) (ray_unirl_policy_grad_cosine{pair_kind="aligned"})') == pytest.approx(
-                -0.2
-            )
+            cosine = one(server, 'max by (run) (ray_unirl_policy_grad_cosine{pair_kind="aligned"})')
+            assert cosine == pytest.approx(-0.2)
             assert one(server, 'max by (run) (ray_unirl_actor_memory_bytes{actor="learner-0"})') == 250e6
 
 

@@ -128,5 +128,9 @@ def _last_of_each_step(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], ...
 def _evaluation(path: Path) -> EvaluationResult:
     try:
         return from_document(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: expected an evaluation in JSON; got {error}; delete the file, or restore it"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
