@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
+from unirl.config import MonitoringConfig
 from unirl.monitoring.durable_files import JsonLines
+from unirl.monitoring.step_clock import StepClock
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +54,13 @@ class Heartbeat:
         """Groups sampled, completions scored, pairs' steps handed out, or updates made, since the process started."""
         self.num_tokens, self.num_images = 0, 0
         self._actor, self._role, self._every_s, self._look = actor, role, every_s, look
-        self._folder, self._file, self._complained = folder, None, False
+        self._folder, self._complained = folder, False
+        self._file: JsonLines | None = None
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
         if folder is not None and every_s > 0:
-            threading.Thread(target=self._run, daemon=True, name="heartbeat").start()
+            self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
+            self._thread.start()
 
     @contextmanager
     def at(self, state: str, queue: int = 1) -> Iterator[None]:
@@ -65,9 +71,14 @@ class Heartbeat:
         finally:
             self.state, self.queue = "idle", 0
 
-    def close(self) -> None:
-        """Write no further line."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write a last line and no further one."""
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def line(self) -> dict[str, object]:
         """What is written now."""
@@ -91,6 +102,7 @@ class Heartbeat:
         self._beat()
         while not self._ended.wait(self._every_s):
             self._beat()
+        self._beat()
         if self._file is not None:
             self._file.close()
 
@@ -105,11 +117,18 @@ class Heartbeat:
             self._file.append(self.line())
             if path.stat().st_size >= MAX_BYTES:
                 path.replace(self._folder / f"{self._actor}.1.jsonl")
-                self._file = self._file.close()
+                self._file.close()
+                self._file = None
         except OSError as error:
             if not self._complained:
                 log.warning("heartbeat: lines of %s are left out (%s); the run does not need them", path, error)
             self._complained = True
+
+
+def driver_heartbeat(run_dir: Path, monitoring: MonitoringConfig, clock: StepClock) -> Heartbeat:
+    """The driver's own, whose state is the phase that is running."""
+    every_s = monitoring.heartbeat_s
+    return Heartbeat("driver", "driver", folder=run_dir / "actors", every_s=every_s, look=lambda: clock.current)
 
 
 def _memory_mb() -> float:

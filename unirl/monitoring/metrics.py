@@ -108,7 +108,8 @@ METRICS: tuple[Metric, ...] = (
         "learner/grad_norm/<task>",
         "1",
         "mean",
-        "Global norm of one task's part of the gradient before clipping, of the step's first update.",
+        "Global norm of one task's part of the gradient before clipping, exact over micro-batches and ranks, in the "
+        "step's first update: every step with one rank and with ZeRO 2 and 3, else in measured steps.",
     ),
     Metric(
         "learner/grad_cosine",

@@ -5,7 +5,7 @@ out. No two clocks are ever compared.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,24 +61,24 @@ def partition(
         activities: of the workers; what lies outside a rollout block counts for nothing.
         learner: metrics of the step's update.
     """
-    shares: Counter[str] = Counter()
+    shares: defaultdict[str, float] = defaultdict(float)
     for block in blocks:
         seconds = block.end - block.begin
         if block.name == "rollout":
-            shares.update(_share(block, activities))
+            _share(block, activities, shares)
         elif block.name == "update":
             own = {name: learner.get(f"learner/{name}_s", 0.0) for name in ("score", "backward")}
             part = min(1.0, seconds / total) if (total := sum(own.values())) else 0.0
-            shares.update({name: part * value for name, value in own.items()})
-            shares["other"] += seconds - part * total
+            for name, value in own.items():
+                shares[name] += part * value
+            shares["other"] += max(0.0, seconds - part * total)
         else:
             shares[_OF_BLOCK.get(block.name, "other")] += seconds
     return {phase: shares[phase] for phase in PHASES}
 
 
-def _share(block: Block, activities: Sequence[Activity]) -> Counter[str]:
-    """One rollout block."""
-    shares: Counter[str] = Counter()
+def _share(block: Block, activities: Sequence[Activity], shares: defaultdict[str, float]) -> None:
+    """Add the shares of one rollout block."""
     spans = [(max(a.begin, block.begin), min(a.busy_until, block.end), a) for a in activities]
     spans = [span for span in spans if span[1] > span[0]]
     changes = sorted(
@@ -98,8 +98,8 @@ def _share(block: Block, activities: Sequence[Activity]) -> Counter[str]:
     shares["idle"] += block.end - last
     for seconds, (_, _, activity) in zip(got, spans, strict=True):
         total = sum(activity.seconds.values())
-        shares.update({phase: seconds * value / total for phase, value in activity.seconds.items()})
-    return shares
+        for phase, value in activity.seconds.items():
+            shares[phase] += seconds * value / total
 
 
 def fleet_metrics(activities: Sequence[Activity], seconds: float) -> dict[str, float]:
