@@ -18,7 +18,9 @@ from tests.cluster.prometheus_server import (
     wait_until,
 )
 from tests.jobs.runs import SMALL, UNIRL, has_step
+from unirl.cluster.prometheus import Prometheus
 from unirl.evaluation.run_reader import read_run
+from unirl.monitoring.mirrors import MirroredRun
 
 ROOT = Path(__file__).parents[2]
 OFTEN = {"RAY_metrics_report_interval_ms": "1000"}
@@ -42,6 +44,15 @@ def process(folder, *command):
 def one(server, expression):
     ((_, value),) = server.results(expression)
     return value
+
+
+def test_before_ray_is_up_and_after_its_end_nothing_is_written_and_nothing_fails(tmp_path):
+    mirror = Prometheus()
+    mirror.open(MirroredRun(run_dir=tmp_path, id="run", created="", settings=""))
+    mirror.write(1, {"policy/kl": 0.1, "time/step_s": 2.0, "learner/skipped_updates": 1.0})
+    mirror.event("alert", {"severity": "stop"})
+    mirror.close()
+    assert mirror.gauges == {}
 
 
 def test_the_files_are_what_prometheus_takes():

@@ -29,7 +29,8 @@ class Prometheus:
     def open(self, run: MirroredRun) -> None:
         """Take the run's name, and begin to look at heartbeats."""
         self._run, self._fleet = run, FleetSamples()
-        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self.gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        """Last value by name and labels."""
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, daemon=True, name="prometheus")
@@ -70,7 +71,7 @@ class Prometheus:
             metric = _metric(sample.name)
             if isinstance(metric, Gauge):
                 with self._lock:
-                    self._gauges[sample.name, tuple(labels.items())] = float(sample.value)
+                    self.gauges[sample.name, tuple(labels.items())] = float(sample.value)
             elif isinstance(metric, Histogram):
                 metric.observe(float(sample.value), labels)
             elif sample.value > 0:
@@ -82,7 +83,7 @@ class Prometheus:
         if not ray.is_initialized():
             return
         with self._lock:
-            for (name, labels), value in self._gauges.items():
+            for (name, labels), value in self.gauges.items():
                 metric = _metric(name)
                 assert isinstance(metric, Gauge), name
                 if not math.isnan(value):

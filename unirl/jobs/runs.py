@@ -203,7 +203,7 @@ def _follow(folder: Path, num_lines: int, *, as_json: bool) -> None:
         # Asked first: what the run wrote before it let go is read before its end is believed.
         live = is_locked(folder)
         lines = [line for line in follower.read() if isinstance(line.get("step"), int)]
-        seconds.extend(line["time/step_s"] for line in lines if line.get("time/step_s") is not None)
+        seconds.extend(value for line in lines if (value := _number(line, "time/step_s")) is not None)
         if skipped is None:
             skipped = max(0, len(lines) - num_lines)
             lines = lines[skipped:]
@@ -233,9 +233,9 @@ def state_of(folder: Path) -> RunState:
     elif status == "running":
         status = "killed"
     lines = [line for line in read_tail(folder / "metrics.jsonl") if isinstance(line.get("step"), int)]
-    ends = [_unix(created), _unix(run.get("updated", "")), *(line.get("time", 0.0) for line in lines[-1:])]
+    ends = [_unix(created), _unix(run.get("updated", "")), *(_number(line, "time") or 0.0 for line in lines[-1:])]
     recent = list({line["step"]: line for line in lines}.values())[-WINDOW:]
-    values = {name: [line[name] for line in recent if line.get(name) is not None] for name in HEADLINES}
+    values = {name: [v for line in recent if (v := _number(line, name)) is not None] for name in HEADLINES}
     return RunState(
         id=str(run.get("id", folder.name)),
         folder=str(folder),
@@ -244,7 +244,7 @@ def state_of(folder: Path) -> RunState:
         created=created,
         step=lines[-1]["step"] if lines else 0,
         num_steps=run.get("num_steps") or _settings(folder).get("train.num_steps"),
-        duration_s=max(ends) - ends[0],
+        duration_s=max(ends) - ends[0] if ends[0] else 0.0,
         last={name: reduce_values(name, found) for name, found in values.items() if found},
     )
 
@@ -406,6 +406,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(line: Mapping[str, Any], name: str) -> float | None:
+    value = line.get(name)
+    return value if isinstance(value, int | float) else None
 
 
 def _unix(stamp: str) -> float:
