@@ -6,10 +6,11 @@
 import logging
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from unirl.cluster.plan import check_machine
+from unirl.cluster.plan import actor_plan, check_machine, count_parameters, total_resources
 from unirl.config import RlConfig, default_text
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
@@ -151,7 +152,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             config,
             config.monitoring,
             overrides=sys.argv[1:],
-            facts=facts_of(local) | {"num_steps": config.train.num_steps},
+            facts=facts_of(config, checkpoint, local=local),
             resume=resumed,
             mirrors=mirrors_of(config.monitoring, local=local),
         ) as record,
@@ -190,9 +191,18 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     return 0
 
 
-def facts_of(local: bool) -> dict[str, object]:
-    """What a replay must know: sums depend on how many threads share them, and an actor has one."""
-    return {"learner_threads": torch.get_num_threads() if local else 1}
+def facts_of(config: RlConfig, checkpoint: Path, *, local: bool) -> dict[str, object]:
+    """What the run holds while it goes on, and what a replay must know: sums depend on how many threads share them.
+
+    An actor has one thread.
+    """
+    threads = torch.get_num_threads()
+    if local:
+        resources = {"CPU": float(threads), "GPU": float(torch.cuda.is_available())}
+        return {"learner_threads": threads, "resources": resources, "num_steps": config.train.num_steps}
+    needed = total_resources(actor_plan(config, count_parameters(checkpoint)))
+    resources = {name: needed[name] for name in ("CPU", "GPU")}
+    return {"learner_threads": 1, "resources": resources, "num_steps": config.train.num_steps}
 
 
 def check_local(config: RlConfig) -> None:

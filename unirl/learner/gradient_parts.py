@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PIECE_ELEMENTS, REDUCED_ELEMENTS = 2**16, 2**22
-"""Elements of a sum that are looked at at a time, and with a reduction over ranks."""
+PIECE_ELEMENTS, LARGE_ELEMENTS = 2**16, 2**22
+"""Elements of a sum that are taken at a time: as many as a core's cache holds, or as make a transfer worth while."""
 
 Products = list[list[float]]
 """Scalar product of every two parts, in the order in which they ended."""
@@ -126,7 +126,7 @@ class GradientParts:
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
         """The sum in order as vectors of some size, and where each begins."""
         begins, held, place = 0, list[Tensor](), 0
-        wanted = PIECE_ELEMENTS if self._summed else REDUCED_ELEMENTS
+        wanted = PIECE_ELEMENTS if self._summed and not torch.cuda.is_available() else LARGE_ELEMENTS
         for whole in self._read():
             for piece in whole.split(wanted):
                 held.append(piece)

@@ -91,7 +91,7 @@ def _show_samples(group: WeightedGroup, names: ImageNames) -> Iterator[dict[str,
     scored = group.scored
     read = [scores.texts["extracted"] for scores in scored.components.values() if "extracted" in scores.texts]
     for index, trajectory in enumerate(scored.group.trajectories):
-        extracted = {"extracted": read[0][index]} if read else {}
+        extracted: dict[str, object] = {"extracted": read[0][index]} if read else {}
         yield extracted | {
             "text": trajectory.text,
             "image": names.get((scored.group.request.request_id, index)),
