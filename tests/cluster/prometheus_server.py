@@ -113,9 +113,9 @@ def filled(expression):
     return expression
 
 
-def panel_problems(server):
+def panel_problems(server, rows=DASHBOARD):
     """What is wrong with panels: no series, NaN alone, or a legend that names a label which the result lacks."""
-    for _, panels in DASHBOARD:
+    for _, panels in rows:
         for panel in panels:
             for query, legend in panel.queries:
                 found = server.results(query)

@@ -12,6 +12,7 @@ from tests.cluster.prometheus_server import (
     FILES,
     find_binary,
     free_port,
+    panel_problems,
     prometheus,
     serving,
     until_sound,
@@ -21,6 +22,7 @@ from tests.jobs.runs import SMALL, UNIRL, has_step
 from unirl.cluster.prometheus import Prometheus
 from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.mirrors import MirroredRun
+from unirl.monitoring.panels import Panel
 
 ROOT = Path(__file__).parents[2]
 OFTEN = {"RAY_metrics_report_interval_ms": "1000"}
@@ -70,6 +72,9 @@ def test_every_expression_has_values_in_a_real_prometheus(tmp_path):
         with prometheus(tmp_path, port) as server:
             assert until_sound(server, run) == []
             assert {labels["run"] for labels, _ in server.results('{__name__=~"ray_unirl_.*"}')} == {"made"}
+            wrong = [("max by (run) (ray_unirl_no_such)", "{{run}}"), ("max by (run) (ray_unirl_step)", "{{task}}")]
+            panels = [Panel(title="wrong", meaning="", queries=(query,)) for query in wrong]
+            assert len(list(panel_problems(server, [("wrong", panels)]))) == 2
             phases = server.results(
                 "sum by (phase) (ray_unirl_step_phase_seconds_total) / on () group_left () "
                 "sum (ray_unirl_train_steps_total)"
