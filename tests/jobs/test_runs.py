@@ -206,9 +206,9 @@ def test_the_end_of_a_long_file_is_read_alone(tmp_path):
 LIVE = """
 import sys
 from pathlib import Path
-from tests.monitoring.made_run import make_config
+from unirl.config import RlConfig
 from unirl.monitoring.run_log import RunLog
-config = make_config(num_steps=3)
+config = RlConfig()
 sys.stdin.readline()
 with RunLog(Path(sys.argv[1]), config, config.monitoring, facts={"num_steps": 3}) as log:
     print("up", flush=True)
@@ -263,17 +263,7 @@ def test_tail_waits_for_a_run_follows_it_and_ends_with_it(live):
     assert err.splitlines()[-1].endswith("run: finished")
 
 
-def test_tail_tells_a_killed_run(live):
-    writer, reader = live
-    next_step(writer)
-    reader.stdout.readline()
-    writer.kill()
-    _, err = reader.communicate(timeout=20)
-    assert reader.returncode == 1
-    assert err.splitlines()[-1].endswith("run: killed")
-
-
-def test_ctrl_c_ends_tail_with_130_and_leaves_the_run_alone(live):
+def test_ctrl_c_ends_tail_alone_and_a_killed_run_is_told(live, tmp_path):
     writer, reader = live
     next_step(writer)
     reader.stdout.readline()
@@ -282,6 +272,15 @@ def test_ctrl_c_ends_tail_with_130_and_leaves_the_run_alone(live):
     assert reader.returncode == 130
     assert "Traceback" not in err
     assert writer.poll() is None
+    with subprocess.Popen(
+        [sys.executable, "-c", TAIL, "runs", "tail", tmp_path / "run"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline().startswith("step=1/3")
+        writer.kill()
+        _, err = other.communicate(timeout=20)
+    assert other.returncode == 1
+    assert err.splitlines()[-1].endswith("run: killed")
 
 
 def test_tail_of_an_ended_run_prints_its_last_steps(unirl, runs):

@@ -156,6 +156,7 @@ def test_wandb_offline_holds_every_value_and_no_secret(tmp_path):
     assert any(b"pairs_per_step" in path.read_bytes() for path in files if path.suffix == ".wandb")
 
 
+@pytest.mark.slow
 def test_wandb_that_dies_takes_nothing_with_it(tmp_path):
     pytest.importorskip("wandb", reason="W&B is not installed: its mirror is NOT tested; pip install wandb")
     done = run_with_wandb(tmp_path, "offline", "lose-wandb")
