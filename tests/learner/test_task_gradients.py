@@ -84,9 +84,11 @@ def kinds_of(batch):
     return replace(batch, rows=tuple(rows))
 
 
-def learner_with(every, **learner):
+def learner_with(every, dtype=torch.float32, **learner):
     settings = replace(SETTINGS, learner=replace(SETTINGS.learner, **learner), grad_cosine_every=every)
-    return Learner(TinyPolicy(), settings, RankPlace())
+    policy = TinyPolicy()
+    policy.module.to(dtype)
+    return Learner(policy, settings, RankPlace())
 
 
 @pytest.fixture
@@ -116,6 +118,17 @@ def test_norms_come_with_every_step_of_one_rank_and_cosines_with_measured_ones(m
         for name in wanted.keys() & metrics.keys():
             assert metrics[name] == pytest.approx(wanted[name], abs=1e-5, rel=1e-5), name
         assert metrics["learner/grad_cosine_s"] > 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_in_bfloat16_the_parts_make_up_the_gradient_that_the_optimizer_takes(measuring, stage):
+    batch = kinds_of(tiny_batch(TinyPolicy(), SCORING, num_rows=8, off_policy=0.3))
+    found = measuring(dtype=torch.bfloat16, zero_stage=stage).update(batch, 1)
+    one, other = (found[f"learner/grad_norm/{task}"] for task in TASKS)
+    whole = math.sqrt(one**2 + other**2 + 2 * one * other * found["learner/grad_cosine"])
+    assert whole == pytest.approx(found["learner/grad_norm"], rel=1e-4)
+    for name, value in slow_metrics(TinyPolicy(), batch, SCORING).items():
+        assert found[name] == pytest.approx(value, rel=0.05, abs=0.03), name
 
 
 def test_a_task_that_is_absent_leaves_no_cosine_and_the_other_ones_norm(measuring):

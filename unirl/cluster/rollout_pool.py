@@ -314,6 +314,7 @@ class RolloutPool:
         if version < oldest:
             # Newer weights are wanted than when the unit was handed out, which is nobody's fault.
             log.info("unit %s was sampled with weights %d; expected %d or newer, sampled again", unit, version, oldest)
+            unit.waits_since = time.perf_counter()
             todo.appendleft(unit)
         return version >= oldest
 

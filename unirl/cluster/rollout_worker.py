@@ -32,7 +32,10 @@ class RolloutWorker:
         from unirl.rollout.completions import DECODING, num_sampled
 
         self._decoding, self._num_sampled = DECODING, num_sampled
-        look = lambda: "decoding" if DECODING.is_running else None  # noqa: E731
+
+        def look() -> str | None:
+            return "decoding" if DECODING.is_running else None
+
         self._beat = open_heartbeat(f"rollout-{name}", f"rollout.{role}", look)
 
         self._loaded: Identity | None = None
