@@ -96,7 +96,7 @@ def test_every_expression_has_values_while_the_lab_learns(tmp_path):
         "monitoring.grad_cosine_every=1", f"cluster.metrics_port={port}", f"data.cache_dir={tmp_path}/cache",
     )  # fmt: skip
     with process(tmp_path, UNIRL, "train", *settings, "--run-dir", run_dir) as run:
-        wait_until(lambda: has_step(run_dir, 5), run, timeout_s=280)
+        wait_until(lambda: has_step(run_dir, 5), run, timeout_s=400)
         with prometheus(tmp_path, port) as server:
             assert until_sound(server, run, timeout_s=90) == []
             shown = one(server, 'max by (run) (ray_unirl_reward_mean{task="generation",pair_kind="all"})')
