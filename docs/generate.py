@@ -1,4 +1,4 @@
-"""Reference pages that are made from the code: settings from the dataclasses, commands from the command line."""
+"""Reference pages that are made from the code: settings, commands, and what Prometheus and Grafana show."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -10,14 +10,21 @@ from typer.testing import CliRunner
 from unirl.cli import app
 from unirl.config import AblationConfig, GenerateConfig, PairConfig, RlConfig, SftConfig
 from unirl.config_keys import Setting, list_settings
+from unirl.monitoring.panels import DASHBOARD, RULES
+from unirl.monitoring.series import PREFIX, SERIES
 
 WIDTH = 96
 
 
 def write_pages(folder: Path) -> None:
-    """Write configuration.md and cli.md into `folder`, leaving a page that is current untouched."""
+    """Write the pages into `folder`, leaving one that is current untouched."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("configuration.md", configuration_page()), ("cli.md", cli_page())):
+    pages = (
+        ("configuration.md", configuration_page()),
+        ("cli.md", cli_page()),
+        ("prometheus.md", prometheus_page()),
+    )
+    for name, lines in pages:
         text = "\n".join(lines) + "\n"
         page = folder / name
         if not page.exists() or page.read_text(encoding="utf-8") != text:
@@ -62,6 +69,23 @@ def cli_page() -> Iterator[str]:
         for sub in inner:
             yield f"### unirl {name} {sub}\n"
             yield from _help([name, sub])
+
+
+def prometheus_page() -> Iterator[str]:
+    """Series, panels and alert rules."""
+    yield "# Series, panels and alerts\n"
+    yield "How to get them: [](../../monitoring.md). Every series also has the label `run`.\n"
+    yield "| series | kind | labels | fed by | meaning |\n|---|---|---|---|---|"
+    for series in SERIES:
+        fed = f"`{series.source}`".replace("|", "\\|") if series.source else ""
+        yield f"| `{PREFIX}{series.name}` | {series.kind} | {', '.join(series.labels)} | {fed} | {series.meaning} |"
+    yield "\n## Panels\n\n| row | panel | meaning |\n|---|---|---|"
+    for title, row in DASHBOARD:
+        yield from (f"| {title} | {panel.title} | {panel.meaning} |" for panel in row)
+    yield "\n## Alerts\n\n| alert | severity | fires when | for | what to do |\n|---|---|---|---|---|"
+    for rule in RULES:
+        fires = f"`{rule.value} {rule.bound}`"
+        yield f"| {rule.name} | {rule.severity} | {fires} | {rule.lasting} | {rule.remedy} |"
 
 
 def _help(path: list[str]) -> Iterator[str]:

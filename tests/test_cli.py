@@ -19,6 +19,7 @@ COMMANDS = [
     "lab show", "bench diffusion", "bench shape", "bench sft", "bench sft-shape",
     "bench rollout", "bench reward", "bench learner", "bench sync", "bench step", "bench rl-shape", "bench all",
     "config show", "config validate", "config keys", "config diff",
+    "runs list", "runs show", "runs compare", "runs tail", "export",
 ]  # fmt: skip
 
 

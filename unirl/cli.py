@@ -46,11 +46,13 @@ lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, it
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed: ratios against a named baseline in one run.")
 data_app = typer.Typer(no_args_is_help=True, help="Interleaved text and images: import, check, look at.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings and check them.")
+runs_app = typer.Typer(no_args_is_help=True, help="Look at runs by their directories; needs no torch and no Ray.")
 app.add_typer(pair_app, name="pair")
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+app.add_typer(runs_app, name="runs")
 
 
 class Job(StrEnum):
@@ -869,6 +871,76 @@ def bench_all() -> None:
     from unirl.jobs import bench_rl as job
 
     raise typer.Exit(job.everything())
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or its name in runs/.")]
+
+
+@runs_app.command("list")
+def runs_list(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="RUNS_DIR", help="Folder of runs, at any depth; default runs.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every run with status, step, time and last rewards; the newest last. A killed run shows as such."""
+    from unirl.jobs import runs as job
+
+    raise typer.Exit(job.show_list(folder, as_json=as_json))
+
+
+@runs_app.command("show")
+def runs_show(run: RunArgument, as_json: AsJson = False) -> None:
+    """What a run was, its first and last metrics, its evaluations with intervals, its alerts."""
+    from unirl.jobs import runs as job
+
+    raise typer.Exit(job.show(run, as_json=as_json))
+
+
+@runs_app.command("compare")
+def runs_compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories, or their names in runs/.")],
+    as_json: AsJson = False,
+) -> None:
+    """Settings in which runs differ, final evaluations, and paired differences from the first run."""
+    from unirl.jobs import runs as job
+
+    if len(runs) < 2:
+        raise typer.BadParameter(f"expected two or more runs; got {len(runs)}; name another", param_hint="RUN RUN...")
+    raise typer.Exit(job.compare(runs, as_json=as_json))
+
+
+@runs_app.command("tail")
+def runs_tail(
+    run: RunArgument,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="Steps that are there already.")] = 10,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a run that is about to start.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """A line a step of a live run until it ends; exit 1 when it failed or was killed, 130 after Ctrl-C."""
+    from unirl.jobs import runs as job
+
+    raise typer.Exit(job.tail(run, num_lines=lines, wait_s=wait, as_json=as_json))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Metrics, a row a step, in one file.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Metrics as TensorBoard files.")] = False,
+    verl_jsonl: Annotated[bool, typer.Option("--verl-jsonl", help="Rollouts, as verl's trainers dump them.")] = False,
+    out: Annotated[Path | None, typer.Option(help="New file or folder; default named after the run, here.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder with tokenizer.json; default the run's own.")] = None,
+) -> None:
+    """Write a run's metrics or rollouts in a form that other tools read."""
+    kinds = {"parquet": parquet, "tensorboard": tensorboard, "verl-jsonl": verl_jsonl}
+    chosen = [kind for kind, wanted in kinds.items() if wanted]
+    if len(chosen) != 1:
+        given = " ".join(f"--{kind}" for kind in chosen) or "none"
+        raise typer.BadParameter(f"expected one of {', '.join(f'--{kind}' for kind in kinds)}; got {given}")
+    from unirl.jobs import export as job
+
+    raise typer.Exit(job.main(run, chosen[0], out=out, tokenizer=tokenizer))
 
 
 @app.command()

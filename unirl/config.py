@@ -363,6 +363,8 @@ class ClusterConfig:
     them, NCCL between GPUs, else gloo; or in memory that processes on rank 0's machine share."""
     broadcast_timeout_s: float = 60.0
     """Patience of a broadcast's members with each other; who is lost or late fetches the weights by itself."""
+    metrics_port: int | None = None
+    """Port on which a Ray that the run starts serves metrics to Prometheus; null lets Ray choose one."""
 
 
 @dataclass(frozen=True)
@@ -378,7 +380,14 @@ class MonitoringConfig:
     journal: bool = True
     """Write every trajectory to journal/step_*.parquet."""
     tensorboard: bool = False
-    """Mirror the metrics to TensorBoard files."""
+    """Mirror the metrics to TensorBoard files in the run directory."""
+    wandb: Literal["none", "offline", "online"] = "none"
+    """Mirror the metrics to W&B: into files of the run directory, which `wandb sync` sends later, or to its server."""
+    wandb_project: str = "unirl"
+    """Project of W&B."""
+    prometheus: bool = False
+    """Mirror the metrics to Prometheus through Ray's exporter. A Ray that the run starts serves them on
+    cluster.metrics_port."""
     stall_after_s: float = 300.0
     """Say what is being waited for when nothing happened for this long."""
     grad_cosine_every: int = 10

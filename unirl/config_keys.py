@@ -44,7 +44,7 @@ def _settings_of(defaults: Any, prefix: str = "") -> list[Setting]:
         elif is_dataclass(default):
             settings += _settings_of(default, f"{key}.")
         else:
-            bound = None if isinstance(default, bool) else bound_of(key)
+            bound = None if isinstance(default, bool | str) else bound_of(key)
             settings.append(
                 Setting(
                     key=key,

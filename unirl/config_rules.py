@@ -160,6 +160,7 @@ _BOUNDS: tuple[tuple[str, float, float, tuple[str, ...]], ...] = (
     ("must be 0, 1, 2 or 3", 0, 3, ("learner.zero_stage",)),
     ("must lie in [-1, 1], where cosines lie", -1, 1, ("threshold",)),
     ("must be a whole number in [0, 2^31)", 0, _SEEDS, ("*seed", "seeds")),
+    ("must be a port from 1024 to 65535", 1024, 65535, ("cluster.metrics_port",)),
     ("must be a finite number", -_LARGEST, _LARGEST, ("rewards.*.weight",)),
 )
 

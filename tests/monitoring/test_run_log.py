@@ -197,12 +197,6 @@ def test_equal_evaluation_images_are_one_file(open_log, tmp_path):
     assert (tmp_path / "run" / first).is_file()
 
 
-def test_tensorboard_files_mirror_the_metrics(open_log, tmp_path):
-    with open_log(tensorboard=True) as log:
-        log.record_step(make_step(1))
-    assert any((tmp_path / "run" / "tb").iterdir())
-
-
 def test_a_full_disk_ends_the_run_with_one_clear_error(tmp_path):
     # 24 KiB holds the start of a run but not many steps.
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (24576, 24576))\n" + WRITER

@@ -95,6 +95,7 @@ def _start_local(config: ClusterConfig, needed_cpus: float, environment: dict[st
                 logging_level=logging.ERROR,
                 log_to_driver=log.isEnabledFor(logging.DEBUG),
                 runtime_env={"env_vars": environment},
+                _metrics_export_port=config.metrics_port,
             )
     except Exception as error:
         raise PlacementError(

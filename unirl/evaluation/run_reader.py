@@ -65,7 +65,10 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
     What follows the last newline is still being written and not counted.
     """
-    data = path.read_bytes() if path.exists() else b""
+    return _objects(path.read_bytes() if path.exists() else b"")
+
+
+def _objects(data: bytes) -> tuple[list[dict[str, Any]], int]:
     records, bad = [], 0
     for line in data[: data.rfind(b"\n") + 1].splitlines():
         try:
@@ -79,6 +82,44 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return records, bad
 
 
+def read_tail(path: Path, num_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+    """The objects in the last bytes of a JSON-lines file, without reading the rest. No file gives none."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - num_bytes)
+        file.seek(start)
+        data = file.read()
+    return _objects(data[data.find(b"\n") + 1 :] if start else data)[0]
+
+
+class Follower:
+    """Reads a JSON-lines file as it grows. A file that shrinks was begun anew, and is read from its start."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The objects of the lines that were ended since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            if self._path.stat().st_size < self._position:
+                self._position = 0
+            file.seek(self._position)
+            data = file.read()
+        self._position += data.rfind(b"\n") + 1
+        return _objects(data)[0]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Every run directory at or below a folder, in no order; what lies inside a run is not searched."""
+    if (folder / "run.json").is_file():
+        return [folder]
+    inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+    return [run for entry in inner if not entry.name.startswith(".") for run in find_runs(entry)]
+
+
 def _last_of_each_step(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
     return tuple(by_step[step] for step in sorted(by_step))
@@ -87,5 +128,9 @@ def _last_of_each_step(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], ...
 def _evaluation(path: Path) -> EvaluationResult:
     try:
         return from_document(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: expected an evaluation in JSON; got {error}; delete the file, or restore it"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -21,13 +21,12 @@ from unirl.data.pair_store import PairSet, check_files, write_pair_set
 from unirl.data.records import Rejected, Sample, file_name, read_samples, stream_samples
 from unirl.data.teacher import Teacher
 from unirl.jobs.make_pairs import make_pair_set
+from unirl.lab.checkpoint_folder import CHECKPOINTS
 from unirl.models.checkpoint import stored_tensors
 from unirl.models.embedder import Embedder, load_embedder
 from unirl.types import GenerationSample, UnderstandingSample
 
 PACKAGE = Path(__file__).parents[1]
-CHECKPOINTS = PACKAGE / "lab" / "checkpoints"
-"""The tiny checkpoints that ship with the package, each a "lab:" name."""
 # What decides the lab's pairs: a change in any of these files makes new ones.
 _LAB_PAIR_SOURCES = ("lab/*.py", "pairing/*.py", "data/teacher.py", "data/pair_store.py", "jobs/make_pairs.py")
 

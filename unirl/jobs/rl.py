@@ -18,6 +18,7 @@ from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.flow import open_flow
 from unirl.jobs.interrupts import Interrupted, Interrupts
+from unirl.jobs.mirrors import mirrors_of
 from unirl.jobs.parts import Parts, open_parts
 from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
 from unirl.jobs.resume import keeps_course, restore
@@ -122,6 +123,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
 
     Raises:
         ConfigError: several learner ranks in one process, rewards that cannot be built, or fewer steps than were made.
+        ModuleNotFoundError: a package that mirrors the metrics is not installed.
         DataError: a checkpoint, pair set or run directory that cannot be used.
         PlacementError: this machine cannot hold the actors.
     """
@@ -152,6 +154,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             overrides=sys.argv[1:],
             facts=facts_of(config, checkpoint, local=local),
             resume=resumed,
+            mirrors=mirrors_of(config.monitoring, local=local),
         ) as record,
         log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
         driver_heartbeat(run_dir, config.monitoring, clock) as beat,
@@ -196,9 +199,10 @@ def facts_of(config: RlConfig, checkpoint: Path, *, local: bool) -> dict[str, ob
     threads = torch.get_num_threads()
     if local:
         resources = {"CPU": float(threads), "GPU": float(torch.cuda.is_available())}
-        return {"learner_threads": threads, "resources": resources}
+        return {"learner_threads": threads, "resources": resources, "num_steps": config.train.num_steps}
     needed = total_resources(actor_plan(config, count_parameters(checkpoint)))
-    return {"learner_threads": 1, "resources": {name: needed[name] for name in ("CPU", "GPU")}}
+    resources = {name: needed[name] for name in ("CPU", "GPU")}
+    return {"learner_threads": 1, "resources": resources, "num_steps": config.train.num_steps}
 
 
 def check_local(config: RlConfig) -> None:

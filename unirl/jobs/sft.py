@@ -30,6 +30,7 @@ from unirl.jobs.assets import check_conversations, resolve_checkpoint
 from unirl.jobs.conversations import changed_sources, token_sources
 from unirl.jobs.exam import check_exam, take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
+from unirl.jobs.mirrors import mirrors_of
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step, newest_commit
 from unirl.jobs.sft_checks import changed_rate, find_unlearned, what_ends
@@ -198,7 +199,17 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         if resumed:
             _check_data(run_dir, data, config)
         alerts = [*unlearned, *changed_rate(before, config, mixture, made=last_step(run_dir) or 0)]
-        record = stack.enter_context(RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed))
+        record = stack.enter_context(
+            RunLog(
+                run_dir,
+                config,
+                config.monitoring,
+                overrides=sys.argv[1:],
+                facts={"num_steps": last},
+                resume=resumed,
+                mirrors=mirrors_of(config.monitoring, local=local),
+            )
+        )
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
         run = _open_run(config, record, interrupts, last, data)
         stack.enter_context(driver_heartbeat(run_dir, config.monitoring, run.clock))

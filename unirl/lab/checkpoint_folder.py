@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""The tiny checkpoints that ship with the package, each a "lab:" name."""
+
 
 def write_folder(path: Path, write_files: Callable[[Path], None], facts: dict[str, Any] | None = None) -> None:
     """Let `write_files` fill a new folder and put it at `path`; an older checkpoint folder there is replaced.

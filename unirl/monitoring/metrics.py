@@ -45,8 +45,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("score/<task>/<reward>/<detail>", "1", "mean", "Mean of a named part of it, such as correct or exact."),
     Metric("advantage/abs_mean", "1", "mean", "Mean size of the advantages, pair weight applied; 0 teaches nothing."),
     Metric("pairs/similarity_mean", "1", "mean", "Mean cosine similarity s_p of the step's pairs."),
+    Metric("pairs/similarity_mean/<kind>", "1", "mean", "The same over pairs of one kind; absent without any."),
     Metric("pairs/similarity_min", "1", "min", "Least cosine similarity of the step's pairs."),
     Metric("pairs/weight_mean", "1", "mean", "Mean pair weight w_p (PairUni, eq. 3)."),
+    Metric("pairs/weight_mean/<kind>", "1", "mean", "The same over pairs of one kind; absent without any."),
     Metric("pairs/weight_min", "1", "min", "Least pair weight."),
     Metric("pairs/aligned_fraction", "1", "mean", "Share of the step's pairs that are aligned."),
     Metric("rollout/policy_version", "updates", "last", "Oldest weights that sampled any of the step's tokens."),
@@ -56,6 +58,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/truncated_fraction", "1", "mean", "Share of answers cut off at the length limit."),
     Metric("rollout/answer_tokens_mean", "tokens", "mean", "Mean length of an answer."),
     Metric("rollout/num_tokens", "tokens", "sum", "Tokens sampled, text and image."),
+    Metric("rollout/num_completions/<modality>", "1", "sum", "Completions sampled: answers (text), drawings (image)."),
     Metric("rollout/num_restarts", "workers", "sum", "Rollout workers replaced since the last line: dead or hung."),
     Metric("rollout/num_kept", "groups", "sum", "Groups taken from disk, where a crash had left them."),
     Metric("rollout/num_quarantined", "requests", "sum", "Requests left out as they failed; see quarantine.jsonl."),
@@ -253,6 +256,11 @@ def _pair_metrics(groups: Sequence[WeightedGroup]) -> Iterator[tuple[str, float]
     yield "pairs/similarity_min", min(similarities, default=math.nan)
     yield "pairs/weight_mean", _mean(weights)
     yield "pairs/weight_min", min(weights, default=math.nan)
+    for kind in ("aligned", "retrieved"):
+        of_kind = [group for group in pairs if group.pair.kind == kind]
+        if of_kind:
+            yield f"pairs/similarity_mean/{kind}", _mean([group.pair.similarity for group in of_kind])
+            yield f"pairs/weight_mean/{kind}", _mean([group.pair_weight for group in of_kind])
     yield "pairs/aligned_fraction", _mean([group.pair.kind == "aligned" for group in pairs])
 
 
@@ -262,6 +270,8 @@ def _rollout_metrics(data: StepData) -> Iterator[tuple[str, float]]:
     num_tokens = sum(len(t.completion_ids) for t in trajectories)
     yield "rollout/policy_version", min((t.policy_version for t in trajectories), default=math.nan)
     yield "rollout/num_tokens", num_tokens
+    yield "rollout/num_completions/text", len(answers)
+    yield "rollout/num_completions/image", len(trajectories) - len(answers)
     if answers:
         yield "rollout/truncated_fraction", _mean([t.finish_reason == "length" for t in answers])
         yield "rollout/answer_tokens_mean", _mean([len(t.completion_ids) for t in answers])

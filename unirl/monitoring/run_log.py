@@ -22,6 +22,7 @@ from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
 from unirl.monitoring.folder_lock import FolderLock, RunDirError
 from unirl.monitoring.images import encode_webp, thin_images
 from unirl.monitoring.metrics import find_alerts, lookup, step_metrics
+from unirl.monitoring.mirrors import Mirror, MirroredRun, Mirrors
 from unirl.monitoring.run_facts import describe_run, without_secrets
 from unirl.monitoring.step_data import StepData
 from unirl.types import QuarantinedRequest
@@ -47,6 +48,7 @@ class RunLog:
         overrides: Sequence[str] = (),
         facts: Mapping[str, object] | None = None,
         resume: bool = False,
+        mirrors: Sequence[Mirror] = (),
     ) -> None:
         """Create the directory, or open it again with `resume`.
 
@@ -57,6 +59,7 @@ class RunLog:
             overrides: the command's arguments as typed.
             facts: more for run.json, such as the Ray job id. The environment is never recorded.
             resume: go on with a run that is already there.
+            mirrors: where else the metrics go; opened here once the directory is this run's own.
 
         Raises:
             RunDirError: the directory holds a run and `resume` is False, holds something else, or is being written.
@@ -84,7 +87,15 @@ class RunLog:
             for name in ("images", "evaluations/images"):
                 (run_dir / name).mkdir(parents=True, exist_ok=True)
             self._files = {name: JsonLines(run_dir / f"{name}.jsonl") for name in _FILES}
-            self._tensorboard = _open_tensorboard(run_dir) if monitoring.tensorboard else None
+            self._mirrors = Mirrors(mirrors, lambda problem: self.event("mirror", problem))
+            self._mirrors.open(
+                MirroredRun(
+                    run_dir=run_dir,
+                    id=str(self._run["id"]),
+                    created=str(self._run["created"]),
+                    settings=self._settings["config.yaml"],
+                )
+            )
             self.event("resume" if before else "start", "the run goes on" if before else "the run starts")
         except BaseException:
             self._lock.release()
@@ -158,15 +169,14 @@ class RunLog:
         for name in values:
             lookup(name)
         self._files["metrics"].append({"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **values})
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        self._mirrors.write(step, values)
 
     def event(self, kind: str, message: str, fields: Mapping[str, object] | None = None) -> None:
         """Add a line to events.jsonl: an actor went down, weights were published, a checkpoint was saved, ..."""
         log.info("%s: %s", kind, message)
         line = {"v": 1, "time": time.time(), "attempt": self.attempt, "kind": kind, "message": message}
         self._files["events"].append(line | dict(fields or {}))
+        self._mirrors.event(kind, fields or {})
 
     def save_evaluation_image(self, image: NDArray[np.uint8]) -> str:
         """Write a picture once, named by its content, and return its path inside the run directory."""
@@ -211,10 +221,10 @@ class RunLog:
                 self._set_status(status, reason)
             self.sync()
         finally:
+            with suppress(OSError):  # a mirror's failure is an event, and the disk may be full
+                self._mirrors.close()
             for file in self._files.values():
                 file.close()
-            if self._tensorboard is not None:
-                self._tensorboard.close()
             self._lock.release()
 
     def __enter__(self) -> Self:
@@ -259,17 +269,6 @@ def _read_run(run_dir: Path, resume: bool) -> dict[str, Any]:
             f"run directory {run_dir}: expected a run.json with id, created and attempt; got {error!r}; restore the "
             "file, or start in another train.run_dir"
         ) from error
-
-
-def _open_tensorboard(run_dir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "monitoring.tensorboard: expected the package tensorboardX; got none; install it, or set "
-            "monitoring.tensorboard=false"
-        ) from error
-    return SummaryWriter(str(run_dir / "tb"))
 
 
 def _now() -> str:
