@@ -279,6 +279,9 @@ class LosingRollouts:
     def take_restarts(self) -> int:
         return 0
 
+    def take_stale(self) -> list[str]:
+        return self._rollouts.take_stale()
+
     def take_quarantined(self) -> list[QuarantinedRequest]:
         taken, self._quarantined = self._quarantined, []
         return taken

@@ -381,6 +381,12 @@ class MonitoringConfig:
     """Mirror the metrics to TensorBoard files."""
     stall_after_s: float = 300.0
     """Say what is being waited for when nothing happened for this long."""
+    on_alert: Literal["warn", "stop"] = "warn"
+    """What an alert does (docs: sentinels): "warn" notes it in events.jsonl; "stop" saves a checkpoint and ends the run
+    with exit code 1 at the first one that says learning has gone wrong. PairGRPO only."""
+    max_logprob_gap: float | None = None
+    """Nats by which sampler and learner may differ on a token; null takes 1e-3 (2s - 1) in float32 and 2s - 1 in
+    bfloat16, s the guidance scale. PairGRPO only."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from unirl.cluster.rollout_workers import SERVES, Control, RolloutWorkers, Worke
 from unirl.cluster.weight_broadcast import WeightBroadcast
 from unirl.cluster.weight_sync import Publication, WeightStore
 from unirl.config import RlConfig, SamplingConfig
+from unirl.models.named_arrays import differing
 from unirl.rollout.units import units_of_work
-from unirl.types import QuarantinedRequest, RolloutGroup, RolloutRequest, Task
+from unirl.types import QuarantinedRequest, RolloutGroup, RolloutRequest, Task, WeightsManifest
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class RolloutPool:
         self._busy: dict[ray.ObjectRef, tuple[Worker, _Unit, float]] = {}
         self._quarantined: list[QuarantinedRequest] = []
         self._failed: list[QuarantinedRequest] = []
+        self._asked: dict[ray.ObjectRef, tuple[str, WeightsManifest]] = {}
 
     def load_weights(self, publication: Publication, *, wait: bool = True) -> None:
         """Bring every worker to the published version; a worker that dies here is replaced.
@@ -140,6 +142,8 @@ class RolloutPool:
                 self._workers.replace(worker, f"did not load weights ({type(error).__name__})")
             else:
                 assert version == publication.policy_version, f"{worker.name} reports weights {version}"
+        for worker in self._workers.up:
+            self._ask(worker, publication)
 
     def _note(self, message: str) -> None:
         log.warning("%s", message)
@@ -212,6 +216,7 @@ class RolloutPool:
             reference = worker.handle.sample.remote(unit.reference, unit.sampling, publication)
             if publication is not None:
                 worker.sent = publication.identity
+                self._ask(worker, publication)
             self._busy[reference] = (worker, unit, time.monotonic())
 
     def _idle(self) -> list[Worker]:
@@ -304,6 +309,31 @@ class RolloutPool:
             worker, unit, _ = self._busy.pop(reference)
             self._workers.replace(worker, "hung")
             self._requeue(unit, todo, TimeoutError(f"no answer within {limit_s:g} s (rollout.timeout_s)"))
+
+    def _ask(self, worker: Worker, publication: Publication) -> None:
+        """Have a worker look at its own weights, once it has those of the publication; `take_stale` reads the answer.
+
+        The publication itself is not kept: its buckets would stay in the object store.
+        """
+        self._asked[worker.handle.weight_slices.remote()] = worker.name, publication.manifest
+
+    def take_stale(self) -> list[str]:
+        """Workers whose own weights were found to differ from published ones, since the last call."""
+        done = ray.wait([*self._asked], num_returns=len(self._asked), timeout=0)[0] if self._asked else []
+        stale: list[str] = []
+        for reference in done:
+            name, manifest = self._asked.pop(reference)
+            try:
+                identity, held = ray.get(reference)
+            except RayError:
+                continue  # the worker is gone, and replaced
+            if (
+                identity is None
+                or identity[0] < manifest.policy_version
+                or (identity == (manifest.policy_version, manifest.checksum) and differing(manifest, held))
+            ):
+                stale.append(name)
+        return sorted(set(stale))
 
     def take_quarantined(self) -> list[QuarantinedRequest]:
         """Requests that got no group, since the last call."""

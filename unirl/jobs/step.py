@@ -44,6 +44,8 @@ class SampledStep:
     """Groups that were on disk already, sampled before a crash."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Workers replaced meanwhile, by pool."""
+    stale_samplers: Sequence[str] = ()
+    """Samplers that did not take over published weights, by name."""
 
 
 def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> SampledStep:
@@ -58,7 +60,13 @@ def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> 
         check_judged(scored, quarantined, config.rewards.max_unjudged_fraction)
     restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
     return SampledStep(
-        step=step, pairs=pairs, scored=scored, quarantined=quarantined, num_kept=len(kept), restarts=restarts
+        step=step,
+        pairs=pairs,
+        scored=scored,
+        quarantined=quarantined,
+        num_kept=len(kept),
+        restarts=restarts,
+        stale_samplers=parts.rollouts.take_stale(),
     )
 
 
@@ -81,6 +89,8 @@ def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: Step
         quarantined=sampled.quarantined,
         num_kept=sampled.num_kept,
         weights_checksum=published.manifest.checksum,
+        num_pairs=parts.pairs.num_pairs(),
+        stale_samplers=sampled.stale_samplers,
         policy_version=published.manifest.policy_version - config.algorithm.updates_per_step,
     )
     return data, published
