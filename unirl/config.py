@@ -387,6 +387,12 @@ class MonitoringConfig:
     max_logprob_gap: float | None = None
     """Nats by which sampler and learner may differ on a token; null takes 1e-3 (2s - 1) in float32 and 2s - 1 in
     bfloat16, s the guidance scale. PairGRPO only."""
+    grad_cosine_every: int = 10
+    """Steps between measurements of the cosine between the understanding and the generation gradient, by pair kind too;
+    the first step is one. In between the norm of either is taken where that needs no traffic between ranks. Keeps up to
+    three copies of the gradient sums in main memory meanwhile, sharded as ZeRO shards them; 0 measures neither."""
+    heartbeat_s: float = 5.0
+    """Seconds between the lines that every actor writes about itself to actors/; 0 writes none."""
 
 
 @dataclass(frozen=True)

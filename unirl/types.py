@@ -404,6 +404,8 @@ class LearnerRow:
     advantage: float
     """Group-relative advantage with the pair weight applied."""
     unmask_step: NDArray[np.int16] | None = None
+    pair_kind: PairKind | None = None
+    """Of the pair that the prompt is a side of; None where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

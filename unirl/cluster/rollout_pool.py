@@ -327,11 +327,8 @@ class RolloutPool:
                 identity, held = ray.get(reference)
             except RayError:
                 continue  # the worker is gone, and replaced
-            if (
-                identity is None
-                or identity[0] < manifest.policy_version
-                or (identity == (manifest.policy_version, manifest.checksum) and differing(manifest, held))
-            ):
+            is_old = identity is None or identity[0] < manifest.policy_version
+            if is_old or (identity == (manifest.policy_version, manifest.checksum) and differing(manifest, held)):
                 stale.append(name)
         return sorted(set(stale))
 

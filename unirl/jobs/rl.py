@@ -30,7 +30,6 @@ from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
 from unirl.rewards.reward import check_rewards
-from unirl.types import GenerationSample, UnderstandingSample
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +175,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             with open_parts(config, checkpoint, pairs, local=local, record=record) as parts:
                 follow = keeps_course(config, changed)
                 first_step, owed = restore(parts, config, record, follow=follow) if resumed else (1, False)
-                record.accept()
-                if record.sentinels is not None and config.evaluation.enabled:
-                    record.sentinels.hold_out(heldout_of(config))
+                accept(record, config)
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
                 with terminal:
                     interrupts.defer()
@@ -193,10 +190,12 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
     return 0
 
 
-def heldout_of(config: RlConfig) -> list[UnderstandingSample | GenerationSample]:
-    """All samples that the run's evaluations use."""
-    understanding, generation = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
-    return [*understanding, *generation]
+def accept(record: RunLog, config: RlConfig) -> None:
+    """Take the settings over as those of the run, and tell its sentinels what evaluations use."""
+    record.accept()
+    if record.sentinels is not None and config.evaluation.enabled:
+        understanding, generation = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
+        record.sentinels.hold_out([*understanding, *generation])
 
 
 def facts_of(local: bool) -> dict[str, object]:

@@ -15,12 +15,16 @@ from unirl.types import (
     TASKS,
     LearnerBatch,
     LearnerRow,
+    PairKind,
     PairRecord,
     ScoredGroup,
     Trajectory,
     UnderstandingSample,
     WeightedGroup,
 )
+
+MOST_APART = 1.02
+"""Kinds of pairs get micro-batches of their own if that is at most so many times the tokens of mixed ones."""
 
 
 def weigh_groups(
@@ -77,7 +81,7 @@ def build_batch(groups: Sequence[WeightedGroup], config: AlgorithmConfig) -> Lea
             trajectories[task] += 1
             tokens[task] += loss_tokens
             if loss_tokens and (advantage != 0.0 or config.kl_beta != 0.0):
-                rows.append(_row(scored, trajectory, advantage))
+                rows.append(_row(group, trajectory, advantage))
     return LearnerBatch(
         rows=tuple(rows),
         num_trajectories=dict(trajectories),
@@ -87,10 +91,11 @@ def build_batch(groups: Sequence[WeightedGroup], config: AlgorithmConfig) -> Lea
     )
 
 
-def _row(group: ScoredGroup, trajectory: Trajectory, advantage: float) -> LearnerRow:
-    sample = group.group.request.sample
+def _row(group: WeightedGroup, trajectory: Trajectory, advantage: float) -> LearnerRow:
+    request = group.scored.group.request
+    sample = request.sample
     return LearnerRow(
-        task=group.group.request.task,
+        task=request.task,
         prompt_ids=trajectory.prompt_ids,
         image=sample.image if isinstance(sample, UnderstandingSample) else None,
         completion_ids=trajectory.completion_ids,
@@ -98,6 +103,7 @@ def _row(group: ScoredGroup, trajectory: Trajectory, advantage: float) -> Learne
         old_logprobs=trajectory.logprobs,
         advantage=advantage,
         unmask_step=trajectory.unmask_step,
+        pair_kind=group.pair.kind,
     )
 
 
@@ -113,6 +119,8 @@ class MicroBatch:
     """Passes that scoring these rows takes."""
     num_passes: int
     """Passes that every rank makes here; those beyond `own_passes` count for nothing."""
+    kind: PairKind | None = None
+    """Of the pairs of all ranks' rows here; None where they differ."""
 
 
 def plan_micro_batches(
@@ -121,8 +129,10 @@ def plan_micro_batches(
     """Micro-batches of each rank, in the order of their passes.
 
     All ranks get equally many, and at one position all have the same task and number of passes, since a forward or
-    backward pass under ZeRO meets the other ranks inside the model. Rows are taken from long to short (by passes, then
-    tokens, then position), so that padding is small and the largest micro-batch comes first; no randomness.
+    backward pass under ZeRO meets the other ranks inside the model. The tasks come one after the other, and in each of
+    them the kinds of pairs, unless keeping the kinds apart made the ranks carry noticeably more tokens: so the gradient
+    of a task or kind is a difference of two sums. Rows are taken from long to short (by passes, then tokens, then
+    position), so that padding is small and the largest micro-batch comes first; no randomness.
 
     Args:
         rows: rows of all ranks.
@@ -134,7 +144,6 @@ def plan_micro_batches(
     Raises:
         ValueError: one row alone is above the budget.
     """
-    plan: list[list[MicroBatch]] = [[] for _ in range(num_ranks)]
     tokens = [policy.tokens_per_row(row, scoring) for row in rows]
     passes = [policy.passes_per_row(row, scoring) for row in rows]
     if max(tokens, default=0) > max_tokens:
@@ -142,27 +151,55 @@ def plan_micro_batches(
             f"learner.max_tokens_per_micro_batch: expected room for the longest row; got {max_tokens} for a "
             f"{rows[tokens.index(max(tokens))].task} row of {max(tokens)} tokens; set it to {max(tokens)} or more"
         )
-    for task in TASKS:
-        order = sorted(
-            (index for index, row in enumerate(rows) if row.task == task),
-            key=lambda index: (-passes[index], -tokens[index], index),
+    tasks = [[index for index, row in enumerate(rows) if row.task == task] for task in TASKS]
+    kinds = sorted({row.pair_kind for row in rows}, key=str)
+    apart = [[index for index in part if rows[index].pair_kind == kind] for part in tasks for kind in kinds]
+    room = _Room(rows, tokens, passes, max_tokens, num_ranks)
+    plans = [room.plan(groups) for groups in (apart, tasks)]
+    return plans[0] if room.load(plans[0]) <= MOST_APART * room.load(plans[1]) else plans[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Rows with what each costs, and what a micro-batch holds."""
+
+    rows: Sequence[LearnerRow]
+    tokens: Sequence[int]
+    passes: Sequence[int]
+    max_tokens: int
+    num_ranks: int
+
+    def plan(self, groups: Sequence[Sequence[int]]) -> list[list[MicroBatch]]:
+        """Micro-batches of each rank, group after group; none holds rows of two groups."""
+        plan: list[list[MicroBatch]] = [[] for _ in range(self.num_ranks)]
+        for group in groups:
+            order = sorted(group, key=lambda index: (-self.passes[index], -self.tokens[index], index))
+            while order:
+                # Rows of equal passes are sorted by tokens, but fewer passes may come with more tokens: look at all.
+                per_rank = _rows_per_rank([self.tokens[index] for index in order], self.max_tokens, self.num_ranks)
+                taken, order = order[: per_rank * self.num_ranks], order[per_rank * self.num_ranks :]
+                for rank, part in enumerate(plan):
+                    part.append(self._micro_batch(taken, rank))
+        return plan
+
+    def _micro_batch(self, taken: Sequence[int], rank: int) -> MicroBatch:
+        own = taken[rank :: self.num_ranks]
+        indices, kinds = own or taken[-1:], {self.rows[index].pair_kind for index in taken}
+        return MicroBatch(
+            indices=tuple(indices),
+            counted=bool(own),
+            own_passes=max(self.passes[index] for index in indices),
+            num_passes=max(self.passes[index] for index in taken),
+            kind=kinds.pop() if len(kinds) == 1 else None,
         )
-        while order:
-            # Rows of equal passes are sorted by tokens, but fewer passes may come with more tokens: look at all taken.
-            per_rank = _rows_per_rank([tokens[index] for index in order], max_tokens, num_ranks)
-            taken, order = order[: per_rank * num_ranks], order[per_rank * num_ranks :]
-            for rank, part in enumerate(plan):
-                own = taken[rank::num_ranks]
-                indices = own or taken[-1:]
-                part.append(
-                    MicroBatch(
-                        indices=tuple(indices),
-                        counted=bool(own),
-                        own_passes=max(passes[index] for index in indices),
-                        num_passes=max(passes[index] for index in taken),
-                    )
-                )
-    return plan
+
+    def load(self, plan: Sequence[Sequence[MicroBatch]]) -> int:
+        """Tokens, padding and passes included, of the rank that has most at each position."""
+        sizes = [
+            [len(micro.indices) * max(self.tokens[i] for i in micro.indices) * micro.num_passes for micro in part]
+            for part in plan
+        ]
+        return sum(map(max, zip(*sizes, strict=True)))
 
 
 def _rows_per_rank(tokens: Sequence[int], max_tokens: int, num_ranks: int) -> int:

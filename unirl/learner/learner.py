@@ -1,7 +1,6 @@
 """One rank's training: micro-batches through the policy, the loss, the optimizer step, weights and checkpoints."""
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from unirl.learner.diffusion_steps import draw_steps, merge_steps
 from unirl.learner.engine import RankPlace, build_frozen_engine, learning_rate
 from unirl.learner.passes import MicroTensors, Runner, micro_tensors, scored_passes
 from unirl.learner.rank_engine import RankEngine
-from unirl.learner.tally import Tally, measure, metrics_of
+from unirl.learner.tally import Laps, Tally, measure, metrics_of
+from unirl.learner.task_gradients import TaskGradients
 from unirl.learner.weights import Bucket
 from unirl.models.named_arrays import to_tensor
 from unirl.models.policy import Policy, Scoring, load_policy
@@ -41,6 +41,8 @@ class LearnerSettings:
     """Newest checkpoints kept; 0 keeps all."""
     seed: int = 0
     """Of the run; decides which reveal steps an update learns from."""
+    grad_cosine_every: int = 0
+    """Steps between measurements of the cosine between the tasks' gradients; 0 measures no gradient by task."""
 
 
 class Learner:
@@ -100,6 +102,7 @@ class Learner:
             num_steps=config.train.num_steps,
             keep_checkpoints=config.train.keep_checkpoints,
             seed=config.train.seed,
+            grad_cosine_every=config.monitoring.grad_cosine_every,
         )
         place = RankPlace(rank=rank, world_size=config.learner.num_ranks, address=address[0], port=address[1])
         reference = load_policy(config.model, checkpoint) if wants_reference(config.algorithm) else None
@@ -119,32 +122,45 @@ class Learner:
             RuntimeError: a log-probability or gradient that is not finite, or a task that should learn and gets no
                 gradient; raised on all ranks before the optimizer moves, and the learner must then be thrown away.
         """
-        started, tally = time.perf_counter(), Tally()
+        laps, tally, measured = Laps(), Tally(), dict[str, float]()
         num_updates = self._settings.algorithm.updates_per_step
         work = self._prepare(batch)
         # A sampler that was never sent weights says version -1: it holds the checkpoint, like the learner at version 0.
         on_policy = max(batch.policy_version, 0) == self.policy_version
         lr, norm = 0.0, 0.0
+        laps.end("other")
         for index in range(num_updates):
             lr = self._next_rate()
             if work:
-                problems = self._accumulate(work, tally, first=index == 0, on_policy=on_policy)
+                parts = self._parts_of(work, step) if index == 0 else None
+                problems = self._accumulate(work, tally, laps, parts, first=index == 0, on_policy=on_policy)
                 # Later updates, and batches of older weights, may rightly find every token clipped.
                 strict = index == 0 and (on_policy or self._settings.algorithm.importance_cap is not None)
                 self._refuse(problems, {row.task for row in batch.rows if strict and row.advantage != 0.0}, step)
+                if parts is not None:
+                    measured = parts.metrics(with_cosine=self._is_measured(step))
+                laps.end("other")
                 norm = max(norm, self._engine.step(step))
+                laps.end("backward")
             self.policy_version += 1
         metrics = metrics_of(*tally.reduce(), num_updates=num_updates)
         if work:
             metrics["learner/grad_norm"] = norm
-        return metrics | {
-            "learner/lr": lr,
-            "learner/skipped_updates": 0.0 if work else float(num_updates),
-            "learner/num_rows": float(len(batch.rows)),
-            "learner/num_tokens": float(self._num_tokens),
-            "learner/num_micro_batches": float(len(work)),
-            "learner/update_s": time.perf_counter() - started,
-        }
+        laps.end("other")
+        return (
+            metrics
+            | measured
+            | {
+                "learner/lr": lr,
+                "learner/skipped_updates": 0.0 if work else float(num_updates),
+                "learner/num_rows": float(len(batch.rows)),
+                "learner/num_tokens": float(self._num_tokens),
+                "learner/num_micro_batches": float(len(work)),
+                "learner/update_s": sum(laps.seconds.values()),
+                "learner/score_s": laps.seconds["score"],
+                "learner/backward_s": laps.seconds["backward"],
+            }
+        )
 
     def _prepare(self, batch: LearnerBatch) -> list[MicroTensors]:
         """This rank's micro-batches as tensors; none on every rank when the batch has no rows."""
@@ -195,8 +211,25 @@ class Learner:
         self._engine.set_rate(lr)
         return lr
 
+    def _is_measured(self, step: int) -> bool:
+        every = self._settings.grad_cosine_every
+        return bool(every) and (step == 1 or step % every == 0)
+
+    def _parts_of(self, work: list[MicroTensors], step: int) -> TaskGradients | None:
+        """What tells the gradients of the tasks apart: when measured, and for their norms where that is nearly free."""
+        measured = self._is_measured(step)
+        wanted = measured or (self._settings.grad_cosine_every and not self._engine.parts_need_traffic)
+        return TaskGradients(self._engine, work, by_kind=measured) if wanted else None
+
     def _accumulate(
-        self, work: list[MicroTensors], tally: Tally, *, first: bool, on_policy: bool
+        self,
+        work: list[MicroTensors],
+        tally: Tally,
+        laps: Laps,
+        parts: TaskGradients | None,
+        *,
+        first: bool,
+        on_policy: bool,
     ) -> tuple[list[str], dict[str, float]]:
         """Add up this rank's gradient; returns its problems and the sum of squared gradients of each task.
 
@@ -206,16 +239,21 @@ class Learner:
         squares: dict[str, float] = {}
         self._engine.clear_gradients()
         for data in work:
+            if parts is not None:
+                parts.before_micro_batch()
+                laps.end("other")
             if first and self._reference is not None:
                 data.ref_logprobs = self._reference_logprobs(data, *self._reference)
-            bad, square = self._backward(data, tally, first=first, on_policy=on_policy)
+            bad, square = self._backward(data, tally, laps, first=first, on_policy=on_policy)
             squares[data.task] = squares.get(data.task, 0.0) + square
             if bad or not math.isfinite(square):
                 rows = sorted([data.micro.indices[row] for row in bad] or data.micro.indices)
                 problems.append(f"a {'log-probability' if bad else 'gradient'} of {data.task} rows {rows}")
         return problems, squares
 
-    def _backward(self, data: MicroTensors, tally: Tally, *, first: bool, on_policy: bool) -> tuple[set[int], float]:
+    def _backward(
+        self, data: MicroTensors, tally: Tally, laps: Laps, *, first: bool, on_policy: bool
+    ) -> tuple[set[int], float]:
         """One backward per scoring pass; returns the rows with a broken log-probability, and the squared gradients."""
         bad: set[int] = set()
         square = 0.0
@@ -239,7 +277,9 @@ class Learner:
             )
             if not loss.requires_grad:
                 raise RuntimeError(_no_gradient(data.task))
+            laps.end("score")
             square += self._engine.backward(loss)
+            laps.end("backward")
             tally.add(sums | {f"loss/{data.task}": sums["loss"]})
             measure(tally, data, scores, mask, difference)
         return bad, square

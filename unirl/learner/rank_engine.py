@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unirl.config import LearnerConfig
 from unirl.learner.engine import RankPlace, build_engine, clear_gradients, clips_itself, start_process_group
+from unirl.learner.gradient_parts import GradientParts, gradient_sums
 from unirl.learner.weights import Bucket, WeightExport
 from unirl.types import WeightsManifest
 
@@ -68,6 +69,17 @@ class RankEngine:
         # DeepSpeed averages gradients over ranks; the losses of the ranks are parts of one sum.
         self._engine.backward(loss * self.place.world_size)
         return self._grad_square.item()
+
+    def gradient_parts(self) -> GradientParts:
+        """Tells apart what is added to the gradient from here on; call it after `clear_gradients`."""
+        num_ranks = self.place.world_size
+        summed = not self.parts_need_traffic
+        return GradientParts(lambda: gradient_sums(self._engine, self._trainable), num_ranks, summed_over_ranks=summed)
+
+    @property
+    def parts_need_traffic(self) -> bool:
+        """Whether the products of gradient parts take a reduction of whole gradients over the ranks."""
+        return self.place.world_size > 1 and self._config.zero_stage < 2
 
     def step(self, step: int) -> float:
         """Move the optimizer; returns the global norm of the gradient before clipping.

@@ -1,6 +1,8 @@
 """What an update measures: sums, counts and extremes that reduce exactly over passes, micro-batches and ranks."""
 
 import math
+import time
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -46,6 +48,20 @@ class Tally:
             for name, value in rank_maxima.items():
                 maxima[name] = max(maxima.get(name, value), value)
         return sums, maxima
+
+
+class Laps:
+    """Seconds by name; each lap begins where the one before ended."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._last = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """The time since the last call, or since the beginning, was this."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self._last
+        self._last = now
 
 
 def measure(tally: Tally, data: MicroTensors, scores: TokenScores, mask: Tensor, difference: Tensor) -> None:

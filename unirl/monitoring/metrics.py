@@ -103,6 +103,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("learner/skipped_updates", "updates", "sum", "Updates left out because no group carried a signal."),
     Metric("learner/num_restarts", "gangs", "sum", "Times that all ranks were started anew; absent without any."),
     Metric("learner/update_s", "s", "mean", "Seconds inside the learner."),
+    Metric("learner/score_s", "s", "mean", "Seconds of them in forward passes and losses, on the first rank."),
+    Metric("learner/backward_s", "s", "mean", "Seconds of them in backward passes and the optimizer, likewise."),
     Metric("sft/nats/<modality>", "nats", "mean", "Cross-entropy of a target among the ids of its own modality."),
     Metric("sft/accuracy/<modality>", "1", "mean", "Share of targets that were the likeliest of their modality."),
     Metric("sft/num_targets/<modality>", "tokens", "sum", "Targets of the step."),
@@ -130,6 +132,25 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy/importance_mean", "1", "mean", "Mean weight of a token that older weights drew, capped."),
     Metric("policy/importance_capped_fraction", "1", "mean", "Share of such tokens whose weight is the cap."),
     Metric("policy/logprob_gap_max", "nats", "max", "Largest |learner - sampler| log-probability before the update."),
+    Metric(
+        "learner/grad_norm/<task>",
+        "1",
+        "mean",
+        "Global norm of one task's part of the gradient before clipping, of the step's first update.",
+    ),
+    Metric(
+        "learner/grad_cosine",
+        "1",
+        "mean",
+        "Cosine between the understanding and the generation part of the gradient, exact over micro-batches and ranks; "
+        "in measured steps (`monitoring.grad_cosine_every`). Below 0 the tasks pull apart.",
+    ),
+    Metric("learner/grad_cosine/<kind>", "1", "mean", "The same between the two sides of aligned or retrieved pairs."),
+    Metric("learner/grad_cosine_s", "s", "mean", "Seconds that measuring the gradients by task took in this step."),
+    Metric("phase/<phase>_s", "s", "mean", "Share of the step's wall time; all phases sum to `time/step_s`."),
+    Metric("fleet/<role>/tokens_per_s", "tokens/s", "mean", "Tokens that all workers of a role sampled per second."),
+    Metric("fleet/<role>/images_per_s", "images/s", "mean", "Images that all workers of a role sampled per second."),
+    Metric("fleet/<role>/queue_length", "requests", "mean", "Requests that waited for a worker of a role, on average."),
 )
 
 

@@ -295,7 +295,7 @@ def refusing_sentinel(error: BaseException) -> Sentinel | None:
 
 
 def severity_of(sentinel: Sentinel, on_alert: str) -> str:
-    """ "stop" where the alert ends the run."""
+    """What an alert does to a run with this `monitoring.on_alert`: "stop" where it ends it, else "warn"."""
     return "stop" if on_alert == "stop" and sentinel.stops else "warn"
 
 
