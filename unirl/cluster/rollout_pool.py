@@ -128,7 +128,12 @@ class RolloutPool:
             problems = self._broadcast.send(publication, self._workers.up)
             if problems:
                 self._note(f"weights {publication.policy_version} were not broadcast to all: {'; '.join(problems)}")
-        lacking = [worker for worker in self._workers.up if worker.sent != publication.identity]
+        self._load(publication, [worker for worker in self._workers.up if worker.sent != publication.identity])
+        for worker in self._workers.up:
+            self._ask(worker, publication)
+
+    def _load(self, publication: Publication, lacking: Sequence[Worker]) -> None:
+        """Have workers fetch the publication, and wait until they have it."""
         pending = {worker.handle.load_weights.remote(publication): worker for worker in lacking}
         for reference, worker in pending.items():
             worker.sent = publication.identity
@@ -142,8 +147,6 @@ class RolloutPool:
                 self._workers.replace(worker, f"did not load weights ({type(error).__name__})")
             else:
                 assert version == publication.policy_version, f"{worker.name} reports weights {version}"
-        for worker in self._workers.up:
-            self._ask(worker, publication)
 
     def _note(self, message: str) -> None:
         log.warning("%s", message)

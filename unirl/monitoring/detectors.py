@@ -16,12 +16,14 @@ Line = Mapping[str, float | None]
 
 FLAT_GROUPS = 12
 """Groups without a signal in a row before a task counts as silent: by chance, and near the end, a few are."""
-COUPLED_GROUPS = 12
-"""Groups over which a coupling is measured."""
-COUPLED_STEPS = 10
-"""Most steps that these may be spread over."""
 COUPLED = 0.8
 """Rank correlation from which on a reward is taken to follow the other quantity."""
+COUPLED_FREEDOM = 60
+"""Completions, less one a group, over which it is measured where there are so many."""
+COUPLED_STEPS = 10
+"""Most steps that these may be spread over."""
+BY_CHANCE = 4.5
+"""Standard deviations that a coupling by chance stays below."""
 DOMINANT = 30.0
 """Times that one task's gradient may be longer than the other's."""
 SPIKE = 30.0
@@ -273,15 +275,16 @@ def brightness_coupling(look: Look) -> Iterator[str]:
 
 
 def _coupled(look: Look, name: str, what: str) -> Iterator[str]:
-    total, groups = 0.0, 0.0
-    for line in (look.now, *list(look.past[-COUPLED_STEPS + 1 :])[::-1]):
-        value, count = line.get(name), line.get(f"{name}_groups")
+    """By chance a rank correlation of n values varies by 1 / (n - 1)."""
+    total, freedom = 0.0, 0.0
+    for line in (look.now, *look.past[:-COUPLED_STEPS:-1]):
+        value, count = line.get(name), line.get(f"{name}_freedom")
         if value is not None and count:
-            total, groups = total + value * count, groups + count
-        if groups >= COUPLED_GROUPS:
+            total, freedom = total + value * count, freedom + count
+        if freedom >= COUPLED_FREEDOM:
             break
-    if groups >= COUPLED_GROUPS and abs(total / groups) > COUPLED and name in look.now:
-        yield f"reward and {what} have a rank correlation of {total / groups:.2f} over {groups:g} groups"
+    if name in look.now and freedom and abs(total / freedom) > COUPLED and abs(total) / math.sqrt(freedom) > BY_CHANCE:
+        yield f"reward and {what} have a rank correlation of {total / freedom:.2f} inside the last groups"
 
 
 def missing_component(look: Look) -> Iterator[str]:

@@ -168,19 +168,19 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="length_coupling",
-        watches="Rank correlation of reward and length inside groups of answers: above 0.8 in size over 12 groups.",
+        watches="Rank correlation of reward and length inside groups of answers: above 0.8, and beyond chance.",
         why="The policy learns to write longer, or shorter, instead of better.",
         remedy="Read the answers in the dashboard; mend the reward, or mask answers that are cut off.",
         find=detectors.length_coupling,
-        needs="12 groups; after a resume from metrics.jsonl",
+        needs="some 25 completions; after a resume from metrics.jsonl",
     ),
     Sentinel(
         name="brightness_coupling",
-        watches="Rank correlation of reward and mean pixel inside groups of drawings: above 0.8 over 12 groups.",
+        watches="Rank correlation of reward and mean pixel inside groups of drawings: above 0.8, and beyond chance.",
         why="The policy learns to draw bright, or dark, instead of right: a known way to please a preference model.",
         remedy="Look at the pictures in the dashboard; add a reward that does not follow brightness.",
         find=detectors.brightness_coupling,
-        needs="12 groups; after a resume from metrics.jsonl",
+        needs="some 25 completions; after a resume from metrics.jsonl",
     ),
     Sentinel(
         name="missing_component",

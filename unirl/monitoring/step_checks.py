@@ -34,19 +34,20 @@ def _coupling(task: str, groups: Sequence[WeightedGroup]) -> Iterator[tuple[str,
     name, measure = ("length", _length) if task == "understanding" else ("brightness", _brightness)
     found = [value for group in groups if (value := _rank_correlation(group, measure)) is not None]
     if found:
-        yield f"reward/{task}/{name}_coupling", float(np.mean(found))
-        yield f"reward/{task}/{name}_coupling_groups", len(found)
+        freedom = sum(num - 1 for _, num in found)
+        yield f"reward/{task}/{name}_coupling", sum(value * (num - 1) for value, num in found) / freedom
+        yield f"reward/{task}/{name}_coupling_freedom", freedom
 
 
-def _rank_correlation(group: WeightedGroup, measure: Callable[[Trajectory], float | None]) -> float | None:
-    """Spearman's, over the judged completions of a group; None where nothing varies."""
+def _rank_correlation(group: WeightedGroup, measure: Callable[[Trajectory], float | None]) -> tuple[float, int] | None:
+    """Spearman's, over the judged completions of a group, and their number; None where nothing varies."""
     trajectories = group.scored.group.trajectories
     values = [measure(t) for t, judged in zip(trajectories, group.scored.judged, strict=True) if judged]
     kept = np.array([value for value in values if value is not None], np.float64)
     rewards = group.scored.rewards[group.scored.judged]
     if len(kept) < len(values) or len(kept) < 3 or np.ptp(kept) == 0 or np.ptp(rewards) == 0:
         return None
-    return float(np.corrcoef(ranks(kept), ranks(rewards))[0, 1])
+    return float(np.corrcoef(ranks(kept), ranks(rewards))[0, 1]), len(kept)
 
 
 def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
