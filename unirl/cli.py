@@ -255,7 +255,7 @@ def generate(  # noqa: PLR0913 - one option each
 
 
 @app.command()
-def verify(
+def verify(  # noqa: PLR0913 - one option each
     overrides: Overrides = None,
     config: Files = None,
     checkpoint: Annotated[

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from unirl.monitoring.metric_advice import ADVICE, Advice
 from unirl.monitoring.step_checks import check_metrics
 from unirl.monitoring.step_data import StepData
 from unirl.types import TASKS, Trajectory, WeightedGroup
@@ -31,6 +32,11 @@ class Metric:
     reduction: Reduction
     """How the values of several steps become one."""
     meaning: str
+
+    @property
+    def advice(self) -> Advice:
+        """What is normal, and what to do when it is not."""
+        return ADVICE.get(self.name, Advice("", ""))
 
 
 METRICS: tuple[Metric, ...] = (
@@ -317,10 +323,15 @@ def metrics_page() -> str:
         "A name in angle brackets stands for any word. A value that was NaN or infinite is `null`, and its name is",
         "listed under `nonfinite` in the same line. The reduction says how the values of several steps become one.",
         "",
-        "| name | unit | reduction | meaning |",
-        "|---|---|---|---|",
+        "What to do when a value is not normal stands last; [sentinels](sentinels.md) watch the worst of it.",
+        "",
+        "| name | unit | reduction | meaning | normal | else |",
+        "|---|---|---|---|---|---|",
     ]
-    lines += [f"| `{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |" for metric in METRICS]
+    for metric in METRICS:
+        advice = metric.advice
+        cells = (f"`{metric.name}`", metric.unit, metric.reduction, metric.meaning, advice.normal, advice.otherwise)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
