@@ -323,9 +323,10 @@ def unjudged(look: Look) -> Iterator[str]:
 
 def truncated_failures(look: Look) -> Iterator[str]:
     """Answers that ran out of room and are taught as wrong."""
-    share = look.now.get("rollout/truncated_fraction", 0.0)
+    name = "rollout/truncated_fraction"
+    share = look.now.get(name, 0.0)
     cut, mean = look.now.get("reward/understanding/truncated"), look.now.get("reward/understanding")
-    if share < CUT_OFF or cut is None or mean is None:
+    if cut is None or mean is None or not look.lasts(2, lambda line: (line.get(name) or 0.0) >= CUT_OFF):
         return
     finished = (mean - share * cut) / (1 - share) if share < 1 else math.inf
     if cut < finished - 0.1 * max(1.0, abs(finished) if math.isfinite(finished) else 1.0):

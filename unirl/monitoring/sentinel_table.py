@@ -201,10 +201,11 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="truncated_failures",
-        watches="Answers cut off at the limit: a fifth or more of the step, earning less than finished ones.",
+        watches="Answers cut off at the limit: a fifth or more of two steps running, earning less than finished ones.",
         why="Long thought is taught as failure, though nobody knows how it would have ended.",
         remedy="Raise rollout.sampling.text.max_tokens, or have the reward leave them unjudged.",
         find=detectors.truncated_failures,
+        needs=_LINES,
     ),
     Sentinel(
         name="repeated_pairs",
