@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 
 import numpy as np
@@ -248,13 +249,13 @@ def gradient_spike(look: Look) -> Iterator[str]:
 
 def entropy_collapse(look: Look) -> Iterator[str]:
     """A policy that always says the same."""
-    for modality in ("text", "image"):
-        name = f"policy/entropy/{modality}"
+    for modality, kind in product(("text", "image"), ("rollout/surprisal", "policy/entropy")):
+        name = f"{kind}/{modality}"
         value = look.now.get(name)
         for what, lines in (("first", look.first), ("last", look.past[-5:])):
             before = [found for line in lines if (found := line.get(name)) is not None]
             if value is not None and len(before) >= 2 and value < COLLAPSED * (usual := median(before)):
-                yield f"entropy of {modality} is {value:.3g} nats, where the {what} steps had {usual:.3g}"
+                yield f"{name} is {value:.3g} nats, where the {what} steps had {usual:.3g}"
                 break
 
 

@@ -59,6 +59,7 @@ ADVICE: dict[str, Advice] = {
     "rollout/num_restarts": Advice("0", "read the worker's log; memory is the usual reason"),
     "rollout/num_kept": Advice("absent but after a crash", "nothing"),
     "rollout/num_quarantined": Advice("0", "quarantine.jsonl has the errors"),
+    "rollout/surprisal/<modality>": Advice("near `policy/entropy/<modality>`", "as for the entropy"),
     "rollout/num_stale_samplers": Advice("0", "end that worker; another takes its place"),
     "rollout/equal_images_fraction": Advice("0", "check seeds and temperature"),
     "rollout/tokens_per_s": Advice("steady", _SPEED),

@@ -74,6 +74,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("pairs/num_blank_images", "pairs", "sum", "Pairs whose question is about a picture of one colour."),
     Metric("rollout/equal_images_fraction", "1", "mean", "Share of groups whose drawings are the same, code by code."),
     Metric(
+        "rollout/surprisal/<modality>",
+        "nats",
+        "mean",
+        "Mean -log p of the tokens drawn, an estimate of their entropy in all groups, with a signal or without.",
+    ),
+    Metric(
         "rollout/num_stale_samplers",
         "workers",
         "max",

@@ -153,7 +153,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="entropy_collapse",
-        watches="Entropy per token of either modality: below a tenth of the first, or of the last, steps' median.",
+        watches="Entropy and surprisal of either modality: below a tenth of the median of the first, or last, five steps.",
         why="Samples of a prompt become alike, and groups lose their signal for good.",
         remedy="See that temperatures were not changed; lower learner.lr; resume from an older checkpoint.",
         find=detectors.entropy_collapse,

@@ -27,6 +27,11 @@ def check_metrics(data: StepData) -> Iterator[tuple[str, float]]:
     drawings = [g.scored.group.trajectories for g in data.groups if g.scored.group.trajectories[0].modality == "image"]
     if several := [group for group in drawings if len(group) > 1]:
         yield "rollout/equal_images_fraction", float(np.mean([_all_equal(group) for group in several]))
+    for modality in ("text", "image"):
+        drawn = [t for g in data.groups for t in g.scored.group.trajectories if t.modality == modality]
+        logprobs = np.concatenate([t.logprobs[t.loss_mask] for t in drawn] or [np.zeros(0, np.float32)])
+        if len(logprobs):
+            yield f"rollout/surprisal/{modality}", -float(logprobs.mean(dtype=np.float64))
     yield "rollout/num_stale_samplers", len(data.stale_samplers)
 
 
