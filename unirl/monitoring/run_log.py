@@ -18,7 +18,7 @@ from unirl.config import MonitoringConfig, RlConfig
 from unirl.config_loading import to_yaml
 from unirl.monitoring import journal, pair_view
 from unirl.monitoring.control import forget_orders
-from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
+from unirl.monitoring.durable_files import JsonLines, encode_line, read_lines, write_atomic
 from unirl.monitoring.folder_lock import FolderLock, RunDirError
 from unirl.monitoring.images import encode_webp, thin_images
 from unirl.monitoring.metrics import lookup, step_metrics
@@ -69,7 +69,7 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(run_dir)
         self._ended = False
-        self._step = 0
+        self._step = max((line["step"] for line in read_lines(run_dir / "metrics.jsonl")), default=0) if resume else 0
         self.stopping = ""
         """The alert that is to end the run; empty while there is none."""
         try:
@@ -131,7 +131,6 @@ class RunLog:
         values = step_metrics(data)
         self.write_metrics(data.step, values)
         self.write_quarantined(data.step, data.quarantined)
-        self._step = data.step
         self._ask_sentinels(data, values)
         if shown.journal:
             journal.write_step(self.run_dir, data, images)
@@ -152,10 +151,10 @@ class RunLog:
         Args:
             sentinel: its name.
             message: what is wrong.
-            step: where; None takes the last recorded one.
+            step: where; None takes the one under way.
             since: first step of a condition that lasts.
         """
-        step = self._step if step is None else step
+        step = self._step + 1 if step is None else step
         fields = alert_fields(sentinel_of(sentinel), step, self._monitoring.on_alert) | {"since": since or step}
         log.warning("step %d: %s: %s", step, sentinel, message)
         self.event("alert", message, fields)
@@ -188,6 +187,7 @@ class RunLog:
         """
         for name in values:
             lookup(name)
+        self._step = step
         self._files["metrics"].append({"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **values})
         if self._tensorboard is not None:
             for name, value in values.items():

@@ -68,6 +68,7 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="A wrong weight scales a pair's whole gradient.",
         remedy="Check the pair set with unirl pair verify; else a defect of unirl/algorithms/pair_weight.py.",
         find=detectors.wrong_pair_weights,
+        refusals=("expected pair weights in [0, 1]",),
     ),
     Sentinel(
         name="no_gradient",
@@ -153,7 +154,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="entropy_collapse",
-        watches="Entropy and surprisal of either modality: below a tenth of the median of the first, or last, five steps.",
+        watches="Entropy and surprisal of either modality: below a tenth of the median of the first, or last, 5 steps.",
         why="Samples of a prompt become alike, and groups lose their signal for good.",
         remedy="See that temperatures were not changed; lower learner.lr; resume from an older checkpoint.",
         find=detectors.entropy_collapse,
@@ -290,9 +291,10 @@ def sentinel_of(name: str) -> Sentinel:
 
 
 def refusing_sentinel(error: BaseException) -> Sentinel | None:
-    """The sentinel whose words an error has."""
+    """The sentinel whose words an error has; the first ones count, since an error may tell of another inside it."""
     text = str(error)
-    return next((s for s in SENTINELS if any(words in text for words in s.refusals)), None)
+    found = [(text.index(words), s.name) for s in SENTINELS for words in s.refusals if words in text]
+    return sentinel_of(min(found)[1]) if found else None
 
 
 def severity_of(sentinel: Sentinel, on_alert: str) -> str:

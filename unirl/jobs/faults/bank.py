@@ -68,6 +68,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(plant=rewards.sign_lost, sentinel="disordered_advantages"),
     Fault(plant=rewards.off_by_one, sentinel="disordered_advantages"),
     Fault(plant=rewards.no_baseline, sentinel="disordered_advantages"),
+    Fault(plant=rewards.aligned_pairs_weighed, sentinel="wrong_pair_weights"),
     Fault(plant=rewards.weight_upside_down, sentinel="wrong_pair_weights"),
     Fault(plant=sampling.update_ignored, sentinel="stale_sampler"),
     Fault(plant=sampling.half_loaded, sentinel="stale_sampler"),

@@ -115,6 +115,11 @@ def no_baseline() -> AbstractContextManager[None]:
     return advantages(lambda _, rewards: rewards)
 
 
+def aligned_pairs_weighed() -> AbstractContextManager[None]:
+    """Aligned pairs weigh half as much as they should."""
+    return replaced(batching, "weigh_pairs", lambda original: lambda *a, **k: 0.5 * original(*a, **k))
+
+
 def weight_upside_down() -> AbstractContextManager[None]:
     """Pair weights divided by instead of multiplied with."""
     return replaced(batching, "weigh_pairs", lambda original: lambda *a, **k: 1 / original(*a, **k).clamp(min=1e-3))
