@@ -21,13 +21,12 @@ log = logging.getLogger(__name__)
 LOG_WIDTH = 118
 
 
-def main(*, only: Sequence[str] = (), as_json: bool = False, as_markdown: bool = False) -> int:
+def main(*, only: Sequence[str] = (), as_json: bool = False) -> int:
     """Run the bank and print the table.
 
     Args:
         only: names of faults; none runs all of them and the clean runs.
         as_json: print one JSON object.
-        as_markdown: print the table of docs/faults.md.
 
     Returns:
         0, or 1 when a fault was not caught in time, or a sentinel spoke where nothing was wrong.
@@ -44,8 +43,6 @@ def main(*, only: Sequence[str] = (), as_json: bool = False, as_markdown: bool =
     if as_json:
         runs = [asdict(outcome) | {"passed": outcome.passed} for outcome in found]
         sys.stdout.write(json.dumps({"passed": passed, "runs": runs}, indent=2) + "\n")
-    elif as_markdown:
-        sys.stdout.write("\n".join(page(found)) + "\n")
     else:
         show(found, time.perf_counter() - started)
     return 0 if passed else 1
@@ -111,8 +108,9 @@ def summary(found: Sequence[Outcome]) -> str:
 
 
 def page(found: Sequence[Outcome]) -> Iterator[str]:
-    """The table in Markdown, with what each fault is."""
-    yield f"{summary(found)}."
+    """docs/faults.md: the table, and what each fault is."""
+    yield PREFACE
+    yield f"**{summary(found)}.**"
     yield ""
     yield "| fault | what is wrong | planted | caught | by | also heard |"
     yield "|---|---|---|---|---|---|"
@@ -121,8 +119,23 @@ def page(found: Sequence[Outcome]) -> Iterator[str]:
             name, planted, caught, by, others = row
             yield f"| `{name}` | {outcome.what} | {planted} | {caught} | {by} | {others} |"
     yield ""
-    yield "| clean run | steps | alarms |"
+    yield "| clean run | steps | verdict |"
     yield "|---|---|---|"
     for outcome in found:
         if not outcome.planted:
-            yield f"| {outcome.name} | {outcome.steps} | {len(outcome.also)} |"
+            yield f"| {outcome.name} | {outcome.steps} | {verdict(outcome)} |"
+
+
+PREFACE = f"""\
+# Faults that sentinels must catch
+
+Printed by `python -m unirl.jobs.verify_faults > docs/faults.md`, which runs the bank, as does `unirl verify --faults`.
+
+Each fault is planted in a real run of the [lab](lab.md) at step 3, by putting other code in the place of the real one.
+A [sentinel](sentinels.md) must catch it, as an alert or as a refusal that ends the run, in that step or one of the
+{MOST_STEPS - 1} after it. In clean runs no sentinel may speak.
+"""
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(page(list(outcomes(())))) + "\n")
