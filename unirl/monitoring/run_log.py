@@ -69,7 +69,8 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(run_dir)
         self._ended = False
-        self._step = max((line["step"] for line in read_lines(run_dir / "metrics.jsonl")), default=0) if resume else 0
+        steps = [line["step"] for line in read_lines(run_dir / "metrics.jsonl")] if resume else []
+        self._step: int = max(steps, default=0)
         self.stopping = ""
         """The alert that is to end the run; empty while there is none."""
         try:

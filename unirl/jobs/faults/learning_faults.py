@@ -85,7 +85,8 @@ def dropout_left_on() -> AbstractContextManager[None]:
     return replaced(JanusPro, "score", make)
 
 
-def ratio_to_something_else() -> AbstractContextManager[None]:
+@contextmanager
+def ratio_to_something_else() -> Any:
     """The loss takes ratios to log-probabilities that are a third too low."""
 
     def make(original: Any) -> Any:
@@ -94,10 +95,8 @@ def ratio_to_something_else() -> AbstractContextManager[None]:
     def sums(original: Any) -> Any:
         return lambda log_ratio, *arguments: original(log_ratio + math.log(1.4), *arguments)
 
-    stack = ExitStack()
-    stack.enter_context(replaced(policy_loss, "clipped_surrogate", make))
-    stack.enter_context(replaced(policy_loss, "surrogate_sums", sums))
-    return stack
+    with replaced(policy_loss, "clipped_surrogate", make), replaced(policy_loss, "surrogate_sums", sums):
+        yield
 
 
 def batched(change: Any) -> AbstractContextManager[None]:

@@ -62,7 +62,7 @@ def bit_flipped() -> AbstractContextManager[None]:
 
     def change(publication: LocalPublication) -> LocalPublication:
         (name, first), *others = publication.tensors
-        array = np.array(first)
+        array: Any = np.array(first)
         array.reshape(-1)[:1] += 1
         return LocalPublication(publication.manifest, [(name, array), *others])
 
