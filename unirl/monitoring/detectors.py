@@ -15,8 +15,8 @@ from unirl.types import TASKS
 Line = Mapping[str, float | None]
 """Metrics of a step; None where a value was not finite."""
 
-FLAT_GROUPS = 12
-"""Groups without a signal in a row before a task counts as silent: by chance, and near the end, a few are."""
+FLAT_STEPS, FLAT_GROUPS = 3, 12
+"""Steps, and groups, without a signal in a row before a task counts as silent: near the end single steps are."""
 COUPLED = 0.8
 """Rank correlation from which on a reward is taken to follow the other quantity."""
 COUPLED_FREEDOM = 60
@@ -97,8 +97,8 @@ class Look:
 
     @property
     def flat_steps(self) -> int:
-        """Steps of `FLAT_GROUPS` groups of a task."""
-        return math.ceil(FLAT_GROUPS / self.rules.pairs_per_step)
+        """Steps in a row that make a task silent."""
+        return max(FLAT_STEPS, math.ceil(FLAT_GROUPS / self.rules.pairs_per_step))
 
     @property
     def is_on_policy(self) -> bool:

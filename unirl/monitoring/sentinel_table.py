@@ -30,7 +30,7 @@ class Sentinel:
     """What it must have seen before it can speak, also after a resume."""
 
 
-_STEPS = "steps of 12 groups; after a resume from metrics.jsonl"
+_STEPS = "three steps; after a resume from metrics.jsonl"
 _LINES = "two steps; after a resume from metrics.jsonl"
 
 SENTINELS: tuple[Sentinel, ...] = (
@@ -45,7 +45,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="constant_reward",
-        watches="Greatest less least reward of a task: 0 over 12 groups or more.",
+        watches="Greatest less least reward of a task: 0 in three steps running, and in 12 groups.",
         normal="Rewards of a step differ, until a task is solved.",
         why="Nothing is learned from a task whose every completion earns the same.",
         remedy="Read pairs in the dashboard: if answers are rightly all right, take harder data; else mend the reward.",
@@ -54,7 +54,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="zero_variance",
-        watches="Share of groups whose rewards are all equal: 100 % over 12 groups or more.",
+        watches="Share of groups whose rewards are all equal: 100 % in three steps running, and in 12 groups.",
         normal="Less than half of the groups are flat; more near the end of a run.",
         why="Group-relative advantages of equal rewards are 0: steps cost as always and teach nothing.",
         remedy="More completions a prompt (rollout.num_*), a higher temperature, or pairs of middling difficulty.",
@@ -213,7 +213,7 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="The weighted sum goes on without one of its parts, and the curve only looks a little lower.",
         remedy="Look at the reward's log and options.",
         find=detectors.missing_component,
-        needs="nothing; 12 groups where it says one thing",
+        needs="nothing; three steps where it says one thing",
     ),
     Sentinel(
         name="unjudged",
