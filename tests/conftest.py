@@ -22,12 +22,14 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 def no_process_group_stays():
     """A module leaves this process in no process group, since vLLM and DeepSpeed end each other's groups."""
     yield
-    if "vllm.distributed" in sys.modules:
+    if "vllm.v1.engine.core_client" in sys.modules:
         from vllm.distributed import cleanup_dist_env_and_memory
+        from vllm.v1.engine.core_client import InprocClient
 
-        # An engine ends every group when it is collected, which would be amid a later module; it hid itself from that.
+        # An engine ends every group when it is collected, which would be amid a later module. It hides from that.
         gc.unfreeze()
-        gc.collect()
+        for engine in [found for found in gc.get_objects() if type(found) is InprocClient]:
+            engine._finalizer()
         cleanup_dist_env_and_memory()
     elif "torch.distributed" in sys.modules:
         from torch import distributed

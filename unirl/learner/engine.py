@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ class RankPlace:
     address: str = "127.0.0.1"
     """Host of rank 0."""
     port: int = 0
-    """Port of rank 0; 0 lets a group of one rank choose."""
+    """Port of rank 0; a group of one rank needs none."""
 
 
 class ComputingModule(nn.Module):
@@ -49,16 +48,16 @@ def start_process_group(place: RankPlace) -> None:
         RuntimeError: the process is in a group of another size.
     """
     cpu = not torch.cuda.is_available()
+    backend = "gloo" if cpu else "nccl"
     if cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    port = place.port or _free_port()
     os.environ.update(
         RANK=str(place.rank),
         WORLD_SIZE=str(place.world_size),
         # A Ray actor sees its own GPU only, as number 0.
         LOCAL_RANK="0",
         MASTER_ADDR=place.address,
-        MASTER_PORT=str(port),
+        MASTER_PORT=str(place.port),
     )
     import deepspeed
 
@@ -66,23 +65,20 @@ def start_process_group(place: RankPlace) -> None:
     if not torch.distributed.is_initialized():
         # A vLLM engine that ends in this process ends every group in it; DeepSpeed would go on using its own.
         deepspeed.utils.groups._release_process_group_references()
+        if place.world_size == 1:
+            alone = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            torch.distributed.init_process_group(backend, store=alone, rank=0, world_size=1)
     # DeepSpeed's own calls; one warning per collective would drown the log.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if cpu:
         # Without an entry here DeepSpeed compiles a shared-memory reduction on first use, for minutes.
         cast(Any, deepspeed.ops).__compatible_ops__ = {}
-    deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if torch.distributed.get_world_size() != place.world_size:
         raise RuntimeError(
             f"learner: expected a process group of {place.world_size} ranks; this process is already in one of "
             f"{torch.distributed.get_world_size()}; start each learner rank in a process of its own"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def build_engine(module: nn.Module, config: LearnerConfig) -> Any:

@@ -93,7 +93,7 @@ class Learner:
             config: the run's.
             checkpoint: folder of the initial policy.
             rank: this one, from 0.
-            address: host and port of rank 0; port 0 lets a single rank choose.
+            address: host and port of rank 0; a single rank needs no port.
         """
         settings = LearnerSettings(
             learner=config.learner,
