@@ -17,6 +17,7 @@ from unirl.config import RlConfig, SamplingConfig
 from unirl.config_rules import Problem
 from unirl.jobs.parts import Rollouts
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
+from unirl.monitoring.phases import Activity
 from unirl.types import (
     GenerationSample,
     LearnerBatch,
@@ -281,6 +282,9 @@ class LosingRollouts:
 
     def take_stale(self) -> list[str]:
         return self._rollouts.take_stale()
+
+    def take_activities(self) -> list[Activity]:
+        return self._rollouts.take_activities()
 
     def take_quarantined(self) -> list[QuarantinedRequest]:
         taken, self._quarantined = self._quarantined, []

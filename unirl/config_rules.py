@@ -376,6 +376,7 @@ def _ignored(config: SftConfig) -> Iterator[Problem]:
         "monitoring.pairs_every": "fine-tuning shows no pairs",
         "monitoring.pairs_per_step": "fine-tuning shows no pairs",
         "monitoring.images_max_mb": "fine-tuning keeps the exam's pictures alone",
+        "monitoring.grad_cosine_every": "fine-tuning has one loss, not two tasks",
     }
     if config.model.family == "janus_pro":
         reasons["model.image_tokenizer"] = "the image tokenizer of Janus-Pro is in the checkpoint"

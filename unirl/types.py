@@ -333,10 +333,14 @@ class RewardScores:
     """Named parts of the score for logs and evaluation, [G] each, e.g. {"exact": ...}."""
     problem: str = ""
     """Why something was not judged; empty when all was."""
+    texts: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """Named texts for whoever looks at the completions, [G] each, e.g. {"extracted": ...}: the answer that was read."""
 
     def __post_init__(self) -> None:
         for name, value in (("judged", self.judged), *self.details.items()):
             _check(value.shape == self.values.shape, f"reward: expected {name} of shape {self.values.shape}")
+        for name, texts in self.texts.items():
+            _check(len(texts) == len(self.values), f"reward: expected {len(self.values)} texts {name}")
         finite = np.isfinite(self.values[self.judged]).all()
         _check(bool(finite), "reward: expected finite values where judged; got NaN or infinity; mark them unjudged")
 

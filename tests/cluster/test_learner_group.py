@@ -11,9 +11,15 @@ from unirl.models.named_arrays import checksum
 
 
 @pytest.fixture(scope="module")
-def learner(ray_session, config, checkpoint):
+def states():
+    """What became of the ranks."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def learner(ray_session, config, checkpoint, states):
     placement = place(config)
-    group = LearnerGroup(config, checkpoint, placement)
+    group = LearnerGroup(config, checkpoint, placement, lambda kind, message, fields: states.append(fields["state"]))
     yield group
     group.close()
     placement.release()
@@ -43,10 +49,13 @@ def test_workers_take_over_what_is_published_and_a_replaced_one_starts_with_it(
     pool.close()
 
 
-def test_a_dead_rank_ends_the_gang_with_one_error_and_what_it_published_lives_on(learner, ray_session, kill_actor):
+def test_a_dead_rank_ends_the_gang_with_one_error_and_what_it_published_lives_on(
+    learner, states, ray_session, kill_actor
+):
     publication = learner.publish_weights()
     kill_actor(learner._gang._ranks[0])
     with pytest.raises(RuntimeError, match=r"(?s)expected every rank to finish publish; got a dead one.*--resume"):
         learner.publish_weights()
+    assert states == ["up", "down"]
     fetch = ray_session.remote(lambda own: checksum(own.tensors()))
     assert ray_session.get(fetch.remote(publication), timeout=60) == publication.manifest.checksum

@@ -55,7 +55,8 @@ def test_a_killed_service_goes_on_with_leases_and_ledger(service, pairs, losses,
     service.record(3, results(plain.lease(3), 1.0))
     plain.record(3, results(plain.batch(3), 1.0))
     assert service.state() == plain.state()
-    assert [kind for kind, _ in losses] == ["restart", "restart"]
+    assert [kind for kind, _ in losses] == ["restart", "actor"] * 2
+    assert losses[-1][1] == {"actor": "pairing", "role": "pairing", "state": "restart"}
     assert len((tmp_path / "pairing.jsonl").read_text().splitlines()) == 4
     with pytest.raises(RuntimeError, match="finished"):
         service.lease(3)

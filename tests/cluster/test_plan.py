@@ -45,10 +45,9 @@ def test_a_reward_of_weight_0_starts_no_actor():
 def test_zero_stages_shard_what_they_should():
     """7e9 weights in bf16 on 4 ranks: 13.04 GiB of weights, gradients summed in float32, 78.2 GiB of float32 states."""
 
-    def learner_gib(stage):
-        config = replace(
-            RlConfig(), model=ModelConfig(dtype="bfloat16"), learner=LearnerConfig(num_ranks=4, zero_stage=stage)
-        )
+    def learner_gib(stage, num_gpus=1.0):
+        learner = LearnerConfig(num_ranks=4, zero_stage=stage, num_gpus=num_gpus)
+        config = replace(RlConfig(), model=ModelConfig(dtype="bfloat16"), learner=learner)
         return next(a.memory_gib for a in actor_plan(config, 7_000_000_000) if a.role == "learner") - 0.8
 
     weights, states = 7e9 * 2 / 2**30, 7e9 * 12 / 2**30
@@ -56,6 +55,9 @@ def test_zero_stages_shard_what_they_should():
     assert learner_gib(1) == pytest.approx(3 * weights + states / 4)
     assert learner_gib(2) == pytest.approx(weights + 2 * weights / 4 + states / 4)
     assert learner_gib(3) == pytest.approx((3 * weights + states) / 4)
+    # Without a GPU the copies by which gradients are told apart lie in the same memory.
+    assert learner_gib(1, num_gpus=0) - learner_gib(1) == pytest.approx(3 * 7e9 * 4 / 2**30)
+    assert learner_gib(2, num_gpus=0) - learner_gib(2) == pytest.approx(3 * 7e9 * 4 / 2**30 / 4)
 
 
 def test_what_a_machine_lacks_is_named_by_kind():

@@ -35,7 +35,13 @@ def test_the_pool_scores_like_one_process(pool, rewards, groups):
     local = LocalRewards(rewards)
     expected = local.score(groups)
     local.close()
+    pool.take_activities()
+    begin = time.perf_counter()
     scored = pool.score(iter(groups))
+    activities, end = pool.take_activities(), time.perf_counter()
+    assert len(activities) == len(groups)
+    assert {activity.role for activity in activities} == {"reward.accuracy", "reward.lab_verifier"}
+    assert all(begin < a.begin < a.busy_until <= a.end < end and a.seconds["reward"] > 0 for a in activities)
     assert [s.group.request.request_id for s in scored] == [s.group.request.request_id for s in expected]
     assert all(np.array_equal(a.rewards, b.rewards) for a, b in zip(scored, expected, strict=True))
     assert all(s.judged.all() for s in scored)

@@ -21,9 +21,15 @@ from unirl.types import TensorSpec, WeightsManifest
 
 
 @pytest.fixture(scope="module")
-def pool(ray_session, config, checkpoint):
+def events():
+    """What the pool reported of its workers."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session, config, checkpoint, events):
     """Two workers for all tests, since starting them takes most of the time; the last gives them other weights."""
-    pool = RolloutPool(config, checkpoint, None)
+    pool = RolloutPool(config, checkpoint, None, report=lambda kind, message, fields: events.append((kind, fields)))
     yield pool
     pool.close()
 
@@ -59,8 +65,21 @@ def test_units_hold_one_task_and_at_most_the_asked_size(requests_of):
 
 def test_two_workers_give_the_tokens_of_one_process(pool, config, checkpoint, requests_of):
     requests = requests_of(4, 2)
-    alone = tokens_of(LocalRollouts(config, checkpoint).sample(requests, config.rollout.sampling))
-    assert tokens_of(pool.sample(requests, config.rollout.sampling)) == alone
+    alone = LocalRollouts(config, checkpoint)
+    pool.take_activities()
+    begin = time.perf_counter()
+    assert tokens_of(pool.sample(requests, config.rollout.sampling)) == tokens_of(
+        alone.sample(requests, config.rollout.sampling)
+    )
+    ours, theirs = pool.take_activities(), alone.take_activities()
+    for name in ("num_requests", "num_tokens", "num_images"):
+        assert sorted(getattr(a, name) for a in ours) == sorted(getattr(a, name) for a in theirs), name
+    for activity in ours:
+        assert begin < activity.begin < activity.busy_until <= activity.end < time.perf_counter()
+        assert sum(activity.seconds.values()) < activity.end - activity.begin, "the worker's time lies in the driver's"
+        assert activity.seconds["decode"] > 0
+    assert {phase for a in ours for phase, s in a.seconds.items() if s > 0.001} >= {"text_rollout", "image_rollout"}
+    assert pool.take_activities() == []
 
 
 def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, config, requests_of, kill_actor):
@@ -72,6 +91,9 @@ def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, co
     groups += stream
     assert sorted(g.request.request_id for g in groups) == sorted(r.request_id for r in requests)
     assert (pool.take_restarts(), pool.take_restarts()) == (2, 0)
+    assert sorted(events, key=str) == [
+        ("actor", {"actor": f"rollout-both-{index}", "role": "rollout.both", "state": "restart"}) for index in (0, 1)
+    ]
     assert tokens_of(groups) == tokens_of(pool.sample(requests, config.rollout.sampling))
 
 

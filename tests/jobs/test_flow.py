@@ -15,6 +15,7 @@ from unirl.jobs.flow import OneStepOff
 from unirl.jobs.parts import open_parts
 from unirl.jobs.step import learn_step, sample_step
 from unirl.monitoring.journal import read_step
+from unirl.monitoring.metrics import step_metrics
 from unirl.monitoring.step_clock import StepClock
 
 STEPS = 4
@@ -64,6 +65,12 @@ def test_one_step_off_is_the_loop_by_hand(by_hand, parts, config):
     assert versions == [{0}, {0}, {1}, {2}]
     assert [data.policy_version for data in steps] == [0, 1, 2, 3]
     assert all("rollout" in data.overlapped and "rollout" not in data.seconds for data in steps)
+    for data in steps:
+        phases = {name: value for name, value in step_metrics(data).items() if name.startswith("phase/")}
+        assert sum(phases.values()) == pytest.approx(sum(data.seconds.values()), abs=1e-9)
+        assert phases["phase/idle_s"] == pytest.approx(data.seconds["wait"]), "what is sampled meanwhile is not counted"
+        assert phases["phase/text_rollout_s"] == phases["phase/reward_s"] == 0
+        assert min(phases["phase/backward_s"], phases["phase/score_s"], phases["phase/sync_s"]) > 0
     assert [data.weights_checksum for data in steps] == by_hand
     assert len(set(by_hand)) == STEPS
 

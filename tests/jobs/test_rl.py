@@ -44,6 +44,34 @@ def test_a_run_leaves_metrics_journal_policy_and_report(undisturbed):
     assert "<svg" in (undisturbed / "report.html").read_text()
 
 
+def actors_of(run_dir):
+    """The last heartbeat of each actor."""
+    files = sorted((run_dir / "actors").iterdir())
+    return {file.stem: json.loads(file.read_text().splitlines()[-1]) for file in files}
+
+
+def check_phases(metrics):
+    """Phases of a synchronous run, of which none is left out."""
+    for line in metrics:
+        phases = {name: value for name, value in line.items() if name.startswith("phase/")}
+        assert sum(phases.values()) == pytest.approx(line["time/step_s"], abs=1e-6)
+        assert all(value > 0 for value in phases.values()), phases
+        assert phases["phase/score_s"] + phases["phase/backward_s"] <= line["time/update_s"]
+
+
+def test_a_run_tells_where_its_time_went_and_how_the_tasks_gradients_agree(undisturbed):
+    metrics = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    check_phases(metrics)
+    assert ["learner/grad_cosine" in line for line in metrics] == [True, False, False, False, False]
+    assert -1 <= metrics[0]["learner/grad_cosine"] <= 1
+    assert all(line["learner/grad_norm/understanding"] > 0 < line["learner/grad_norm/generation"] for line in metrics)
+    driver = actors_of(undisturbed)["driver"]
+    assert (driver["role"], driver["num_done"], driver["policy_version"]) == ("driver", 5, 5)
+    assert driver["num_images"] == 5 * 4 * 4
+    shown = [json.loads(line) for line in (undisturbed / "pairs.jsonl").read_text().splitlines()]
+    assert all("extracted" in sample for line in shown for sample in line["understanding"]["samples"])
+
+
 @pytest.fixture(scope="module")
 def broken_off(folder, undisturbed):
     """Runs that were ended by a signal and resumed, side by side, with the times of their first evaluations."""
@@ -180,6 +208,19 @@ def test_a_run_that_went_on_with_other_settings_is_told_from_one_that_repeats(un
         replay.main(tmp_path, 3, [])
 
 
+def check_actors(run_dir):
+    """Every actor's heartbeat and coming up."""
+    beats = actors_of(run_dir)
+    roles = {name: beat["role"] for name, beat in beats.items() if name not in ("driver", "pairing", "learner-0")}
+    assert {beats["learner-0"]["role"], beats["driver"]["role"]} == {"learner", "driver"}
+    assert set(roles.values()) >= {"reward.accuracy", "reward.lab_verifier"}
+    assert any(role.startswith("rollout.") for role in roles.values())
+    assert len({beat["pid"] for beat in beats.values()}) == len(beats)
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    up = {event["actor"] for event in events if event["kind"] == "actor" and event["state"] == "up"}
+    assert up == {*roles, "learner-0"}
+
+
 def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed, capsys):
     run_dir = folder / "ray"
     evaluated = ("evaluation.enabled=true", "evaluation.num_prompts=8", "train.num_steps=2")
@@ -195,6 +236,8 @@ def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(fo
     for step in (1, 2):
         ours, theirs = read_step(run_dir, step), read_step(undisturbed, step)
         assert [row.completion_ids.tolist() for row in ours] == [row.completion_ids.tolist() for row in theirs]
+    check_phases([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
+    check_actors(run_dir)
     assert replay.main(run_dir, 2, [], as_json=True) == 0
     capsys.readouterr()
     with pytest.raises(SystemExit, match="0"):

@@ -166,3 +166,32 @@ def test_row_above_the_budget_says_what_to_set():
     rows = tiny_batch(policy, scoring).rows
     with pytest.raises(ValueError, match=r"max_tokens_per_micro_batch.* got 5 .* set it to 1\d or more"):
         plan_micro_batches(rows, policy=policy, scoring=scoring, max_tokens=5, num_ranks=1)
+
+
+def test_kinds_of_pairs_have_micro_batches_of_their_own_unless_that_costs():
+    policy, scoring = TinyPolicy(), Scoring(guidance_scale=3.0)
+    drawn = [row for row in tiny_batch(policy, scoring, num_rows=16).rows if row.task == "generation"]
+    # One length, five of one kind and three of the other.
+    rows = [replace(drawn[0], pair_kind="aligned" if index < 5 else "retrieved") for index in range(8)]
+
+    def plan(num_ranks):
+        return plan_micro_batches(rows, policy=policy, scoring=scoring, max_tokens=1000, num_ranks=num_ranks)
+
+    assert [(micro.kind, micro.indices) for micro in plan(1)[0]] == [
+        ("aligned", (0, 1, 2, 3, 4)),
+        ("retrieved", (5, 6, 7)),
+    ]
+    # Apart, the first of four ranks would score three rows instead of two.
+    assert [[(micro.kind, len(micro.indices)) for micro in part] for part in plan(4)] == [[(None, 2)]] * 4
+    # Rows that differ in length are at most so many tokens with fillers and padding either way.
+    assert {micro.kind for part in plan(8) for micro in part} == {None}
+
+
+def test_a_batch_of_one_kind_is_divided_as_one_without():
+    policy, scoring = TinyPolicy(), Scoring(guidance_scale=3.0)
+    rows = tiny_batch(policy, scoring, num_rows=13).rows
+    kind = [replace(row, pair_kind="retrieved") for row in rows]
+    plans = [
+        plan_micro_batches(own, policy=policy, scoring=scoring, max_tokens=60, num_ranks=2) for own in (rows, kind)
+    ]
+    assert [[replace(micro, kind="retrieved") for micro in part] for part in plans[0]] == plans[1]

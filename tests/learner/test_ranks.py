@@ -74,8 +74,9 @@ def test_two_ranks_at_any_stage_give_the_weights_of_one(two_ranks, one_rank, cas
 
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_report_the_same_metrics(two_ranks, case):
-    timings = {"learner/update_s"}
-    one, other = ([{k: v for k, v in step.items() if k not in timings} for step in r[case]] for r in reports(two_ranks))
+    one, other = (
+        [{k: v for k, v in step.items() if not k.endswith("_s")} for step in r[case]] for r in reports(two_ranks)
+    )
     assert one == other
 
 
@@ -125,6 +126,9 @@ def test_number_that_is_none_on_one_rank_is_raised_on_all(two_ranks):
 
 
 def test_ranks_with_unequal_numbers_of_images_stay_in_step(two_ranks):
-    one, other = ([step | {"learner/update_s": 0} for step in r["unequal_images"]] for r in reports(two_ranks))
+    one, other = (
+        [{k: v for k, v in step.items() if not k.endswith("_s")} for step in r["unequal_images"]]
+        for r in reports(two_ranks)
+    )
     assert one == other
     assert [step["learner/num_micro_batches"] for step in one] == [1, 1]

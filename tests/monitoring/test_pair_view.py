@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from tests.monitoring.made_run import make_step
 from unirl.monitoring.pair_view import used_pairs, write_pairs
 
@@ -22,3 +24,14 @@ def test_a_step_shows_no_more_pairs_than_asked(tmp_path):
     assert len(lines) == 2
     assert len(names) == 16
     assert write_pairs(tmp_path, make_step(1), 0) == ([], {})
+
+
+def test_the_answer_that_a_reward_read_stands_beside_the_text(tmp_path):
+    data = make_step(1)
+    group = data.groups[0]
+    (name, scores), *_ = group.scored.components.items()
+    texts = tuple(None if index == 2 else f"answer {index}" for index in range(len(scores.values)))
+    told = replace(group.scored, components={name: replace(scores, texts={"extracted": texts})})
+    lines, _ = write_pairs(tmp_path, replace(data, groups=(replace(group, scored=told), *data.groups[1:])), 1)
+    assert tuple(sample["extracted"] for sample in lines[0]["understanding"]["samples"]) == texts
+    assert all("extracted" not in sample for sample in lines[0]["generation"]["samples"])

@@ -248,3 +248,9 @@ def test_options_out_of_range_are_refused(options):
 def test_the_end_token_of_another_family_can_be_named():
     reward = AccuracyReward(end_tokens=["<stop>"])
     assert reward.score(answers(question(), ["<answer> B </answer><stop>"])).values.tolist() == [1]
+
+
+def test_the_answer_that_was_read_is_told_and_none_where_there_was_none(reward):
+    texts = [tagged("B"), "B", tagged("(A)")]
+    scores = reward.score(answers(question(), texts, finish_reasons=["stop", "stop", "length"]))
+    assert scores.texts == {"extracted": ("B", None, None)}

@@ -19,7 +19,11 @@ def length_of(seen):
         lengths = np.array([len(text) for text in texts], np.float32)
         judged = lengths > 0
         return RewardScores(
-            values=lengths, judged=judged, details={"half": lengths / 2}, problem="" if judged.all() else "empty"
+            values=lengths,
+            judged=judged,
+            details={"half": lengths / 2},
+            problem="" if judged.all() else "empty",
+            texts={"first": tuple(text[:1] or None for text in texts)},
         )
 
     return score
@@ -37,6 +41,7 @@ def test_a_hit_equals_the_first_scores_and_costs_nothing():
     for scores in (first, second):
         assert scores.values.tolist() == [2, 1, 2]
         assert scores.details["half"].tolist() == [1, 0.5, 1]
+        assert scores.texts == {"first": ("a", "b", "a")}
         assert scores.judged.all()
 
 
@@ -60,7 +65,7 @@ def test_what_was_not_judged_is_asked_again():
 
 def test_the_least_recently_used_entry_goes_first():
     cache = ScoreCache(2)
-    score = CachedScore(value=1.0, details={})
+    score = CachedScore(value=1.0, details={}, texts={})
     cache.put(b"a", score)
     cache.put(b"b", score)
     cache.get(b"a")

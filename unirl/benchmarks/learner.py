@@ -78,7 +78,7 @@ def measure_learner(bench: LearnerBench) -> Report:
         "product of the same precision on this machine: 6 operations for each weight and token of a forward and "
         "backward pass. Attention, softmax over the codes and small calls are the rest, in the loop too.",
         "What ours does more: checks for NaN in every micro-batch, entropies and the gap between guided and "
-        "conditional log-probabilities, the gradient's square by task, DeepSpeed's buckets at stage 2.",
+        "conditional log-probabilities, the gradient's square and norm by task, DeepSpeed's buckets at stage 2.",
     ]
     return Report(name="learner", command="unirl bench learner", tables=tables, goals=goals, limits=limits)
 

@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from unirl.cluster.actor_log import ActorState, report_actor
 from unirl.cluster.placement import Placement
 from unirl.config import LearnerConfig
+from unirl.monitoring.run_log import Report
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +37,22 @@ class Gang:
     """
 
     def __init__(
-        self, actor: Any, learner: LearnerConfig, placement: Placement, timeout_s: float, *arguments: object
+        self,
+        actor: Any,
+        learner: LearnerConfig,
+        placement: Placement,
+        timeout_s: float,
+        *arguments: object,
+        report: Report | None = None,
     ) -> None:
-        """Start the actors and wait until all of them are set up.
+        """Start the actors and wait until all of them are set up; `report` is told of what becomes of them.
 
         Raises:
             RuntimeError: they are not up within `timeout_s`.
         """
         self._actor, self._learner, self._placement = actor, learner, placement
-        self._timeout_s, self._arguments = timeout_s, arguments
+        self._timeout_s, self._arguments, self._report = timeout_s, arguments, report
+        self._starts = 0
         self._ranks: list[Any] = []
         self.restart()
 
@@ -73,6 +82,12 @@ class Gang:
             ) from None
         except RayActorError as error:
             self._give_up("setup", f"a dead one ({error})", error)
+        self._starts += 1
+        self._tell("up" if self._starts == 1 else "restart")
+
+    def _tell(self, state: ActorState) -> None:
+        for rank in range(len(self._ranks)):
+            report_actor(self._report, f"learner-{rank}", "learner", state)
 
     def all(self, method: str, *arguments: object) -> list[Any]:
         """Call every rank; the first failure ends the gang, since the others would wait for the lost rank.
@@ -118,6 +133,7 @@ class Gang:
             self._give_up(method, f"a dead one ({error})", error)
 
     def _give_up(self, method: str, got: str, error: BaseException) -> NoReturn:
+        self._tell("down")
         self.close()
         raise LearnerLostError(
             f"learner: expected every rank to finish {method}; got {got}; the last committed checkpoint is whole: "

@@ -10,12 +10,13 @@ import ray
 from ray.actor import ActorHandle
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from unirl.cluster.actor_log import open_actor_log
+from unirl.cluster.actor_log import open_actor_log, open_heartbeat
 from unirl.cluster.gang import Gang, own_address
 from unirl.cluster.placement import Placement
 from unirl.cluster.weight_sync import Bucket, Identity, Publication
 from unirl.cluster.weight_transport import BroadcastGroup, Membership, SharedMemory, open_store, parts_of
 from unirl.config import RlConfig
+from unirl.monitoring.run_log import Report
 from unirl.types import LearnerBatch, WeightsManifest
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class LearnerRank:
     def setup(self, config: RlConfig, checkpoint: Path, rank: int, address: tuple[str, int]) -> None:
         """Join the process group and load the weights; blocks until every rank is there."""
         open_actor_log(f"learner-{rank}")
+        self._beat = open_heartbeat(f"learner-{rank}", "learner")
         from unirl.learner.learner import Learner
 
         self._rank, self._transport = rank, config.cluster.weight_transport
@@ -41,11 +43,17 @@ class LearnerRank:
         self._group: BroadcastGroup | None = None
         log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
         self._learner = Learner.from_config(config, checkpoint, rank=rank, address=address)
+        self._beat.state, self._beat.policy_version = "idle", 0
         log.info("rank %d of %d is up", rank, config.learner.num_ranks)
 
     def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
         """This rank's share of the update; the metrics are those of all ranks."""
-        return self._learner.update(batch, step)
+        with self._beat.at("updating"):
+            metrics = self._learner.update(batch, step)
+        self._beat.num_done += self._learner.policy_version - (self._beat.policy_version or 0)
+        self._beat.policy_version = self._learner.policy_version
+        self._beat.num_tokens += int(metrics["learner/num_tokens"])
+        return metrics
 
     @ray.method(num_returns="streaming")
     def publish(self) -> Iterator[Bucket | Publication]:
@@ -53,6 +61,10 @@ class LearnerRank:
 
         Last comes what is known without the buckets.
         """
+        with self._beat.at("publishing"):
+            yield from self._publish()
+
+    def _publish(self) -> Iterator[Bucket | Publication]:
         keeps = self._transport != "object_store"
         kept: Bucket = []
         # What is yielded is copied into the store before the next bucket is taken.
@@ -120,11 +132,15 @@ class LearnerRank:
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         """This rank's part of a checkpoint."""
-        self._learner.save(folder, step, state)
+        with self._beat.at("publishing"):
+            self._learner.save(folder, step, state)
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Load the newest committed checkpoint; returns the state saved with it."""
-        return self._learner.restore(folder)
+        with self._beat.at("loading"):
+            state = self._learner.restore(folder)
+        self._beat.policy_version = self._learner.policy_version
+        return state
 
     def export(self, folder: Path) -> None:
         """Write the policy as a checkpoint folder."""
@@ -134,8 +150,17 @@ class LearnerRank:
 class LearnerGroup:
     """W ranks behind calls that return when all of them are done."""
 
-    def __init__(self, config: RlConfig, checkpoint: Path, placement: Placement) -> None:
-        self._gang = Gang(LearnerRank, config.learner, placement, config.cluster.start_timeout_s, config, checkpoint)
+    def __init__(self, config: RlConfig, checkpoint: Path, placement: Placement, report: Report | None = None) -> None:
+        """Start the ranks and wait until they are up.
+
+        Args:
+            config: the run's.
+            checkpoint: folder of the initial policy.
+            placement: where the ranks sit.
+            report: told of ranks that are up, down or started anew.
+        """
+        timeout_s = config.cluster.start_timeout_s
+        self._gang = Gang(LearnerRank, config.learner, placement, timeout_s, config, checkpoint, report=report)
         self.save, self.restore, self.export = self._gang.save, self._gang.restore, self._gang.export
         self.restart, self.close = self._gang.restart, self._gang.close
 

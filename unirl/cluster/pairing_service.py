@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from unirl.cluster.actor_log import open_actor_log
+from unirl.cluster.actor_log import open_actor_log, open_heartbeat, report_actor
 from unirl.data.pair_source import PairSource, StepResult
 from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
 from unirl.monitoring.run_log import Report
@@ -31,6 +31,7 @@ class PairingActor:
 
     def __init__(self, folder: Path, settings: dict[str, Any], ledger: Path | None, leased: Sequence[int]) -> None:
         open_actor_log("pairing")
+        self._beat = open_heartbeat("pairing", "pairing")
         self._source = PairSource.open(folder, **settings)
         self._ledger: JsonLines | None = None
         if ledger is not None:
@@ -39,6 +40,7 @@ class PairingActor:
         for step in leased:
             if not self._source.is_finished(step):
                 self._source.lease(step)
+        self._beat.state = "idle"
 
     def num_pairs(self) -> int:
         """Pairs of an epoch."""
@@ -59,6 +61,7 @@ class PairingActor:
         if again and self._source.is_finished(step):
             return
         self._source.record(step, results)
+        self._beat.num_done += 1
         if self._ledger is not None:
             self._ledger.append({"step": step, "results": [asdict(result) for result in results]})
 
@@ -167,6 +170,7 @@ class PairingService:
             if self._report is not None:
                 message = f"the pairing service was lost; another went on from its ledger after {seconds:.1f} s"
                 self._report("restart", message, {"part": "pairing", "seconds": seconds})
+                report_actor(self._report, "pairing", "pairing", "restart", str(error))
 
 
 def read_ledger(path: Path, source: PairSource) -> None:

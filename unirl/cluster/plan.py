@@ -14,6 +14,8 @@ from unirl.types import TASKS
 GIB = 1 << 30
 PROCESS_GIB = 0.8
 """Resident memory of an actor that has imported torch and its engine, without weights."""
+NUM_GRADIENT_COPIES = 3
+"""Kept at once where gradients are told apart by task and kind of pair; see `unirl.learner.gradient_parts`."""
 CPUS_PER_CORE = 4
 """Actors wait for each other most of the time, so a Ray started here may announce this many CPUs for each core."""
 
@@ -63,7 +65,8 @@ def actor_plan(config: RlConfig, num_parameters: int, *, with_learner: bool = Tr
     plan = [PlannedActor(role="pairing", count=1, num_cpus=0.0, num_gpus=0.0, memory_gib=PROCESS_GIB)]
     if with_learner:
         reference = config.algorithm.kl_beta > 0 and config.algorithm.kl_reference == "initial"
-        plan.append(planned_learner(config, num_parameters, more_gib=weights if reference else 0.0))
+        more = (weights if reference else 0.0) + _measured_gib(config, num_parameters)
+        plan.append(planned_learner(config, num_parameters, more_gib=more))
     for role in ("text", "image", "both"):
         workers: WorkersConfig = getattr(config.rollout, role)
         memory = PROCESS_GIB + weights + config.rollout.kv_cache_memory_gib
@@ -133,6 +136,14 @@ def _learner_gib(config: RlConfig | SftConfig, num_parameters: int) -> float:
         parameters = 0.0
     optimizer = 0.0 if config.learner.offload_optimizer != "none" else states / (ranks if stage >= 1 else 1)
     return parameters + gradients + optimizer
+
+
+def _measured_gib(config: RlConfig, num_parameters: int) -> float:
+    """Copies of the gradient sums that a measured step keeps; beside a GPU they lie in main memory."""
+    if config.learner.num_gpus or not config.monitoring.grad_cosine_every:
+        return 0.0
+    shards = config.learner.num_ranks if config.learner.zero_stage >= 2 else 1
+    return NUM_GRADIENT_COPIES * num_parameters * 4 / GIB / shards
 
 
 def total_resources(plan: list[PlannedActor]) -> dict[str, float]:

@@ -2,20 +2,21 @@
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle, exit_actor
 from ray.exceptions import RayActorError, RayTaskError
 
-from unirl.cluster.actor_log import open_actor_log
+from unirl.cluster.actor_log import open_actor_log, open_heartbeat, report_actor
 from unirl.cluster.rollout_pool import TICK_S, GroupReferences
 from unirl.config import RewardConfig, RewardsConfig
+from unirl.monitoring.phases import Activity
+from unirl.monitoring.run_log import Report
 from unirl.rewards.isolation import MAX_HUNG
 from unirl.rewards.reward import combine
 from unirl.types import TASKS, RewardScores, RolloutGroup, ScoredGroup, Task
@@ -34,22 +35,29 @@ Key = tuple[Task, str]
 class RewardWorker:
     """One reward with its cache, retries and time limit."""
 
-    def __init__(self, name: str, config: RewardConfig) -> None:
-        open_actor_log(f"reward-{name}-{os.getpid()}")
+    def __init__(self, name: str, config: RewardConfig, actor: str) -> None:
+        open_actor_log(actor)
+        self._beat = open_heartbeat(actor, f"reward.{name}")
         from unirl.rewards.isolation import IsolatedReward
 
         self._reward = IsolatedReward(name, config)
+        self._beat.state = "idle"
         log.info("the reward %s is up", name)
 
     def ready(self) -> None:
         """Return once the reward is built."""
 
-    def score(self, groups: list[RolloutGroup], index: int) -> RewardScores:
-        """Score one group of a unit; the unit arrives by reference."""
+    @ray.method(num_returns=2)
+    def score(self, groups: list[RolloutGroup], index: int) -> tuple[RewardScores, float]:
+        """Score one group of a unit, which arrives by reference; also the seconds that it took."""
         if self._reward.num_hung >= MAX_HUNG:
             # Threads stuck outside Python cannot be ended; the process can, and the pool then starts another.
             exit_actor()
-        return self._reward.score(groups[index])
+        started = time.perf_counter()
+        with self._beat.at("scoring"):
+            scores = self._reward.score(groups[index])
+        self._beat.num_done += len(scores.values)
+        return scores, time.perf_counter() - started
 
 
 @dataclass(slots=True, eq=False)
@@ -59,29 +67,48 @@ class _Call:
     place: tuple["ray.ObjectRef", int]
     worker: ActorHandle
     attempts: int = 1
+    times: "ray.ObjectRef | None" = None
+    """What the worker will say of the seconds that it took."""
+    submitted: float = 0.0
 
 
 class RewardPool:
     """All rewards of both tasks; k actors each, served in turn. A worker scores its calls in the order they came."""
 
-    def __init__(self, config: RewardsConfig, references: GroupReferences) -> None:
-        self._references = references
+    def __init__(self, config: RewardsConfig, references: GroupReferences, report: Report | None = None) -> None:
+        """Start the configured workers; `starting` says when they are up.
+
+        Args:
+            config: the run's.
+            references: where each group lies.
+            report: told of workers that are up or started anew.
+        """
+        self._references, self._report = references, report
         self._configs: dict[Key, RewardConfig] = {
             (task, name): reward for task in TASKS for name, reward in config.active(task).items()
         }
         self._workers: dict[Key, list[ActorHandle]] = {
-            key: [self._start(key) for _ in range(reward.num_workers)] for key, reward in self._configs.items()
+            key: [self._start(key, slot) for slot in range(reward.num_workers)] for key, reward in self._configs.items()
         }
         self._weights = {task: {n: c.weight for (t, n), c in self._configs.items() if t == task} for task in TASKS}
         self._turn = itertools.count()
         self._progress: dict[ActorHandle, float] = {}
         """When each worker last began or finished a call."""
         self._restarts = 0
+        self._activities: list[Activity] = []
+        self._free: dict[ActorHandle, float] = {}
+        """When each worker was done with its last call, as far as the driver can tell."""
 
-    def _start(self, key: Key) -> ActorHandle:
+    def _start(self, key: Key, slot: int) -> ActorHandle:
         reward = self._configs[key]
         options = {"num_cpus": reward.num_cpus, "num_gpus": reward.num_gpus}
-        return cast("ActorHandle", RewardWorker.options(**options).remote(key[1], reward))
+        actor = self._actor_of(key, slot)
+        return cast("ActorHandle", RewardWorker.options(**options).remote(key[1], reward, actor))
+
+    def _actor_of(self, key: Key, slot: int) -> str:
+        """Name of a worker; rewards of one name for both tasks are numbered through."""
+        before = itertools.takewhile(lambda other: other != key, self._configs)
+        return f"reward-{key[1]}-{slot + sum(self._configs[k].num_workers for k in before if k[1] == key[1])}"
 
     def starting(self) -> dict[str, "ray.ObjectRef"]:
         """What each worker answers once it is up, by its name."""
@@ -90,6 +117,12 @@ class RewardPool:
             for key, handles in self._workers.items()
             for slot, handle in enumerate(handles)
         }
+
+    def tell_up(self) -> None:
+        """Note that the first workers are up; whoever waited for them knows."""
+        for key, handles in self._workers.items():
+            for slot in range(len(handles)):
+                report_actor(self._report, self._actor_of(key, slot), f"reward.{key[1]}", "up")
 
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """Score groups as they arrive, while later ones are still being sampled; sorted by request id."""
@@ -111,7 +144,9 @@ class RewardPool:
         if not any(other.worker is call.worker for other in calls.values()):
             self._progress[call.worker] = time.monotonic()
         reference, index = call.place
-        calls[call.worker.score.remote(reference, index)] = call
+        scores, call.times = cast("Any", call.worker).score.remote(reference, index)
+        call.submitted = time.perf_counter()
+        calls[scores] = call
 
     def _collect(
         self,
@@ -126,7 +161,7 @@ class RewardPool:
         for reference in done:
             call = calls[reference]
             try:
-                scores = ray.get(reference)
+                scores, seconds = ray.get(cast("Any", [reference, call.times]))
             except RayActorError:
                 lost[call.worker] = "its worker died"
                 continue
@@ -134,9 +169,30 @@ class RewardPool:
                 raise error.cause from None
             del calls[reference]
             self._progress[call.worker] = time.monotonic()
+            self._note_activity(call, seconds)
             found[call.group.request.request_id][1][call.key[1]] = scores
         for worker, problem in (self._hung(calls, set(done)) | lost).items():
             self._give_to_another(worker, problem, calls, found)
+
+    def _note_activity(self, call: _Call, seconds: float) -> None:
+        # A worker takes its calls one after the other, in the order in which they are collected.
+        begin = max(call.submitted, self._free.get(call.worker, 0.0))
+        end = time.perf_counter()
+        self._free[call.worker] = min(begin + seconds, end)
+        self._activities.append(
+            Activity(
+                role=f"reward.{call.key[1]}",
+                begin=begin,
+                end=end,
+                seconds={"reward": seconds},
+                waited_s=begin - call.submitted,
+            )
+        )
+
+    def take_activities(self) -> list[Activity]:
+        """The groups that workers scored since the last call."""
+        activities, self._activities = self._activities, []
+        return activities
 
     def _hung(self, calls: dict["ray.ObjectRef", _Call], done: set["ray.ObjectRef"]) -> dict[ActorHandle, str]:
         """Workers whose present call outlasts even the worker's own limits."""
@@ -180,7 +236,9 @@ class RewardPool:
         self._restarts += 1
         self._progress.pop(worker, None)
         slot = next(index for index, handle in enumerate(self._workers[key]) if handle is worker)
-        self._workers[key][slot] = self._start(key)
+        self._free.pop(worker, None)
+        self._workers[key][slot] = self._start(key, slot)
+        report_actor(self._report, self._actor_of(key, slot), f"reward.{key[1]}", "restart")
         return self._workers[key][slot]
 
     def take_restarts(self) -> int:

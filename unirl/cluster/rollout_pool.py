@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -22,6 +22,9 @@ from unirl.cluster.weight_broadcast import WeightBroadcast
 from unirl.cluster.weight_sync import Publication, WeightStore
 from unirl.config import RlConfig, SamplingConfig
 from unirl.models.named_arrays import differing
+from unirl.monitoring.phases import Activity
+from unirl.monitoring.run_log import Report
+from unirl.rollout.completions import num_sampled
 from unirl.rollout.units import units_of_work
 from unirl.types import QuarantinedRequest, RolloutGroup, RolloutRequest, Task, WeightsManifest
 
@@ -40,6 +43,7 @@ class _Unit:
     sampling: SamplingConfig
     attempts: int = 0
     reference: "ray.ObjectRef | None" = None
+    waits_since: float = field(default_factory=time.perf_counter)
 
     def __str__(self) -> str:
         names = [request.request_id for request in self.requests]
@@ -63,6 +67,17 @@ class GroupReferences:
         return place if place is not None else (ray.put([group]), 0)
 
 
+@dataclass(slots=True, frozen=True)
+class _Handed:
+    """A unit that a worker has."""
+
+    worker: Worker
+    unit: _Unit
+    times: "ray.ObjectRef"
+    """What the worker will say of the seconds that it took."""
+    begin: float = field(default_factory=time.perf_counter)
+
+
 class RolloutPool:
     """n text, m image and k two-task workers behind one `sample` call.
 
@@ -80,6 +95,7 @@ class RolloutPool:
         *,
         control: Control | None = None,
         in_flight_updates: bool = False,
+        report: Report | None = None,
     ) -> None:
         """Start the configured workers; `starting` says when they are up.
 
@@ -89,11 +105,12 @@ class RolloutPool:
             placement: where colocated workers sit; None lets Ray choose.
             control: orders to change the number of workers.
             in_flight_updates: workers take over new weights in the middle of a unit.
+            report: told of workers that are up, down or started anew.
         """
         self._config, self._control = config, control
         self._publication: Publication | None = None
         self._store = cast("ActorHandle", WeightStore.remote()) if in_flight_updates else None
-        self._workers = RolloutWorkers(config, checkpoint, placement, control, self._store)
+        self._workers = RolloutWorkers(config, checkpoint, placement, control, self._store, report)
         self._broadcast = WeightBroadcast(config) if config.cluster.weight_transport == "broadcast" else None
         self.starting, self.scale, self.take_restarts = (
             self._workers.starting,
@@ -103,10 +120,16 @@ class RolloutPool:
         self.oldest_version = None
         self._closed = False
         self.references = GroupReferences()
-        self._busy: dict[ray.ObjectRef, tuple[Worker, _Unit, float]] = {}
+        self._busy: dict[ray.ObjectRef, _Handed] = {}
+        self._activities: list[Activity] = []
         self._quarantined: list[QuarantinedRequest] = []
         self._failed: list[QuarantinedRequest] = []
         self._asked: dict[ray.ObjectRef, tuple[str, WeightsManifest]] = {}
+
+    def tell_up(self) -> None:
+        """Note that the first workers are up; whoever waited for them knows."""
+        for worker in self._workers.up:
+            self._workers.tell(worker, "up")
 
     def load_weights(self, publication: Publication, *, wait: bool = True) -> None:
         """Bring every worker to the published version; a worker that dies here is replaced.
@@ -216,14 +239,15 @@ class RolloutPool:
             publication = self._publication
             if publication is not None and publication.identity == worker.sent:
                 publication = None
-            reference = worker.handle.sample.remote(unit.reference, unit.sampling, publication)
+            sample = cast("Any", worker.handle).sample
+            reference, times = sample.remote(unit.reference, unit.sampling, publication)
             if publication is not None:
                 worker.sent = publication.identity
                 self._ask(worker, publication)
-            self._busy[reference] = (worker, unit, time.monotonic())
+            self._busy[reference] = _Handed(worker, unit, times)
 
     def _idle(self) -> list[Worker]:
-        busy = {id(worker) for worker, _, _ in self._busy.values()}
+        busy = {id(handed.worker) for handed in self._busy.values()}
         return [worker for worker in self._workers.up if id(worker) not in busy]
 
     def _finished(self, todo: deque[_Unit]) -> Iterator[list[RolloutGroup]]:
@@ -234,14 +258,12 @@ class RolloutPool:
         done, _ = ray.wait(awaited, num_returns=1, timeout=TICK_S)
         for reference in done:
             if reference in self._busy:
-                worker, unit, _ = self._busy.pop(reference)
-                yield self._collect(reference, worker, unit, todo)
+                yield self._collect(reference, self._busy.pop(reference), todo)
 
-    def _collect(
-        self, reference: "ray.ObjectRef", worker: Worker, unit: _Unit, todo: deque[_Unit]
-    ) -> list[RolloutGroup]:
+    def _collect(self, reference: "ray.ObjectRef", handed: _Handed, todo: deque[_Unit]) -> list[RolloutGroup]:
+        worker, unit = handed.worker, handed.unit
         try:
-            groups = ray.get(reference)
+            groups, seconds = ray.get([reference, handed.times])
         except RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 # The requests themselves are at fault: another try would say the same.
@@ -260,10 +282,31 @@ class RolloutPool:
             self._requeue(unit, todo, error)
             return []
         worker.failures = 0
+        self._note_activity(handed, groups, seconds)
         if not self._is_current(groups, worker, unit, todo):
             return []
         self.references.remember(reference, groups)
         return groups
+
+    def _note_activity(self, handed: _Handed, groups: Sequence[RolloutGroup], seconds: dict[str, float]) -> None:
+        tokens, images = num_sampled(groups)
+        self._activities.append(
+            Activity(
+                role=f"rollout.{handed.worker.role}",
+                begin=handed.begin,
+                end=time.perf_counter(),
+                seconds=seconds,
+                waited_s=handed.begin - handed.unit.waits_since,
+                num_requests=len(handed.unit.requests),
+                num_tokens=tokens,
+                num_images=images,
+            )
+        )
+
+    def take_activities(self) -> list[Activity]:
+        """The units that workers sampled since the last call."""
+        activities, self._activities = self._activities, []
+        return activities
 
     def _is_current(self, groups: Sequence[RolloutGroup], worker: Worker, unit: _Unit, todo: deque[_Unit]) -> bool:
         """Whether the weights that sampled are new enough; if not, the unit is on its way again."""
@@ -279,11 +322,13 @@ class RolloutPool:
         if version < oldest:
             # Newer weights are wanted than when the unit was handed out, which is nobody's fault.
             log.info("unit %s was sampled with weights %d; expected %d or newer, sampled again", unit, version, oldest)
+            unit.waits_since = time.perf_counter()
             todo.appendleft(unit)
         return version >= oldest
 
     def _requeue(self, unit: _Unit, todo: deque[_Unit], error: BaseException) -> None:
         unit.attempts += 1
+        unit.waits_since = time.perf_counter()
         if unit.attempts < self._config.rollout.max_attempts:
             log.warning("unit %s failed (%s), requeued", unit, error)
             todo.appendleft(unit)
@@ -307,11 +352,11 @@ class RolloutPool:
 
     def _give_up_overdue(self, todo: deque[_Unit]) -> None:
         limit_s = self._config.rollout.timeout_s
-        now = time.monotonic()
-        for reference in [r for r, (_, _, started) in self._busy.items() if now - started > limit_s]:
-            worker, unit, _ = self._busy.pop(reference)
-            self._workers.replace(worker, "hung")
-            self._requeue(unit, todo, TimeoutError(f"no answer within {limit_s:g} s (rollout.timeout_s)"))
+        now = time.perf_counter()
+        for reference in [r for r, handed in self._busy.items() if now - handed.begin > limit_s]:
+            handed = self._busy.pop(reference)
+            self._workers.replace(handed.worker, "hung")
+            self._requeue(handed.unit, todo, TimeoutError(f"no answer within {limit_s:g} s (rollout.timeout_s)"))
 
     def _ask(self, worker: Worker, publication: Publication) -> None:
         """Have a worker look at its own weights, once it has those of the publication; `take_stale` reads the answer.

@@ -12,12 +12,14 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from unirl.cluster.actor_log import ActorState, report_actor
 from unirl.cluster.placement import Placement
 from unirl.cluster.plan import cluster_address
 from unirl.cluster.rollout_worker import RolloutWorker
 from unirl.cluster.weight_sync import Identity, Publication
 from unirl.config import RlConfig, WorkersConfig
 from unirl.monitoring.control import ScaleOrder, State
+from unirl.monitoring.run_log import Report
 from unirl.types import Task
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,11 @@ class Worker:
         """As in messages."""
         return f"rollout.{self.role} {self.index}"
 
+    @property
+    def actor(self) -> str:
+        """As its files are called; whoever takes its place has the same."""
+        return f"rollout-{self.role}-{self.index}"
+
 
 class RolloutWorkers:
     """The workers of a pool. `all` holds those that are coming too."""
@@ -81,6 +88,7 @@ class RolloutWorkers:
         placement: Placement | None,
         control: Control | None,
         store: ActorHandle | None,
+        report: Report | None = None,
     ) -> None:
         """Start the configured workers; `starting` says when they are up.
 
@@ -90,9 +98,10 @@ class RolloutWorkers:
             placement: where colocated workers sit; None lets Ray choose.
             control: orders to change the number of workers.
             store: where workers look for newer weights in the middle of a unit; None lets them not look.
+            report: told of workers that are up, down or started anew.
         """
         self.config, self.checkpoint = config, checkpoint
-        self._placement, self._control, self._store = placement, control, store
+        self._placement, self._control, self._store, self._report = placement, control, store, report
         self.publication: Publication | None = None
         """What a worker loads before it takes work."""
         self._order: ScaleOrder | None = None
@@ -124,6 +133,10 @@ class RolloutWorkers:
         """What each worker answers once it is up, by its name."""
         return {worker.name: worker.handle.ready.remote() for worker in self.all}
 
+    def tell(self, worker: Worker, state: ActorState, why: str = "") -> None:
+        """Note in the run's events what became of a worker."""
+        report_actor(self._report, worker.actor, f"rollout.{worker.role}", state, why)
+
     def _start(self, role: str, index: int, *, is_extra: bool = False) -> Worker:
         workers: WorkersConfig = getattr(self.config.rollout, role)
         options: dict[str, object] = {"num_cpus": workers.num_cpus, "num_gpus": workers.num_gpus}
@@ -149,6 +162,7 @@ class RolloutWorkers:
         """End a worker and start another in its place."""
         log.warning("worker %s %s; starting another", worker.name, why)
         ray.kill(worker.handle)
+        self.tell(worker, "restart", why)
         self._restarts += 1
         self.all[self.all.index(worker)] = self._start(worker.role, worker.index)
 
@@ -210,6 +224,7 @@ class RolloutWorkers:
         for worker in [*coming, *idle]:
             if worker in self.all and self._is_surplus(worker):
                 log.info("worker %s leaves", worker.name)
+                self.tell(worker, "down", "it is one too many")
                 ray.kill(worker.handle)
                 self.all.remove(worker)
         if self._order is not None and self.num_up() == +Counter(self._wanted):
@@ -245,6 +260,7 @@ class RolloutWorkers:
             if problem := why_failed(worker.coming):
                 return f"did not start: {problem}"
             worker.coming = None
+            self.tell(worker, "up")
         elif time.monotonic() - worker.started > limit_s:
             free = ray.available_resources()
             return f"was not up within {limit_s:g} s (cluster.start_timeout_s), with {free} free"
@@ -258,7 +274,9 @@ class RolloutWorkers:
         if not worker.is_extra and worker.starts < self.config.rollout.max_attempts:
             self.all[place] = self._start(worker.role, worker.index)
             self.all[place].starts = worker.starts + 1
+            self.tell(worker, "restart", problem)
             return
+        self.tell(worker, "down", problem)
         del self.all[place]
         if worker.is_extra:
             self._wanted[worker.role] -= 1

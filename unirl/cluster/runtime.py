@@ -15,7 +15,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.exceptions import RayActorError
 from ray.experimental.internal_kv import _internal_kv_get
 
-from unirl.cluster.actor_log import LOG_DIR
+from unirl.cluster.actor_log import HEARTBEAT_S, LOG_DIR
 from unirl.cluster.plan import (
     PlacementError,
     PlannedActor,
@@ -42,10 +42,13 @@ ACTOR_ENVIRONMENT = {
 }
 
 
-def start_ray(config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | None = None) -> None:
+def start_ray(
+    config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | None = None, *, heartbeat_s: float = 0.0
+) -> None:
     """Join the cluster at `config.address` or RAY_ADDRESS, else start one on this machine that ends with the run.
 
-    Actors log into `log_dir`, a file each; what their engines print reaches the driver only when it logs at DEBUG (-v).
+    Actors log into `log_dir`, a file each, and write a heartbeat each `heartbeat_s` (0: none) into actors/ beside it.
+    What their engines print reaches the driver only when it logs at DEBUG (-v).
 
     Raises:
         PlacementError: the machine, or a cluster that cannot grow, has less than the plan needs at once, or Ray does
@@ -55,7 +58,7 @@ def start_ray(config: ClusterConfig, plan: list[PlannedActor], log_dir: Path | N
     address = cluster_address(config)
     environment = dict(ACTOR_ENVIRONMENT)
     if log_dir is not None:
-        environment[LOG_DIR] = str(log_dir.resolve())
+        environment |= {LOG_DIR: str(log_dir.resolve()), HEARTBEAT_S: str(heartbeat_s)}
     if not any(actor.num_gpus for actor in plan):
         environment["TORCHDYNAMO_DISABLE"] = "1"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

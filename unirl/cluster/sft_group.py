@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from unirl.cluster.actor_log import open_actor_log
+from unirl.cluster.actor_log import open_actor_log, open_heartbeat
 from unirl.cluster.gang import Gang, own_address
 from unirl.cluster.placement import Placement
 from unirl.cluster.plan import check_plan, encoder_plan
@@ -34,17 +34,23 @@ class SftRank:
     ) -> None:
         """Join the process group and load the weights; blocks until every rank is there."""
         open_actor_log(f"learner-{rank}")
+        self._beat = open_heartbeat(f"learner-{rank}", "learner")
         log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
         self._worker = SftWorker(config, checkpoint, tokens, rank, address)
+        self._beat.state = "idle"
         log.info("rank %d of %d is up", rank, config.learner.num_ranks)
 
     def update(self, step: int) -> dict[str, float]:
         """This rank's share of the update; the metrics are those of all ranks."""
-        return self._worker.update(step)
+        with self._beat.at("updating"):
+            metrics = self._worker.update(step)
+        self._beat.num_done += 1
+        return metrics
 
     def evaluate(self) -> dict[str, float]:
         """This rank's share of the evaluation."""
-        return self._worker.evaluate()
+        with self._beat.at("scoring"):
+            return self._worker.evaluate()
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:
         """This rank's part of a checkpoint."""

@@ -92,7 +92,7 @@ class OneStepOff:
         self.settle()
         self._next = self._begin(step + 1)
         data, self._newest = learn_step(sampled, self._parts, self._config, self._clock)
-        return replace(data, seconds=self._clock.take_seconds(), overlapped=seconds)
+        return replace(data, seconds=self._clock.take_seconds(), blocks=self._clock.taken, overlapped=seconds)
 
     def settle(self) -> None:
         """Wait for the rollouts under way, then load the newest weights."""
@@ -156,7 +156,7 @@ class BoundedStaleness:
         with self._changed:
             self._learned = step
             self._changed.notify_all()
-        return replace(data, seconds=self._clock.take_seconds(), overlapped=seconds)
+        return replace(data, seconds=self._clock.take_seconds(), blocks=self._clock.taken, overlapped=seconds)
 
     def settle(self) -> None:
         """Let the step under way be sampled to its end and none begin; then load the newest weights."""

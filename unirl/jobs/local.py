@@ -1,6 +1,7 @@
 """The parts of a step in this process, without Ray: what `--local` runs, under a debugger if wanted."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from unirl.learner.learner import Learner
 from unirl.models.named_arrays import differing
 from unirl.models.policy import Policy
 from unirl.monitoring.control import ScaleControl
+from unirl.monitoring.phases import SAMPLING, Activity
 from unirl.rewards.reward_set import RewardSet
 from unirl.rollout.build import build_sampler
+from unirl.rollout.completions import DECODING, num_sampled
 from unirl.rollout.units import units_of_work
 from unirl.types import LearnerBatch, QuarantinedRequest, RolloutGroup, RolloutRequest, ScoredGroup, WeightsManifest
 
@@ -37,6 +40,7 @@ class LocalRollouts:
         self._stale: list[str] = []
         self._size = config.rollout.sequences_per_unit
         self._sampler = build_sampler(config.model, checkpoint, config.rollout, "both")
+        self._activities: list[Activity] = []
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterator[RolloutGroup]:
         """Groups in the order of the requests of each task."""
@@ -44,7 +48,31 @@ class LocalRollouts:
             if self._control is not None and (order := self._control.poll()) is not None:
                 refusal = "scale: expected a run on Ray; got one in one process (--local); resume it without --local"
                 self._control.answer(order, "refused", refusal, {"both": 1})
-            yield from self._sampler.sample(unit, sampling)
+            yield from self._sample(unit, sampling)
+
+    def _sample(self, unit: Sequence[RolloutRequest], sampling: SamplingConfig) -> list[RolloutGroup]:
+        begin, decoded = time.perf_counter(), DECODING.seconds
+        groups = self._sampler.sample(unit, sampling)
+        end, decode = time.perf_counter(), DECODING.seconds - decoded
+        seconds = {SAMPLING[unit[0].task]: end - begin - decode, "decode": decode}
+        tokens, images = num_sampled(groups)
+        self._activities.append(
+            Activity(
+                role="rollout.both",
+                begin=begin,
+                end=end,
+                seconds=seconds,
+                num_requests=len(unit),
+                num_tokens=tokens,
+                num_images=images,
+            )
+        )
+        return groups
+
+    def take_activities(self) -> list[Activity]:
+        """The units sampled since the last call."""
+        activities, self._activities = self._activities, []
+        return activities
 
     def load_weights(self, publication: LocalPublication, *, wait: bool = True) -> None:
         """Take over the learner's weights, at once."""
@@ -74,10 +102,23 @@ class LocalRewards:
 
     def __init__(self, config: RewardsConfig) -> None:
         self._set = RewardSet(config)
+        self._activities: list[Activity] = []
 
     def score(self, groups: Iterable[RolloutGroup]) -> list[ScoredGroup]:
         """One scored group per group, sorted by request id."""
-        return sorted(map(self._set.score, groups), key=lambda scored: scored.group.request.request_id)
+        return sorted(map(self._score, groups), key=lambda scored: scored.group.request.request_id)
+
+    def _score(self, group: RolloutGroup) -> ScoredGroup:
+        begin = time.perf_counter()
+        scored = self._set.score(group)
+        end = time.perf_counter()
+        self._activities.append(Activity(role="reward", begin=begin, end=end, seconds={"reward": end - begin}))
+        return scored
+
+    def take_activities(self) -> list[Activity]:
+        """The groups scored since the last call."""
+        activities, self._activities = self._activities, []
+        return activities
 
     def take_restarts(self) -> int:
         """0: nothing here is replaced."""

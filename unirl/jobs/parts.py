@@ -11,7 +11,8 @@ from unirl.config import RlConfig, SamplingConfig
 from unirl.data.pair_source import PairSource, StepResult
 from unirl.monitoring.ahead import AheadFiles
 from unirl.monitoring.control import ScaleControl
-from unirl.monitoring.run_log import RunLog
+from unirl.monitoring.phases import Activity
+from unirl.monitoring.run_log import Report, RunLog
 from unirl.types import (
     LearnerBatch,
     PairRecord,
@@ -82,6 +83,10 @@ class Rollouts(Protocol):
         """Samplers whose own weights were found to differ from published ones, since the last call."""
         ...
 
+    def take_activities(self) -> list[Activity]:
+        """What the workers did since the last call."""
+        ...
+
     def take_quarantined(self) -> list[QuarantinedRequest]:
         """Requests that failed for good and have no group, since the last call."""
         ...
@@ -96,6 +101,10 @@ class Rewards(Protocol):
 
     def take_restarts(self) -> int:
         """Workers replaced since the last call."""
+        ...
+
+    def take_activities(self) -> list[Activity]:
+        """What the workers did since the last call."""
         ...
 
 
@@ -238,13 +247,15 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, r
 
     placement = place(config)
     stack.callback(placement.release)
-    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement, _control(record))
     ledger, report = (record.run_dir / "pairing.jsonl", record.event) if record else (None, None)
+    rollouts, rewards = _rollout_actors(config, checkpoint, stack, placement, _control(record), report)
     service = PairingService(pairs, pair_settings(config), ledger, report)
     stack.callback(service.close)
-    learner = LearnerGroup(config, checkpoint, placement)
+    learner = LearnerGroup(config, checkpoint, placement, report)
     stack.callback(learner.close)
     wait_until_up(rollouts.starting() | rewards.starting(), config.cluster.start_timeout_s)
+    rollouts.tell_up()
+    rewards.tell_up()
     return Parts(service, rollouts, rewards, survive(learner, service, config, record) if record else learner)
 
 
@@ -258,7 +269,7 @@ def _join_ray(
 
     stack.callback(ray.shutdown)
     plan = actor_plan(config, count_parameters(checkpoint), with_learner=with_learner)
-    start_ray(config.cluster, plan, log_dir)
+    start_ray(config.cluster, plan, log_dir, heartbeat_s=config.monitoring.heartbeat_s)
 
 
 def _rollout_actors(
@@ -267,15 +278,21 @@ def _rollout_actors(
     stack: ExitStack,
     placement: "Placement | None" = None,
     control: ScaleControl | None = None,
+    report: Report | None = None,
 ) -> "tuple[RolloutPool, RewardPool]":
     from unirl.cluster.reward_pool import RewardPool
     from unirl.cluster.rollout_pool import RolloutPool
 
     rollouts = RolloutPool(
-        config, checkpoint, placement, control=control, in_flight_updates=config.overlap.in_flight_updates
+        config,
+        checkpoint,
+        placement,
+        control=control,
+        in_flight_updates=config.overlap.in_flight_updates,
+        report=report,
     )
     stack.callback(rollouts.close)
-    rewards = RewardPool(config.rewards, rollouts.references)
+    rewards = RewardPool(config.rewards, rollouts.references, report)
     stack.callback(rewards.close)
     return rollouts, rewards
 

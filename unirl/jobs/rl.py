@@ -6,10 +6,11 @@
 import logging
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from unirl.cluster.plan import check_machine
+from unirl.cluster.plan import actor_plan, check_machine, count_parameters, total_resources
 from unirl.config import RlConfig, default_text
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
@@ -22,6 +23,7 @@ from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
 from unirl.jobs.resume import keeps_course, restore
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
+from unirl.monitoring.heartbeat import Heartbeat, driver_heartbeat
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
@@ -43,6 +45,7 @@ class Run:
     terminal: Terminal
     clock: StepClock
     interrupts: Interrupts
+    beat: Heartbeat
 
     def evaluate(self, parts: Parts, step: int) -> None:
         """Measure the current policy on the held-out samples."""
@@ -76,6 +79,10 @@ class Run:
 
     def note(self, parts: Parts, data: StepData) -> None:
         """Record a finished step, whose rollouts then need no place of their own."""
+        self.beat.num_done = data.step
+        self.beat.policy_version = data.policy_version + self.config.algorithm.updates_per_step
+        self.beat.num_tokens += sum(activity.num_tokens for activity in data.activities)
+        self.beat.num_images += sum(activity.num_images for activity in data.activities)
         self.terminal.step(data.step, self.record.record_step(data))
         if parts.ahead is not None:
             parts.ahead.drop(data.step)
@@ -150,14 +157,20 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         check_machine(config, checkpoint)
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     check_prompts(samples_of(config, pairs), config, checkpoint)
+    clock = StepClock()
     with (
         Interrupts() as interrupts,
         RunLog(
-            run_dir, config, config.monitoring, overrides=sys.argv[1:], facts=facts_of(local), resume=resumed
+            run_dir,
+            config,
+            config.monitoring,
+            overrides=sys.argv[1:],
+            facts=facts_of(config, checkpoint, local=local),
+            resume=resumed,
         ) as record,
         log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
+        driver_heartbeat(run_dir, config.monitoring, clock) as beat,
     ):
-        clock = StepClock()
         terminal = Terminal(
             config.train.num_steps,
             stall_after_s=config.monitoring.stall_after_s,
@@ -165,7 +178,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             on_stall=lambda message: record.alert("stalled", message),
             quiet=not log.isEnabledFor(logging.INFO),
         )
-        run = Run(config, record, terminal, clock, interrupts)
+        run = Run(config, record, terminal, clock, interrupts, beat)
         if changed:
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
@@ -198,9 +211,17 @@ def accept(record: RunLog, config: RlConfig) -> None:
         record.sentinels.hold_out([*understanding, *generation])
 
 
-def facts_of(local: bool) -> dict[str, object]:
-    """What a replay must know: sums depend on how many threads share them, and an actor has one."""
-    return {"learner_threads": torch.get_num_threads() if local else 1}
+def facts_of(config: RlConfig, checkpoint: Path, *, local: bool) -> dict[str, object]:
+    """What the run holds while it goes on, and what a replay must know: sums depend on how many threads share them.
+
+    An actor has one thread.
+    """
+    threads = torch.get_num_threads()
+    if local:
+        resources = {"CPU": float(threads), "GPU": float(torch.cuda.is_available())}
+        return {"learner_threads": threads, "resources": resources}
+    needed = total_resources(actor_plan(config, count_parameters(checkpoint)))
+    return {"learner_threads": 1, "resources": {name: needed[name] for name in ("CPU", "GPU")}}
 
 
 def check_local(config: RlConfig) -> None:

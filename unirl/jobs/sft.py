@@ -35,6 +35,7 @@ from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_r
 from unirl.jobs.sft_checks import changed_rate, find_unlearned, what_ends
 from unirl.models.policy import check_family
 from unirl.monitoring.durable_files import write_atomic
+from unirl.monitoring.heartbeat import driver_heartbeat
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_lines, changed_settings
 from unirl.monitoring.run_log import RunLog
@@ -200,6 +201,7 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         record = stack.enter_context(RunLog(run_dir, config, config.monitoring, overrides=sys.argv[1:], resume=resumed))
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
         run = _open_run(config, record, interrupts, last, data)
+        stack.enter_context(driver_heartbeat(run_dir, config.monitoring, run.clock))
         if changed:
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
@@ -291,7 +293,8 @@ def _join_ray(config: SftConfig, checkpoint: Path, stack: ExitStack, log_dir: Pa
     from unirl.cluster.runtime import start_ray
 
     stack.callback(ray.shutdown)
-    start_ray(config.cluster, sft_plan(config, count_parameters(checkpoint)), log_dir)
+    plan = sft_plan(config, count_parameters(checkpoint))
+    start_ray(config.cluster, plan, log_dir, heartbeat_s=config.monitoring.heartbeat_s)
 
 
 def _tokens(config: SftConfig, checkpoint: Path, *, local: bool) -> TokenSources:

@@ -13,6 +13,7 @@ from unirl.config import RlConfig, RolloutConfig, SamplingConfig
 from unirl.data.pair_source import StepResult
 from unirl.jobs.parts import Parts, Published
 from unirl.learner.batching import build_batch, weigh_groups
+from unirl.monitoring.phases import Activity
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.rollout.seeds import sample_seed
@@ -46,6 +47,8 @@ class SampledStep:
     """Workers replaced meanwhile, by pool."""
     stale_samplers: Sequence[str] = ()
     """Samplers that did not take over published weights, by name."""
+    activities: Sequence[Activity] = ()
+    """What the workers did."""
 
 
 def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> SampledStep:
@@ -53,19 +56,21 @@ def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> 
     with clock.phase("pairs"):
         pairs = parts.pairs.lease(step - 1)
         requests = make_requests(pairs, step, config)
+    for pool in (parts.rollouts, parts.rewards):
+        pool.take_activities()  # of an evaluation in between
     with clock.phase("rollout"):
         kept = kept_groups(step, requests, parts, config.rollout)
         scored = parts.rewards.score(chain(kept, sample_others(step, requests, kept, parts, config.rollout.sampling)))
         quarantined = parts.rollouts.take_quarantined()
         check_judged(scored, quarantined, config.rewards.max_unjudged_fraction)
-    restarts = {"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()}
     return SampledStep(
         step=step,
         pairs=pairs,
         scored=scored,
         quarantined=quarantined,
         num_kept=len(kept),
-        restarts=restarts,
+        restarts={"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()},
+        activities=[*parts.rollouts.take_activities(), *parts.rewards.take_activities()],
         stale_samplers=parts.rollouts.take_stale(),
     )
 
@@ -86,6 +91,7 @@ def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: Step
         groups=weighted,
         learner=update,
         restarts=sampled.restarts,
+        activities=sampled.activities,
         quarantined=sampled.quarantined,
         num_kept=sampled.num_kept,
         weights_checksum=published.manifest.checksum,
@@ -101,7 +107,7 @@ def rl_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> Step
     data, published = learn_step(sample_step(step, parts, config, clock), parts, config, clock)
     with clock.phase("publish"):
         parts.rollouts.load_weights(published)
-    return replace(data, seconds=clock.take_seconds())
+    return replace(data, seconds=clock.take_seconds(), blocks=clock.taken)
 
 
 def kept_groups(

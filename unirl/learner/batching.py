@@ -184,7 +184,8 @@ class _Room:
 
     def _micro_batch(self, taken: Sequence[int], rank: int) -> MicroBatch:
         own = taken[rank :: self.num_ranks]
-        indices, kinds = own or taken[-1:], {self.rows[index].pair_kind for index in taken}
+        indices = own or taken[-1:]
+        kinds: set[PairKind | None] = {self.rows[index].pair_kind for index in taken}
         return MicroBatch(
             indices=tuple(indices),
             counted=bool(own),

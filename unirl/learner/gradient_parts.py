@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PIECE_ELEMENTS = 2**20
-"""Elements of a sum that are looked at, and reduced over ranks, at a time."""
+PIECE_ELEMENTS, LARGE_ELEMENTS = 2**16, 2**22
+"""Elements of a sum that are taken at a time: as many as a core's cache holds, or as make a transfer worth while."""
 
 Products = list[list[float]]
 """Scalar product of every two parts, in the order in which they ended."""
@@ -124,13 +124,14 @@ class GradientParts:
         return shared[:-1].view(num_parts, num_parts).tolist(), float(shared[-1])
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
-        """The sum in order as vectors of about `PIECE_ELEMENTS`, and where each begins."""
+        """The sum in order as vectors of some size, and where each begins."""
         begins, held, place = 0, list[Tensor](), 0
+        wanted = PIECE_ELEMENTS if self._summed and not torch.cuda.is_available() else LARGE_ELEMENTS
         for whole in self._read():
-            for piece in whole.split(PIECE_ELEMENTS):
+            for piece in whole.split(wanted):
                 held.append(piece)
                 place += len(piece)
-                if place - begins >= PIECE_ELEMENTS:
+                if place - begins >= wanted:
                     yield begins, torch.cat(held)
                     begins, held = place, []
         if held:

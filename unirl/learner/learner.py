@@ -213,7 +213,7 @@ class Learner:
 
     def _is_measured(self, step: int) -> bool:
         every = self._settings.grad_cosine_every
-        return bool(every) and (step == 1 or step % every == 0)
+        return bool(every and step) and (step == 1 or step % every == 0)
 
     def _parts_of(self, work: list[MicroTensors], step: int) -> TaskGradients | None:
         """What tells the gradients of the tasks apart: when measured, and for their norms where that is nearly free."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -54,7 +54,7 @@ class Laps:
     """Seconds by name; each lap begins where the one before ended."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
     def end(self, name: str) -> None:

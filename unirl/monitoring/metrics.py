@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from unirl.monitoring.metric_advice import ADVICE, Advice
+from unirl.monitoring.phases import fleet_metrics, partition
 from unirl.monitoring.step_checks import check_metrics
 from unirl.monitoring.step_data import StepData
 from unirl.types import TASKS, Trajectory, WeightedGroup
@@ -148,7 +149,8 @@ METRICS: tuple[Metric, ...] = (
         "learner/grad_norm/<task>",
         "1",
         "mean",
-        "Global norm of one task's part of the gradient before clipping, of the step's first update.",
+        "Global norm of one task's part of the gradient before clipping, exact over micro-batches and ranks, in the "
+        "step's first update: every step with one rank and with ZeRO 2 and 3, else in measured steps.",
     ),
     Metric(
         "learner/grad_cosine",
@@ -159,7 +161,16 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("learner/grad_cosine/<kind>", "1", "mean", "The same between the two sides of aligned or retrieved pairs."),
     Metric("learner/grad_cosine_s", "s", "mean", "Seconds that measuring the gradients by task took in this step."),
-    Metric("phase/<phase>_s", "s", "mean", "Share of the step's wall time; all phases sum to `time/step_s`."),
+    Metric(
+        "phase/<phase>_s",
+        "s",
+        "mean",
+        "Part of the driver's time line; all phases sum to `time/step_s`. text_rollout, image_rollout, decode (tokens "
+        "into texts and pictures), reward: while a step is sampled, each moment goes in equal parts to the workers "
+        "busy then, idle if none is. score, backward: the update's forward passes, and backward passes with the "
+        "optimizer. sync: weights to the samplers. other: pairs, batch, evaluation, checkpoints, the rest. With "
+        "overlap, idle is waiting for rollouts, and what is sampled behind learning is not counted.",
+    ),
     Metric("fleet/<role>/tokens_per_s", "tokens/s", "mean", "Tokens that all workers of a role sampled per second."),
     Metric("fleet/<role>/images_per_s", "images/s", "mean", "Images that all workers of a role sampled per second."),
     Metric("fleet/<role>/queue_length", "requests", "mean", "Requests that waited for a worker of a role, on average."),
@@ -220,6 +231,11 @@ def step_metrics(data: StepData) -> dict[str, float]:
     metrics.update(_rollout_metrics(data))
     metrics["time/step_s"] = math.fsum(data.seconds.values())
     metrics.update({f"time/{phase}_s": value for phase, value in ({**data.overlapped, **data.seconds}).items()})
+    if data.blocks:
+        phases = partition(data.blocks, data.activities, data.learner)
+        metrics.update({f"phase/{phase}_s": value for phase, value in phases.items()})
+    if seconds := data.seconds.get("rollout", data.overlapped.get("rollout")):
+        metrics.update(fleet_metrics(data.activities, seconds))
     metrics.update({f"{pool}/num_restarts": num for pool, num in data.restarts.items()})
     metrics["rollout/num_quarantined"] = len(data.quarantined)
     metrics.update(check_metrics(data))

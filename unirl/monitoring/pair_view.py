@@ -89,13 +89,17 @@ def _show_group(folder: Path, prefix: str, group: WeightedGroup, names: ImageNam
 
 def _show_samples(group: WeightedGroup, names: ImageNames) -> Iterator[dict[str, object]]:
     scored = group.scored
+    read = [scores.texts["extracted"] for scores in scored.components.values() if "extracted" in scores.texts]
     for index, trajectory in enumerate(scored.group.trajectories):
-        yield {
+        extracted: dict[str, object] = {"extracted": read[0][index]} if read else {}
+        yield extracted | {
             "text": trajectory.text,
             "image": names.get((scored.group.request.request_id, index)),
             "reward": float(scored.rewards[index]) if scored.judged[index] else None,
             "advantage": float(group.advantages[index]),
             "parts": reward_parts(group, index),
+            "policy_version": trajectory.policy_version,
+            "finish_reason": trajectory.finish_reason,
         }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from unirl.monitoring.phases import Activity, Block
 from unirl.types import QuarantinedRequest, WeightedGroup
 
 
@@ -20,6 +21,10 @@ class StepData:
     """Wall-clock seconds by phase."""
     overlapped: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase of what ran beside these, in another thread."""
+    blocks: Sequence[Block] = ()
+    """The driver's blocks, whose seconds `seconds` adds up."""
+    activities: Sequence[Activity] = ()
+    """What workers did for the step while it was sampled."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Workers replaced since the step before, by pool: rollout, reward."""
     num_kept: int = 0

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from unirl.rewards.math_judge import CouldNotJudgeError, MathJudge
-from unirl.types import RewardScores, RolloutGroup, Trajectory, UnderstandingSample
+from unirl.types import RewardScores, RolloutGroup, UnderstandingSample
 
 AnswerFormat = Literal["tagged", "free"]
 
@@ -51,6 +51,7 @@ class AccuracyReward:
     """1 for a right answer, 0 for a wrong, unreadable or cut-off one.
 
     Details: correct, formatted (an answer of the demanded form was found) and truncated (cut off before its end).
+    Texts: extracted, the answer that was read.
     """
 
     def __init__(
@@ -100,7 +101,11 @@ class AccuracyReward:
                 f"{group.request.request_id}; list this reward under rewards.understanding"
             )
         truncated = np.array([t.finish_reason == "length" for t in group.trajectories])
-        results = [self._judge(sample, t) for t in group.trajectories]
+        answers = [
+            None if cut else extract_answer(t.text or "", self._format, self._end_tokens)
+            for t, cut in zip(group.trajectories, truncated, strict=True)
+        ]
+        results = [self._judge(sample, answer, cut=cut) for answer, cut in zip(answers, truncated, strict=True)]
         correct = np.array([bool(r.correct) for r in results], np.float32)
         problems = dict.fromkeys(r.problem for r in results if r.problem)
         return RewardScores(
@@ -112,16 +117,16 @@ class AccuracyReward:
                 "truncated": truncated.astype(np.float32),
             },
             problem="; ".join(problems),
+            texts={"extracted": tuple(answers)},
         )
 
     def close(self) -> None:
         """End the child process that compares expressions."""
         self._math.close()
 
-    def _judge(self, sample: UnderstandingSample, trajectory: Trajectory) -> _Judgement:
-        if trajectory.finish_reason == "length":
+    def _judge(self, sample: UnderstandingSample, answer: str | None, *, cut: bool) -> _Judgement:
+        if cut:
             return _Judgement(correct=False, formatted=False)
-        answer = extract_answer(trajectory.text or "", self._format, self._end_tokens)
         match sample.answer_type:
             case "choice":
                 letter = answer and read_choice(answer, sample.choices, self._format)

@@ -22,6 +22,7 @@ class CachedScore:
 
     value: float
     details: Mapping[str, float]
+    texts: Mapping[str, str | None]
 
 
 class ScoreCache:
@@ -67,7 +68,8 @@ class ScoreCache:
         for row, index in enumerate(indices):
             if fresh.judged[row]:
                 details = {name: float(column[row]) for name, column in fresh.details.items()}
-                known[keys[index]] = CachedScore(value=float(fresh.values[row]), details=details)
+                texts = {name: column[row] for name, column in fresh.texts.items()}
+                known[keys[index]] = CachedScore(value=float(fresh.values[row]), details=details, texts=texts)
                 self.put(keys[index], known[keys[index]])
         return _assemble(keys, known, fresh.problem)
 
@@ -109,6 +111,7 @@ def _subgroup(group: RolloutGroup, indices: Sequence[int]) -> RolloutGroup:
 def _assemble(keys: Sequence[bytes], known: Mapping[bytes, CachedScore], problem: str) -> RewardScores:
     rows = [known.get(key) for key in keys]
     names = dict.fromkeys(name for row in rows if row for name in row.details)
+    texts = dict.fromkeys(name for row in rows if row for name in row.texts)
     return RewardScores(
         values=np.array([row.value if row else 0.0 for row in rows], np.float32),
         judged=np.array([row is not None for row in rows]),
@@ -116,4 +119,5 @@ def _assemble(keys: Sequence[bytes], known: Mapping[bytes, CachedScore], problem
             name: np.array([row.details.get(name, 0.0) if row else 0.0 for row in rows], np.float32) for name in names
         },
         problem=problem,
+        texts={name: tuple(row.texts.get(name) if row else None for row in rows) for name in texts},
     )

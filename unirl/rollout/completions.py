@@ -1,6 +1,8 @@
 """What every sampler does around its engine: check prompt lengths, make groups of completions, verify new weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +23,26 @@ from unirl.types import (
     UnderstandingSample,
     WeightsManifest,
 )
+
+
+class DecodeClock:
+    """How long this process has turned tokens into texts and pictures, and whether it is at it."""
+
+    def __init__(self) -> None:
+        self.seconds, self.is_running = 0.0, False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time the block."""
+        self.is_running, started = True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.is_running = False
+            self.seconds += time.perf_counter() - started
+
+
+DECODING = DecodeClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,7 @@ def reads_image(policy: Any, request: RolloutRequest, ids: NDArray[np.int32], sa
     return not torch.equal(own, other)
 
 
+@DECODING.running()
 def make_groups(
     policy: Policy,
     requests: Sequence[RolloutRequest],
@@ -122,6 +145,12 @@ def make_groups(
         ]
         groups.append(RolloutGroup(request=request, trajectories=tuple(trajectories)))
     return groups
+
+
+def num_sampled(groups: Iterable[RolloutGroup]) -> tuple[int, int]:
+    """Tokens and images in the groups."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    return sum(len(t.completion_ids) for t in trajectories), sum(t.modality == "image" for t in trajectories)
 
 
 def verified_weights(
