@@ -177,7 +177,9 @@ class EngineProcess:
             return {}
         shapes, own = self._front.shapes, dict(self.model.named_parameters())
         theirs, ours = _by_last_words(shapes), _by_last_words(own)
-        held = {names[0]: own[ours[words][0]] for words, names in theirs.items() if _is_one(names, ours.get(words))}
+        pairs = [(names[0], ours[words][0]) for words, names in theirs.items() if _is_one(names, ours.get(words))]
+        # Tables are padded with rows at their end; what was packed for the CPU's kernels is empty.
+        held = {name: own[other][: shapes[name][0]] for name, other in pairs if own[other].ndim and shapes[name]}
         front = {name: value for name, value in self._front.module.state_dict().items() if not value.is_meta}
         return slice_checksums(front, shapes) | slice_checksums(held, shapes)
 
