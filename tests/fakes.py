@@ -280,6 +280,9 @@ class LosingRollouts:
     def take_restarts(self) -> int:
         return 0
 
+    def take_stale(self) -> list[str]:
+        return self._rollouts.take_stale()
+
     def take_activities(self) -> list[Activity]:
         return self._rollouts.take_activities()
 

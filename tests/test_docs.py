@@ -137,6 +137,26 @@ def test_the_error_shown_in_the_configuration_page_is_what_a_user_sees():
     assert f"unirl: error: {caught.value}" in (ROOT / "docs" / "configuration.md").read_text()
 
 
+def test_the_page_of_sentinels_is_current():
+    from unirl.monitoring.sentinel_table import page
+
+    assert (ROOT / "docs" / "sentinels.md").read_text() == page()
+
+
+def test_the_page_of_faults_has_every_fault_and_clean_run_and_no_miss():
+    from unirl.jobs.faults.bank import CLEAN, FAULTS
+
+    text = (ROOT / "docs" / "faults.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    found = {row[0].strip("`"): row for row in rows}
+    for fault in FAULTS:
+        name, what, planted, caught, by, _ = found[f"{fault.name}"]
+        assert (what, by) == (fault.what, fault.sentinel), name
+        assert int(caught) - int(planted) < 3
+    assert {clean.name: found[clean.name][2] for clean in CLEAN} == {clean.name: "no alarm" for clean in CLEAN}
+    assert len(found) == len(FAULTS) + len(CLEAN) + 2
+
+
 def test_the_metrics_page_is_current():
     from unirl.monitoring.metrics import metrics_page
 

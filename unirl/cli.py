@@ -257,7 +257,7 @@ def generate(  # noqa: PLR0913 - one option each
 
 
 @app.command()
-def verify(
+def verify(  # noqa: PLR0913 - one option each
     overrides: Overrides = None,
     config: Files = None,
     checkpoint: Annotated[
@@ -265,11 +265,21 @@ def verify(
         typer.Option(metavar="PATH", help="Checkpoint folder, finished run or lab:janus; default model.path."),
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each task.")] = 4,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Instead: plant every fault of the bank in a run of the lab; who sees it?")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="With --faults: this fault alone; repeat it.")
+    ] = None,
     as_json: AsJson = False,
     verbose: Loudness = None,
 ) -> None:
     """Certify that a checkpoint can be trained on: sampler and learner agree on it; exit 1 when a gate fails."""
     start_logging(verbose)
+    if faults:
+        from unirl.jobs import verify_faults
+
+        raise typer.Exit(verify_faults.main(only=only or (), as_json=as_json))
     extra = [f"model.path={checkpoint}"] if checkpoint else []
     settings = load_rl(saved_config(checkpoint) + (config or []), (overrides or []) + extra, incomplete=True)
     from unirl.jobs import verify as job

@@ -390,6 +390,12 @@ class MonitoringConfig:
     cluster.metrics_port."""
     stall_after_s: float = 300.0
     """Say what is being waited for when nothing happened for this long."""
+    on_alert: Literal["warn", "stop"] = "warn"
+    """What an alert does (docs: sentinels): "warn" notes it in events.jsonl; "stop" saves a checkpoint and ends the run
+    with exit code 1 at the first one that says learning has gone wrong. PairGRPO only."""
+    max_logprob_gap: float | None = None
+    """Nats by which sampler and learner may differ on a token; null takes 1e-3 (2s - 1) in float32 and 2s - 1 in
+    bfloat16, s the guidance scale. PairGRPO only."""
     grad_cosine_every: int = 10
     """Steps between measurements of the cosine between the understanding and the generation gradient, by pair kind too;
     the first step is one. In between the norm of either is taken where that needs no traffic between ranks. Keeps up to

@@ -444,3 +444,5 @@ class WeightsManifest:
     tensors: tuple[TensorSpec, ...]
     checksum: str
     """BLAKE3 over names and bytes in order."""
+    slices: tuple[str, ...] = ()
+    """Checksum of a few values of each tensor, by which a sampler is seen to hold them; empty when nobody took any."""

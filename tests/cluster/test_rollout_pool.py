@@ -3,6 +3,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from unirl.cluster.rollout_pool import RolloutPool
 from unirl.cluster.weight_sync import Publication
 from unirl.config import ModelConfig
 from unirl.jobs.local import LocalRollouts
-from unirl.models.named_arrays import checksum, to_array
+from unirl.models.named_arrays import checksum, slice_checksum, to_array, to_tensor
 from unirl.models.policy import load_policy
 from unirl.monitoring.control import ScaleControl, order_scale, read_answer
 from unirl.rollout.units import units_of_work
@@ -159,15 +160,22 @@ def test_groups_lie_in_the_store_so_that_images_are_not_sent_again(pool, config,
 
 @pytest.fixture(scope="module")
 def published(ray_session, checkpoint):
-    """Makes a publication of the checkpoint's weights under a version."""
+    """Makes a publication of the checkpoint's weights under a version, or of those times a factor."""
     state = load_policy(ModelConfig(), checkpoint).module.state_dict()
     shapes = load_policy(ModelConfig(), checkpoint).shapes
-    named = [(name, to_array(value)) for name, value in state.items() if name in shapes]
-    specs = tuple(TensorSpec(name=name, shape=array.shape, dtype=str(array.dtype)) for name, array in named)
-    bucket, digest = ray_session.put(named), checksum(named)
-    return lambda version: Publication(
-        WeightsManifest(policy_version=version, tensors=specs, checksum=digest), (bucket,)
-    )
+
+    @cache
+    def weights(factor):
+        named = [(name, to_array(value * factor)) for name, value in state.items() if name in shapes]
+        specs = tuple(TensorSpec(name=name, shape=array.shape, dtype=str(array.dtype)) for name, array in named)
+        slices = tuple(slice_checksum(to_tensor(array)) for _, array in named)
+        return {"tensors": specs, "checksum": checksum(named), "slices": slices}, ray_session.put(named)
+
+    def publish(version, factor=1):
+        manifest, bucket = weights(factor)
+        return Publication(WeightsManifest(policy_version=version, **manifest), (bucket,))
+
+    return publish
 
 
 def versions_of(groups):
@@ -182,6 +190,33 @@ def test_a_worker_with_stale_weights_is_replaced_and_its_samples_are_not_used(
     groups = list(pool.sample(requests_of(4, 2), config.rollout.sampling))
     assert versions_of(groups) == {7}
     assert pool.take_restarts() >= 1
+
+
+def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of, ray_session, published):
+    """It says that it has the new ones."""
+
+    def deafen(worker):
+        kind = type(worker._sampler)
+        worker.kept = kind.load_weights
+        kind.load_weights = lambda self, manifest, tensors: setattr(self, "policy_version", manifest.policy_version)
+
+    def heal(worker):
+        type(worker._sampler).load_weights = worker.kept
+
+    def stale_after(publication, **settings):
+        pool.load_weights(publication, **settings)
+        list(pool.sample(requests_of(2, 2), config.rollout.sampling))
+        ray_session.get([worker.handle.ready.remote() for worker in pool._workers.all])
+        return pool.take_stale()
+
+    assert stale_after(published(20)) == []
+    deaf = pool._workers.all[0]
+    ray_session.get(deaf.handle.__ray_call__.remote(deafen))
+    assert stale_after(published(21, factor=2)) == [deaf.name]
+    assert stale_after(published(22, factor=3), wait=False) == [deaf.name]
+    ray_session.get(deaf.handle.__ray_call__.remote(heal))
+    assert stale_after(published(23)) == []
+    assert pool.take_restarts() == 0
 
 
 def test_weights_published_while_the_pool_samples_reach_each_worker_with_its_next_unit(

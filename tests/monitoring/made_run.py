@@ -153,9 +153,12 @@ def make_step(step, *, num_pairs=4, skill=0.6, unjudged=(), learner=None):
         "update": rng.uniform(1.2, 1.6),
         "publish": 0.2,
     }
-    return StepData(
-        step=step, groups=groups, learner=make_learner(step) if learner is None else learner, seconds=seconds
-    )
+    learner = make_learner(step) | {"learner/num_rows": num_taught(groups)} if learner is None else learner
+    return StepData(step=step, groups=groups, learner=learner, seconds=seconds, policy_version=step - 1)
+
+
+def num_taught(groups):
+    return float(sum(np.count_nonzero(group.advantages) for group in groups))
 
 
 def make_learner(step):
@@ -166,7 +169,6 @@ def make_learner(step):
         "learner/loss/generation": rng.gauss(0, 0.01),
         "learner/grad_norm": rng.uniform(0.2, 0.4),
         "learner/lr": 3e-4 * min(1, step / 5),
-        "learner/num_rows": 40.0,
         "learner/skipped_updates": 0.0,
         "policy/ratio_mean": 1 + rng.gauss(0, 1e-5),
         "policy/ratio_max": 1 + abs(rng.gauss(0, 1e-4)),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.monitoring.made_run import make_step
-from unirl.monitoring.metrics import METRICS, find_alerts, lookup, metrics_page, reduce_values, step_metrics
+from unirl.monitoring.metric_advice import ADVICE
+from unirl.monitoring.metrics import METRICS, lookup, metrics_page, reduce_values, step_metrics
 from unirl.monitoring.step_data import StepData
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -56,10 +57,9 @@ def test_unjudged_completions_are_left_out_and_counted():
     kept = np.concatenate([scored.rewards[scored.judged] for scored in of(data, "generation")])
     assert metrics["reward/generation"] == pytest.approx(kept.mean())
     assert metrics["reward/generation/unjudged_fraction"] == 0.25
-    assert any("25.0% of the generation completions" in alert for alert in find_alerts(metrics))
 
 
-def test_a_step_without_judged_completions_is_nan_and_alarms_never_zero(data):
+def test_a_step_without_judged_completions_is_nan_never_zero(data):
     group = data.groups[0]
     scored = group.scored
     nothing = np.zeros(len(scored.rewards), bool)
@@ -69,16 +69,11 @@ def test_a_step_without_judged_completions_is_nan_and_alarms_never_zero(data):
     )
     metrics = step_metrics(StepData(step=1, groups=(blind_group,)))
     assert math.isnan(metrics["reward/understanding"])
-    alerts = find_alerts(metrics)
-    assert "reward/understanding is nan" in alerts
-    assert any(alert.startswith("no understanding group of this step carries a signal") for alert in alerts)
 
 
-def test_replaced_workers_are_counted_and_alarm(data):
-    calm, shaken = (step_metrics(replace(data, restarts={"rollout": 0, "reward": num})) for num in (0, 2))
+def test_replaced_workers_are_counted(data):
+    shaken = step_metrics(replace(data, restarts={"rollout": 0, "reward": 2}))
     assert (shaken["rollout/num_restarts"], shaken["reward/num_restarts"]) == (0, 2)
-    assert "replaced" not in " ".join(find_alerts(calm))
-    assert [alert for alert in find_alerts(shaken) if "replaced: 2;" in alert and alert.startswith("reward workers")]
 
 
 def test_an_undeclared_name_is_an_error_that_names_it(data):
@@ -104,6 +99,11 @@ def test_placeholders_match_any_word(name, declared):
 def test_placeholders_match_nothing_else(name):
     with pytest.raises(ValueError, match="expected a name declared"):
         lookup(name)
+
+
+def test_every_metric_says_what_is_normal_and_what_to_do():
+    assert ADVICE.keys() == {metric.name for metric in METRICS}
+    assert all(metric.advice.normal and metric.advice.otherwise for metric in METRICS)
 
 
 def test_names_are_unique():

@@ -8,7 +8,7 @@ import unirl.lab
 from unirl.config import ImageSampling, ModelConfig, RolloutConfig, SamplingConfig, TextSampling
 from unirl.lab.data import make_heldout
 from unirl.models.interleaved import ChatLayout, JointVocabulary
-from unirl.models.named_arrays import checksum, to_array
+from unirl.models.named_arrays import checksum, slice_checksum, to_array, to_tensor
 from unirl.models.policy import Scoring
 from unirl.rollout.build import build_sampler
 from unirl.rollout.seeds import sample_seed
@@ -114,7 +114,8 @@ def publication(policy, state, version, dtype=None):
         (name, to_array(value.to(dtype) if dtype else value)) for name, value in state.items() if name in policy.shapes
     ]
     specs = tuple(TensorSpec(name=name, shape=array.shape, dtype=str(array.dtype)) for name, array in named)
-    return WeightsManifest(policy_version=version, tensors=specs, checksum=checksum(named)), named
+    slices = tuple(slice_checksum(to_tensor(array)) for _, array in named)
+    return WeightsManifest(policy_version=version, tensors=specs, checksum=checksum(named), slices=slices), named
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from tests.janus_checkpoints import write_janus
 from tests.rollout.conftest import MODEL, engine_config, logprob_gap, publication, sampling_with, tokens
 from unirl.config import ModelConfig
 from unirl.models.janus_pro import JanusPro
+from unirl.models.named_arrays import differing
 from unirl.models.policy import Scoring
 from unirl.rollout.build import build_sampler
 from unirl.types import GenerationSample, RolloutRequest, UnderstandingSample
@@ -181,7 +182,16 @@ def test_new_weights_give_the_new_policys_tokens(restored, lab_folder, lab_reque
     requests = lab_requests(6, 6)
     before = tokens(restored.sample(requests, sampling_with()))
     policy = moved_policy(lab_folder)
-    restored.load_weights(*publication(policy, policy.module.state_dict(), 5))
+    manifest, named = publication(policy, policy.module.state_dict(), 5)
+    held = restored.weight_slices()
+    assert {
+        "lm_head.weight",
+        "model.language_model.norm.weight",
+        "model.generation_head.proj_out.weight",
+    } <= held.keys()
+    assert "lm_head.weight" in differing(manifest, held)
+    restored.load_weights(manifest, named)
+    assert differing(manifest, restored.weight_slices()) == []
     groups = restored.sample(requests, sampling_with())
     plain = build_sampler(MODEL, lab_folder, engine_config(backend="torch"), "both")
     plain.policy.module.load_state_dict(policy.module.state_dict())

@@ -42,6 +42,10 @@ class PairingActor:
                 self._source.lease(step)
         self._beat.state = "idle"
 
+    def num_pairs(self) -> int:
+        """Pairs of an epoch."""
+        return self._source.num_pairs()
+
     def batch(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step, without handing them out."""
         return self._source.batch(step)
@@ -90,10 +94,16 @@ class PairingService:
         """
         self._arguments, self._ledger = (folder, settings, ledger), ledger
         self._leased: set[int] = set()
+        self._num_pairs = 0
         self._replacing, self._report = threading.Lock(), report
         if ledger is not None:
             ledger.unlink(missing_ok=True)
         self._actor: Any = PairingActor.remote(*self._arguments, ())
+
+    def num_pairs(self) -> int:
+        """Pairs of an epoch."""
+        self._num_pairs = self._num_pairs or self._call("num_pairs")
+        return self._num_pairs
 
     def batch(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of this step, without handing them out."""

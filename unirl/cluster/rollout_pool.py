@@ -21,11 +21,12 @@ from unirl.cluster.rollout_workers import SERVES, Control, RolloutWorkers, Worke
 from unirl.cluster.weight_broadcast import WeightBroadcast
 from unirl.cluster.weight_sync import Publication, WeightStore
 from unirl.config import RlConfig, SamplingConfig
+from unirl.models.named_arrays import differing
 from unirl.monitoring.phases import Activity
 from unirl.monitoring.run_log import Report
 from unirl.rollout.completions import num_sampled
 from unirl.rollout.units import units_of_work
-from unirl.types import QuarantinedRequest, RolloutGroup, RolloutRequest, Task
+from unirl.types import QuarantinedRequest, RolloutGroup, RolloutRequest, Task, WeightsManifest
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class RolloutPool:
         self._activities: list[Activity] = []
         self._quarantined: list[QuarantinedRequest] = []
         self._failed: list[QuarantinedRequest] = []
+        self._asked: dict[ray.ObjectRef, tuple[str, WeightsManifest]] = {}
 
     def tell_up(self) -> None:
         """Note that the first workers are up; whoever waited for them knows."""
@@ -149,7 +151,12 @@ class RolloutPool:
             problems = self._broadcast.send(publication, self._workers.up)
             if problems:
                 self._note(f"weights {publication.policy_version} were not broadcast to all: {'; '.join(problems)}")
-        lacking = [worker for worker in self._workers.up if worker.sent != publication.identity]
+        self._load(publication, [worker for worker in self._workers.up if worker.sent != publication.identity])
+        for worker in self._workers.up:
+            self._ask(worker, publication)
+
+    def _load(self, publication: Publication, lacking: Sequence[Worker]) -> None:
+        """Have workers fetch the publication, and wait until they have it."""
         pending = {worker.handle.load_weights.remote(publication): worker for worker in lacking}
         for reference, worker in pending.items():
             worker.sent = publication.identity
@@ -236,6 +243,7 @@ class RolloutPool:
             reference, times = sample.remote(unit.reference, unit.sampling, publication)
             if publication is not None:
                 worker.sent = publication.identity
+                self._ask(worker, publication)
             self._busy[reference] = _Handed(worker, unit, times)
 
     def _idle(self) -> list[Worker]:
@@ -349,6 +357,28 @@ class RolloutPool:
             handed = self._busy.pop(reference)
             self._workers.replace(handed.worker, "hung")
             self._requeue(handed.unit, todo, TimeoutError(f"no answer within {limit_s:g} s (rollout.timeout_s)"))
+
+    def _ask(self, worker: Worker, publication: Publication) -> None:
+        """Have a worker look at its own weights, once it has those of the publication; `take_stale` reads the answer.
+
+        The publication itself is not kept: its buckets would stay in the object store.
+        """
+        self._asked[worker.handle.weight_slices.remote()] = worker.name, publication.manifest
+
+    def take_stale(self) -> list[str]:
+        """Workers whose own weights were found to differ from published ones, since the last call."""
+        done = ray.wait([*self._asked], num_returns=len(self._asked), timeout=0)[0] if self._asked else []
+        stale: list[str] = []
+        for reference in done:
+            name, manifest = self._asked.pop(reference)
+            try:
+                identity, held = ray.get(reference)
+            except RayError:
+                continue  # the worker is gone, and replaced
+            is_old = identity is None or identity[0] < manifest.policy_version
+            if is_old or (identity == (manifest.policy_version, manifest.checksum) and differing(manifest, held)):
+                stale.append(name)
+        return sorted(set(stale))
 
     def take_quarantined(self) -> list[QuarantinedRequest]:
         """Requests that got no group, since the last call."""

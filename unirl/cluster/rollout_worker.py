@@ -100,6 +100,10 @@ class RolloutWorker:
         self._take_over(publication, named)
         return self._sampler.policy_version
 
+    def weight_slices(self) -> tuple[Identity | None, dict[str, str]]:
+        """Which weights were loaded last, and checksums of a fixed slice of those that it samples with."""
+        return self._loaded, self._sampler.weight_slices()
+
     def load_weights(self, publication: Publication) -> int:
         """Take over the published weights, unless they are those in use; returns their version."""
         if publication.identity != self._loaded:

@@ -94,6 +94,10 @@ class PairSource:
         pairs = choose_pairs(pair_set, take=take, partners=partners, max_pairs=max_pairs, seed=seed)
         return cls(pairs, pairs_per_step=pairs_per_step, seed=seed, shuffle=shuffle)
 
+    def num_pairs(self) -> int:
+        """Pairs of an epoch."""
+        return len(self._pairs)
+
     def batch(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of a step, counted from 0: a pure function of seed and step.
 

@@ -151,6 +151,10 @@ class _MadePairs:
 
     count: int
 
+    def num_pairs(self) -> int:
+        """As many as a step takes."""
+        return self.count
+
     def batch(self, step: int) -> tuple[PairRecord, ...]:
         """The same pairs for every step."""
         return tuple(_pair(index) for index in range(self.count))

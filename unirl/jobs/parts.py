@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 class Pairs(Protocol):
     """The pairing service: hands each batch out once, counted from 0, and keeps the ledger."""
 
+    def num_pairs(self) -> int:
+        """Pairs of an epoch."""
+        ...
+
     def batch(self, step: int) -> tuple[PairRecord, ...]:
         """The pairs of a step, without handing them out."""
         ...
@@ -73,6 +77,10 @@ class Rollouts(Protocol):
 
     def take_restarts(self) -> int:
         """Workers replaced since the last call."""
+        ...
+
+    def take_stale(self) -> list[str]:
+        """Samplers whose own weights were found to differ from published ones, since the last call."""
         ...
 
     def take_activities(self) -> list[Activity]:

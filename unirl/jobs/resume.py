@@ -10,6 +10,7 @@ from unirl.jobs.run_dirs import last_step
 from unirl.jobs.step import results_of
 from unirl.monitoring.journal import forget_after, recorded_steps, weights_after
 from unirl.monitoring.run_log import RunLog
+from unirl.monitoring.sentinel_table import alert_fields, sentinel_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def compare(checksum: str, step: int, parts: Parts, record: RunLog) -> None:
     if recorded and checksum != recorded:
         message = f"step {step}, made again from the journal, gave other weights than the run's"
         log.warning("%s: another machine, torch or number of threads; the run goes on with the new ones", message)
-        record.event("alert", message, {"step": step, "checksum": checksum, "recorded": recorded})
+        fields = alert_fields(sentinel_of("other_weights"), step)
+        record.event("alert", message, fields | {"checksum": checksum, "recorded": recorded})
         if parts.ahead is not None:
             parts.ahead.clear()
 

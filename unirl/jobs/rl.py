@@ -28,6 +28,7 @@ from unirl.monitoring.heartbeat import Heartbeat, driver_heartbeat
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
+from unirl.monitoring.sentinels import StoppedByAlertError
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
@@ -65,6 +66,18 @@ class Run:
                 parts.ahead.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 
+    def check_alerts(self) -> None:
+        """End the run if an alert is to; the step is saved.
+
+        Raises:
+            StoppedByAlertError: says which, and how to go on.
+        """
+        if self.record.stopping:
+            raise StoppedByAlertError(
+                f"monitoring.on_alert=stop: {self.record.stopping} Saved and ended; go on with: unirl train --resume "
+                f"{self.record.run_dir}, as it is or with monitoring.on_alert=warn"
+            )
+
     def note(self, parts: Parts, data: StepData) -> None:
         """Record a finished step, whose rollouts then need no place of their own."""
         self.beat.num_done = data.step
@@ -81,6 +94,7 @@ def train(parts: Parts, run: Run, first_step: int, *, owed: bool = False) -> Non
 
     Raises:
         Interrupted: a signal came; the steps finished so far are saved.
+        StoppedByAlertError: a sentinel ended the run, which is saved.
     """
     config = run.config
     with open_flow(parts, config, run.clock, first_step) as flow:
@@ -96,9 +110,10 @@ def train(parts: Parts, run: Run, first_step: int, *, owed: bool = False) -> Non
             run.note(parts, flow.run_step(step))
             last = step == config.train.num_steps
             asked_to_end = run.interrupts.received
-            if asked_to_end or last or is_due(step, config.train.save_every):
+            if asked_to_end or last or run.record.stopping or is_due(step, config.train.save_every):
                 flow.settle()
                 run.save(parts, step)
+            run.check_alerts()
             if asked_to_end:
                 run.interrupts.check()
         flow.settle()
@@ -163,7 +178,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             config.train.num_steps,
             stall_after_s=config.monitoring.stall_after_s,
             waiting_for=lambda: clock.current,
-            on_stall=lambda message: record.event("stall", message),
+            on_stall=lambda message: record.alert("stalled", message),
             quiet=not log.isEnabledFor(logging.INFO),
         )
         run = Run(config, record, terminal, clock, interrupts, beat)
@@ -176,7 +191,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             with open_parts(config, checkpoint, pairs, local=local, record=record) as parts:
                 follow = keeps_course(config, changed)
                 first_step, owed = restore(parts, config, record, follow=follow) if resumed else (1, False)
-                record.accept()
+                accept(record, config)
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
                 with terminal:
                     interrupts.defer()
@@ -189,6 +204,14 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         record.end("finished")
         show_result(config, run_dir, checkpoint, terminal)
     return 0
+
+
+def accept(record: RunLog, config: RlConfig) -> None:
+    """Take the settings over as those of the run, and tell its sentinels what evaluations use."""
+    record.accept()
+    if record.sentinels is not None and config.evaluation.enabled:
+        understanding, generation = resolve_heldout(config.evaluation.data, config.evaluation.num_prompts)
+        record.sentinels.hold_out([*understanding, *generation])
 
 
 def facts_of(config: RlConfig, checkpoint: Path, *, local: bool) -> dict[str, object]:

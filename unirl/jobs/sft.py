@@ -292,7 +292,7 @@ def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: i
         last,
         stall_after_s=config.monitoring.stall_after_s,
         waiting_for=lambda: clock.current,
-        on_stall=lambda message: record.event("stall", message),
+        on_stall=lambda message: record.alert("stalled", message),
         quiet=not log.isEnabledFor(logging.INFO),
     )
     return Run(config, record, terminal, clock, interrupts, last, data)

@@ -45,6 +45,8 @@ class SampledStep:
     """Groups that were on disk already, sampled before a crash."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Workers replaced meanwhile, by pool."""
+    stale_samplers: Sequence[str] = ()
+    """Samplers that did not take over published weights, by name."""
     activities: Sequence[Activity] = ()
     """What the workers did."""
 
@@ -69,6 +71,7 @@ def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> 
         num_kept=len(kept),
         restarts={"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()},
         activities=[*parts.rollouts.take_activities(), *parts.rewards.take_activities()],
+        stale_samplers=parts.rollouts.take_stale(),
     )
 
 
@@ -92,6 +95,8 @@ def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: Step
         quarantined=sampled.quarantined,
         num_kept=sampled.num_kept,
         weights_checksum=published.manifest.checksum,
+        num_pairs=parts.pairs.num_pairs(),
+        stale_samplers=sampled.stale_samplers,
         policy_version=published.manifest.policy_version - config.algorithm.updates_per_step,
     )
     return data, published

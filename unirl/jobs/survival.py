@@ -12,6 +12,7 @@ from unirl.jobs.parts import Learners, Pairs, Published
 from unirl.jobs.rebuild import redo_step
 from unirl.jobs.run_dirs import last_step
 from unirl.monitoring.run_log import Report, RunLog
+from unirl.monitoring.sentinel_table import alert_fields, sentinel_of
 from unirl.types import LearnerBatch
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class SurvivingLearner:
         """
         self._gang, self._checkpoints, self._redo = gang, checkpoints, redo
         self._limit, self._report = limit, report
-        self._losses, self._done = 0, 0
+        self._losses, self._told, self._done = 0, 0, 0
         self._newest: tuple[int, LearnerBatch] | None = None
         self._published: tuple[int, str] | None = None
 
@@ -67,7 +68,8 @@ class SurvivingLearner:
         """One or more optimizer updates."""
         metrics = self._survive("update", lambda: self._gang.update(batch, step))
         self._done, self._newest = step, (step, batch)
-        return metrics
+        lost, self._told = self._losses - self._told, self._losses
+        return metrics | ({"learner/num_restarts": float(lost)} if lost else {})
 
     def publish_weights(self) -> Published:
         """The current weights."""
@@ -131,4 +133,5 @@ class SurvivingLearner:
         if found != self._published[1]:
             message = f"after a loss step {self._done} has other weights than before: the ranks compute otherwise"
             log.warning(message)
-            self._report("alert", message, {"step": self._done, "checksum": found, "recorded": self._published[1]})
+            fields = alert_fields(sentinel_of("other_weights"), self._done)
+            self._report("alert", message, fields | {"checksum": found, "recorded": self._published[1]})

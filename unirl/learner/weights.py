@@ -7,7 +7,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unirl.models.named_arrays import to_array
+from unirl.models.named_arrays import slice_checksum, to_array, to_tensor
 from unirl.types import TensorSpec, WeightsManifest
 
 BUCKET_BYTES = 64 * 2**20
@@ -32,6 +32,7 @@ class WeightExport:
         """
         self._module, self._version, self._holds_arrays = module, policy_version, holds_arrays
         self._specs: list[TensorSpec] = []
+        self._slices: list[str] = []
         self._digest = blake3()
         self._complete = False
 
@@ -60,6 +61,7 @@ class WeightExport:
             self._specs.append(
                 TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
             )
+            self._slices.append(slice_checksum(to_tensor(array)))
             self._digest.update(name.encode())
             self._digest.update(array.reshape(-1).view(np.uint8).data)
             bucket.append((name, array))
@@ -69,7 +71,10 @@ class WeightExport:
         """Names, shapes and checksum of what the buckets held."""
         assert self._complete, "manifest() needs the buckets to be taken first, all of them"
         return WeightsManifest(
-            policy_version=self._version, tensors=tuple(self._specs), checksum=self._digest.hexdigest()
+            policy_version=self._version,
+            tensors=tuple(self._specs),
+            checksum=self._digest.hexdigest(),
+            slices=tuple(self._slices),
         )
 
 

@@ -1,7 +1,7 @@
 """Weights as named numpy arrays, the form in which they travel: bfloat16 as uint16 of the same shape."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,11 @@ import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
+
+from unirl.types import WeightsManifest
+
+SLICE = 64
+"""Values of a weight that tell one version from another."""
 
 
 def to_array(tensor: Tensor) -> NDArray[np.generic]:
@@ -25,6 +30,28 @@ def to_tensor(array: NDArray[np.generic]) -> Tensor:
         warnings.simplefilter("ignore")
         tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def slice_checksum(values: Tensor) -> str:
+    """Eight bytes in hexadecimal over a few values from the middle of a weight, whatever its precision and device."""
+    flat = values.detach().reshape(-1)
+    start = max(0, (flat.numel() - SLICE) // 2)
+    return blake3(flat[start : start + SLICE].float().cpu().numpy().tobytes()).hexdigest(8)
+
+
+def slice_checksums(held: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Of the tensors that are held whole under these names; those without values, or in another form, are left out."""
+    return {
+        name: slice_checksum(held[name])
+        for name, shape in shapes.items()
+        if name in held and not held[name].is_meta and tuple(held[name].shape) == shape
+    }
+
+
+def differing(manifest: WeightsManifest, held: Mapping[str, str]) -> list[str]:
+    """Names of weights that a sampler holds otherwise than published, by the checksums of their slices."""
+    published = {spec.name: own for spec, own in zip(manifest.tensors, manifest.slices, strict=False)}
+    return [name for name, own in held.items() if published.get(name, own) != own]
 
 
 def checksum(named: Iterable[tuple[str, NDArray[np.generic]]], digest: Any = None) -> str:

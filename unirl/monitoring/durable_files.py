@@ -6,7 +6,9 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +82,15 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none when it is not there. What cannot be read is left out."""
+    data, found = path.read_bytes() if path.exists() else b"", []
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [record for record in found if isinstance(record, dict)]
 
 
 def encode_line(record: Mapping[str, object]) -> bytes:

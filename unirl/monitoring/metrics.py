@@ -7,14 +7,16 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
+from unirl.monitoring.metric_advice import ADVICE, Advice
 from unirl.monitoring.phases import fleet_metrics, partition
+from unirl.monitoring.step_checks import check_metrics
 from unirl.monitoring.step_data import StepData
 from unirl.types import TASKS, Trajectory, WeightedGroup
 
@@ -32,6 +34,11 @@ class Metric:
     """How the values of several steps become one."""
     meaning: str
 
+    @property
+    def advice(self) -> Advice:
+        """What is normal, and what to do when it is not."""
+        return ADVICE.get(self.name, Advice("", ""))
+
 
 METRICS: tuple[Metric, ...] = (
     Metric("reward/<task>", "1", "mean", "Mean reward of the judged completions; null when none could be judged."),
@@ -43,6 +50,42 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/num_restarts", "workers", "sum", "Reward workers replaced since the last line: dead or hung."),
     Metric("score/<task>/<reward>", "1", "mean", "Mean of one reward over what it judged, before its weight."),
     Metric("score/<task>/<reward>/<detail>", "1", "mean", "Mean of a named part of it, such as correct or exact."),
+    Metric("reward/<task>/range", "1", "mean", "Greatest less least reward of the step's judged completions."),
+    Metric(
+        "reward/understanding/length_coupling",
+        "1",
+        "mean",
+        "Rank correlation of reward and length inside groups of answers, mean over those in which both vary.",
+    ),
+    Metric("reward/understanding/length_coupling_freedom", "1", "sum", "Completions behind it, less one a group."),
+    Metric(
+        "reward/generation/brightness_coupling",
+        "1",
+        "mean",
+        "Rank correlation of reward and mean pixel inside groups of images, mean over those in which both vary.",
+    ),
+    Metric("reward/generation/brightness_coupling_freedom", "1", "sum", "Completions behind it, less one a group."),
+    Metric("reward/<task>/truncated", "1", "mean", "Mean reward of completions that were cut off; absent without any."),
+    Metric(
+        "advantage/disordered_fraction",
+        "1",
+        "mean",
+        "Share of groups whose advantages do not rise with their rewards, or do not sum to 0.",
+    ),
+    Metric("pairs/num_blank_images", "pairs", "sum", "Pairs whose question is about a picture of one colour."),
+    Metric("rollout/equal_images_fraction", "1", "mean", "Share of groups whose drawings are the same, code by code."),
+    Metric(
+        "rollout/surprisal/<modality>",
+        "nats",
+        "mean",
+        "Mean -log p of the tokens drawn, an estimate of their entropy in all groups, with a signal or without.",
+    ),
+    Metric(
+        "rollout/num_stale_samplers",
+        "workers",
+        "max",
+        "Samplers whose own weights differ from the published ones, by a checksum of a fixed slice at each sync.",
+    ),
     Metric("advantage/abs_mean", "1", "mean", "Mean size of the advantages, pair weight applied; 0 teaches nothing."),
     Metric("pairs/similarity_mean", "1", "mean", "Mean cosine similarity s_p of the step's pairs."),
     Metric("pairs/similarity_mean/<kind>", "1", "mean", "The same over pairs of one kind; absent without any."),
@@ -74,6 +117,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("learner/num_tokens", "tokens", "sum", "Loss tokens that took part in the update."),
     Metric("learner/num_micro_batches", "passes", "sum", "Forward and backward passes of one rank."),
     Metric("learner/skipped_updates", "updates", "sum", "Updates left out because no group carried a signal."),
+    Metric("learner/num_restarts", "gangs", "sum", "Times that all ranks were started anew; absent without any."),
     Metric("learner/update_s", "s", "mean", "Seconds inside the learner."),
     Metric("learner/score_s", "s", "mean", "Seconds of them in forward passes and losses, on the first rank."),
     Metric("learner/backward_s", "s", "mean", "Seconds of them in backward passes and the optimizer, likewise."),
@@ -197,28 +241,11 @@ def step_metrics(data: StepData) -> dict[str, float]:
         metrics.update(fleet_metrics(data.activities, seconds))
     metrics.update({f"{pool}/num_restarts": num for pool, num in data.restarts.items()})
     metrics["rollout/num_quarantined"] = len(data.quarantined)
+    metrics.update(check_metrics(data))
     metrics.update(data.learner)
     for name in metrics:
         lookup(name)
     return metrics
-
-
-def find_alerts(metrics: Mapping[str, float]) -> list[str]:
-    """What in a step's metrics says that learning has stopped or gone wrong; one sentence each."""
-    alerts = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    if metrics.get("policy/ratio_capped_fraction"):
-        alerts.append("log-ratios beyond 20 nats were held there: sampler and learner disagree, or steps are too long")
-    for task in TASKS:
-        if metrics.get(f"reward/{task}/zero_variance_fraction") == 1.0:
-            alerts.append(f"no {task} group of this step carries a signal: all rewards are equal inside every group")
-        if unjudged := metrics.get(f"reward/{task}/unjudged_fraction"):
-            alerts.append(f"{unjudged:.1%} of the {task} completions could not be judged")
-    if num := metrics.get("rollout/num_quarantined"):
-        alerts.append(f"requests that could not be sampled and were left out: {num:g}; quarantine.jsonl names them")
-    for pool in ("rollout", "reward"):
-        if num := metrics.get(f"{pool}/num_restarts"):
-            alerts.append(f"{pool} workers that died or hung and were replaced: {num:g}; logs/driver.log says which")
-    return alerts
 
 
 def _reward_metrics(task: str, groups: Sequence[WeightedGroup]) -> Iterator[tuple[str, float]]:
@@ -328,10 +355,15 @@ def metrics_page() -> str:
         "A name in angle brackets stands for any word. A value that was NaN or infinite is `null`, and its name is",
         "listed under `nonfinite` in the same line. The reduction says how the values of several steps become one.",
         "",
-        "| name | unit | reduction | meaning |",
-        "|---|---|---|---|",
+        "What to do when a value is not normal stands last; [sentinels](sentinels.md) watch the worst of it.",
+        "",
+        "| name | unit | reduction | meaning | normal | else |",
+        "|---|---|---|---|---|---|",
     ]
-    lines += [f"| `{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |" for metric in METRICS]
+    for metric in METRICS:
+        advice = metric.advice
+        cells = (f"`{metric.name}`", metric.unit, metric.reduction, metric.meaning, advice.normal, advice.otherwise)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

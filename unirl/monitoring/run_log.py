@@ -14,16 +14,18 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.config import MonitoringConfig
+from unirl.config import MonitoringConfig, RlConfig
 from unirl.config_loading import to_yaml
 from unirl.monitoring import journal, pair_view
 from unirl.monitoring.control import forget_orders
-from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
+from unirl.monitoring.durable_files import JsonLines, encode_line, read_lines, write_atomic
 from unirl.monitoring.folder_lock import FolderLock, RunDirError
 from unirl.monitoring.images import encode_webp, thin_images
-from unirl.monitoring.metrics import find_alerts, lookup, step_metrics
+from unirl.monitoring.metrics import lookup, step_metrics
 from unirl.monitoring.mirrors import Mirror, MirroredRun, Mirrors
 from unirl.monitoring.run_facts import describe_run, without_secrets
+from unirl.monitoring.sentinel_table import alert_fields, refusing_sentinel, sentinel_of
+from unirl.monitoring.sentinels import StoppedByAlertError, watch
 from unirl.monitoring.step_data import StepData
 from unirl.types import QuarantinedRequest
 
@@ -70,9 +72,15 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(run_dir)
         self._ended = False
+        steps = [line["step"] for line in read_lines(run_dir / "metrics.jsonl")] if resume else []
+        self._step: int = max(steps, default=0)
+        self.stopping = ""
+        """The alert that is to end the run; empty while there is none."""
         try:
             forget_orders(run_dir)
             before = _read_run(run_dir, resume)
+            self.sentinels = watch(config, run_dir, resumed=resume) if isinstance(config, RlConfig) else None
+            """None where none watch, as in fine-tuning."""
             self.attempt: int = before.get("attempt", -1) + 1
             """Starts of this run before the present one."""
             opening = {"v": 1, "id": run_dir.resolve().name, "created": _now()} | before | {"attempt": self.attempt}
@@ -135,12 +143,35 @@ class RunLog:
         values = step_metrics(data)
         self.write_metrics(data.step, values)
         self.write_quarantined(data.step, data.quarantined)
-        for alert in find_alerts(values):
-            log.warning("step %d: %s", data.step, alert)
-            self.event("alert", alert, {"step": data.step})
+        self._ask_sentinels(data, values)
         if shown.journal:
             journal.write_step(self.run_dir, data, images)
         return values
+
+    def _ask_sentinels(self, data: StepData, values: Mapping[str, float]) -> None:
+        if self.sentinels is None:
+            return
+        begun, over = self.sentinels.look(data, values)
+        for alert in begun:
+            self.alert(alert.sentinel.name, alert.message, data.step, since=alert.since)
+        for alert in over:
+            self.event("alert over", alert.message, {"step": alert.step, "sentinel": alert.sentinel.name})
+
+    def alert(self, sentinel: str, message: str, step: int | None = None, *, since: int | None = None) -> None:
+        """Note what a sentinel says; with `monitoring.on_alert=stop` most end the run after the step.
+
+        Args:
+            sentinel: its name.
+            message: what is wrong.
+            step: where; None takes the one under way.
+            since: first step of a condition that lasts.
+        """
+        step = self._step + 1 if step is None else step
+        fields = alert_fields(sentinel_of(sentinel), step, self._monitoring.on_alert) | {"since": since or step}
+        log.warning("step %d: %s: %s", step, sentinel, message)
+        self.event("alert", message, fields)
+        if fields["severity"] == "stop":
+            self.stopping = self.stopping or f"{sentinel}: {message}; {fields['remedy']}"
 
     def write_quarantined(self, step: int, quarantined: Sequence[QuarantinedRequest]) -> None:
         """Name requests that could not be sampled, in quarantine.jsonl and in the events.
@@ -168,6 +199,7 @@ class RunLog:
         """
         for name in values:
             lookup(name)
+        self._step = step
         self._files["metrics"].append({"v": 1, "step": step, "time": time.time(), "attempt": self.attempt, **values})
         self._mirrors.write(step, values)
 
@@ -238,6 +270,10 @@ class RunLog:
             return
         # The run's own error matters more than a disk too full to note it.
         with suppress(OSError):
+            refusing = None if isinstance(error, StoppedByAlertError) else refusing_sentinel(error)
+            if refusing is not None and not self._ended:
+                fields = alert_fields(refusing, self._step + 1) | {"severity": "stop"}
+                self.event("alert", str(error), fields)
             self.end("failed" if isinstance(error, Exception) else "interrupted", f"{type(error).__name__}: {error}")
 
     def _set_status(self, status: Status, reason: str = "") -> None:

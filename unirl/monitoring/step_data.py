@@ -35,3 +35,7 @@ class StepData:
     """Updates behind the weights that learned, before the update."""
     quarantined: Sequence[QuarantinedRequest] = ()
     """Requests of the step that could not be sampled."""
+    num_pairs: int = 0
+    """Pairs of an epoch; 0 when nobody said."""
+    stale_samplers: Sequence[str] = ()
+    """Samplers whose own weights were not the published ones after the sync before the step, by name."""

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
@@ -18,6 +20,7 @@ from unirl.types import (
     RolloutGroup,
     RolloutRequest,
     Trajectory,
+    UnderstandingSample,
     WeightsManifest,
 )
 
@@ -63,7 +66,8 @@ def encode_prompts(
     """Prompt ids [P] of each request.
 
     Raises:
-        ValueError: prompt and longest completion together exceed `max_model_len` tokens.
+        ValueError: prompt and longest completion together exceed `max_model_len` tokens, or the first question's
+            picture is lost on the way.
     """
     prompts = []
     for request in requests:
@@ -75,7 +79,34 @@ def encode_prompts(
                 "more, or drop the sample"
             )
         prompts.append(prompt.ids)
+    asked = next(((r, ids) for r, ids in zip(requests, prompts, strict=True) if not _draws(r)), None)
+    if asked is not None and not reads_image(policy, *asked, sampling):
+        raise ValueError(
+            f"request {asked[0].request_id}: expected a prompt that its picture decides; got the same one for a "
+            "picture of noise: placeholder tokens without pixels; mend the family's encode or embed_prompts"
+        )
     return prompts
+
+
+@torch.inference_mode()
+def reads_image(policy: Any, request: RolloutRequest, ids: NDArray[np.int32], sampling: SamplingConfig) -> bool:
+    """Whether another picture would give another prompt: other ids where images are codes, other embeddings else.
+
+    Args:
+        policy: encodes, and embeds where it sees images by their pixels.
+        request: a question.
+        ids: [P] of its prompt.
+        sampling: as for the prompt.
+    """
+    sample = request.sample
+    assert isinstance(sample, UnderstandingSample), "only questions have pictures"
+    noise = np.random.default_rng(0).integers(0, 256, sample.image.shape, dtype=np.uint8)
+    if not np.array_equal(ids, policy.encode(replace(sample, image=noise), sampling).ids):
+        return True
+    if not hasattr(policy, "embed_prompts"):
+        return False
+    own, other = (policy.embed_prompts(*policy.pad_prompts([ids]), [image]) for image in (sample.image, noise))
+    return not torch.equal(own, other)
 
 
 @DECODING.running()

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirl.config import SamplingConfig
+from unirl.models.named_arrays import slice_checksums
 from unirl.models.policy import MaskedDiffusionPolicy
 from unirl.rollout.approximate_cache import ApproximateCache
 from unirl.rollout.completions import Completion, encode_prompts, load_policy_weights, make_groups
@@ -48,6 +49,10 @@ class DiffusionSampler:
 
     def rest(self) -> None:
         """Nothing: between calls it holds its weights alone."""
+
+    def weight_slices(self) -> dict[str, str]:
+        """Checksums of a fixed slice of every weight."""
+        return slice_checksums(self.policy.module.state_dict(), self.policy.shapes)
 
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
         """Replace the weights in place.

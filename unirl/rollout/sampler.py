@@ -32,6 +32,13 @@ class Sampler(Protocol):
         """Give back what memory it can until it is needed again; the next call wakes it by itself."""
         ...
 
+    def weight_slices(self) -> dict[str, str]:
+        """Checksums of a fixed slice of the weights that it samples with, by the manifest's names.
+
+        What an engine keeps in another form than the checkpoint is left out.
+        """
+        ...
+
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
         """Replace the weights in place and drop every cached prefix.
 

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from unirl.algorithms.guidance import guided_logits
 from unirl.config import SamplingConfig
+from unirl.models.named_arrays import slice_checksums
 from unirl.models.policy import AutoregressivePolicy
 from unirl.rollout.completions import Completion, encode_prompts, load_policy_weights, make_groups
 from unirl.rollout.gumbel import gumbel_argmax, step_seeds
@@ -44,6 +45,10 @@ class TorchSampler:
 
     def rest(self) -> None:
         """Nothing: between calls it holds its weights alone."""
+
+    def weight_slices(self) -> dict[str, str]:
+        """Checksums of a fixed slice of every weight."""
+        return slice_checksums(self.policy.module.state_dict(), self.policy.shapes)
 
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
         """Replace the weights in place.

@@ -113,6 +113,10 @@ class VllmSampler:
         """Let the engine sleep: its weights wait in main memory, its key-value cache is given back."""
         self._engine.sleep()
 
+    def weight_slices(self) -> dict[str, str]:
+        """Checksums of a fixed slice of what engine and front hold as the checkpoint does: norms, tables, heads."""
+        return self._engine.weight_slices()
+
     def load_weights(self, manifest: WeightsManifest, tensors: NamedArrays) -> None:
         """Replace the weights of engine and front in place and drop every cached prefix.
 

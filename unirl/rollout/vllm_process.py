@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unirl.config import ModelConfig
 from unirl.models.checkpoint import copy_into
-from unirl.models.named_arrays import to_tensor
+from unirl.models.named_arrays import slice_checksums, to_tensor
 from unirl.rollout.completions import verified_weights
 from unirl.rollout.sampler import NamedArrays
 from unirl.types import WeightsManifest
@@ -167,6 +167,22 @@ class EngineProcess:
         self.llm.llm_engine.set_weight_version(str(manifest.policy_version))
         self._is_broken = False
 
+    def weight_slices(self) -> dict[str, str]:
+        """Checksums of a fixed slice of the weights that lie here under the checkpoint's names and in its shapes.
+
+        The engine names and fuses weights in its own way: one of its tensors is taken for the checkpoint's where both
+        alone have the last words of its name.
+        """
+        if "weights" in self._asleep:
+            return {}
+        shapes, own = self._front.shapes, dict(self.model.named_parameters())
+        theirs, ours = _by_last_words(shapes), _by_last_words(own)
+        pairs = [(names[0], ours[words][0]) for words, names in theirs.items() if _is_one(names, ours.get(words))]
+        # Tables are padded with rows at their end; what was packed for the CPU's kernels is empty.
+        held = {name: own[other][: shapes[name][0]] for name, other in pairs if own[other].ndim and shapes[name]}
+        front = {name: value for name, value in self._front.module.state_dict().items() if not value.is_meta}
+        return slice_checksums(front, shapes) | slice_checksums(held, shapes)
+
     def sleep(self) -> None:
         """Move the weights to main memory and give back the key-value cache, until the next call that needs them."""
         if len(self._asleep) == 1:
@@ -184,6 +200,20 @@ class EngineProcess:
         """Read every coming prompt anew."""
         done = self.llm.reset_prefix_cache()
         assert done, "vLLM kept its prefix cache, which it does while requests run; none may run here"
+
+
+def _by_last_words(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by what follows the words for the whole model: from the number of the layer on, or the last two words."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        words = name.split(".")
+        start = next((place for place, word in enumerate(words) if word.isdigit()), max(0, len(words) - 2))
+        found.setdefault(".".join(words[start:]), []).append(name)
+    return found
+
+
+def _is_one(theirs: Sequence[str], ours: Sequence[str] | None) -> bool:
+    return ours is not None and len(theirs) == len(ours) == 1
 
 
 def sampling_params(*, seed: int, temperature: float, max_tokens: int, stop: Sequence[int], **extra: Any) -> Any:

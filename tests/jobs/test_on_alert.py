@@ -1,0 +1,45 @@
+"""`monitoring.on_alert=stop`: a checkpoint, a clear error, and a run that can go on."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+
+from unirl.config_loading import load_config
+from unirl.jobs import rl
+from unirl.jobs.faults import reward_faults
+from unirl.jobs.faults.lab_run import SMALL
+from unirl.jobs.run_dirs import last_step
+from unirl.monitoring.sentinels import StoppedByAlertError
+
+
+@pytest.fixture
+def config(tmp_path):
+    own = (f"train.run_dir={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}", "train.num_steps=3")
+    return load_config([], [*SMALL, *own, "monitoring.on_alert=stop"])
+
+
+def test_an_alert_saves_and_ends_the_run_which_then_goes_on(config, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    run_dir = tmp_path / "run"
+    with reward_faults.sign_lost(), pytest.raises(StoppedByAlertError, match="--resume") as caught:
+        rl.main(config, local=True)
+    assert "disordered_advantages: in " in str(caught.value)
+    assert last_step(run_dir) == 1
+    run = json.loads((run_dir / "run.json").read_text())
+    assert run["status"] == "failed"
+    assert run["reason"].startswith("StoppedByAlertError: monitoring.on_alert=stop: disordered_advantages")
+    assert rl.main(config, local=True, resume=str(run_dir)) == 0
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["attempt"]) for line in lines] == [(1, 0), (2, 1), (3, 1)]
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["severity"]) for e in events if e["kind"] == "alert"] == [(1, "stop")]
+
+
+def test_an_alert_of_what_does_no_harm_ends_nothing(config, tmp_path):
+    patient = replace(config, rewards=replace(config.rewards, max_unjudged_fraction=1.0))
+    with reward_faults.one_group_fails():
+        assert rl.main(patient, local=True) == 0
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert {e["severity"] for e in events if e["kind"] == "alert"} == {"warn"}

@@ -1,0 +1,394 @@
+"""The table of sentinels: what each watches, why it matters, what to do. docs/sentinels.md is made from it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from unirl.monitoring import detectors
+from unirl.monitoring.detectors import Look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentinel:
+    """One row of the table."""
+
+    name: str
+    watches: str
+    """What it looks at, and from when on it speaks."""
+    normal: str
+    """What a healthy run shows."""
+    why: str
+    """What happens to a run in which it is not heard."""
+    remedy: str
+    find: Callable[[Look], Iterator[str]] | None = None
+    """Says what is wrong with a step; None where it is seen elsewhere."""
+    refusals: tuple[str, ...] = ()
+    """Words of the errors by which a run that cannot go on says so."""
+    stops: bool = True
+    """Whether it ends a run with `monitoring.on_alert=stop`."""
+    needs: str = "nothing"
+    """What it must have seen before it can speak, also after a resume."""
+
+
+_STEPS = "three steps; after a resume from metrics.jsonl"
+_LINES = "two steps; after a resume from metrics.jsonl"
+
+SENTINELS: tuple[Sentinel, ...] = (
+    Sentinel(
+        name="nonfinite",
+        watches="Every metric, log-probability, gradient, weight and reward: NaN or infinity.",
+        normal="No such value, ever.",
+        why="One NaN gradient makes every weight NaN. The learner refuses it before the optimizer moves.",
+        remedy="Look at the rows the message names in the journal; lower learner.lr; resume from the last checkpoint.",
+        find=detectors.nonfinite,
+        refusals=("expected finite", "expected a finite"),
+    ),
+    Sentinel(
+        name="constant_reward",
+        watches="Greatest less least reward of a task: 0 in three steps running, and in 12 groups.",
+        normal="Rewards of a step differ, until a task is solved.",
+        why="Nothing is learned from a task whose every completion earns the same.",
+        remedy="Read pairs in the dashboard: if answers are rightly all right, take harder data; else mend the reward.",
+        find=detectors.constant_reward,
+        needs=_STEPS,
+    ),
+    Sentinel(
+        name="zero_variance",
+        watches="Share of groups whose rewards are all equal: 100 % in three steps running, and in 12 groups.",
+        normal="Less than half of the groups are flat; more near the end of a run.",
+        why="Group-relative advantages of equal rewards are 0: steps cost as always and teach nothing.",
+        remedy="More completions a prompt (rollout.num_*), a higher temperature, or pairs of middling difficulty.",
+        find=detectors.zero_variance,
+        needs=_STEPS,
+    ),
+    Sentinel(
+        name="disordered_advantages",
+        watches="Inside each group: advantages must rise with the rewards and sum to 0.",
+        normal="0 %: this is arithmetic.",
+        why="A wrong sign or a mixed-up group trains towards the worse completion.",
+        remedy="A defect of the code that turns rewards into advantages; compare unirl/algorithms/advantages.py.",
+        find=detectors.disordered_advantages,
+    ),
+    Sentinel(
+        name="wrong_pair_weights",
+        watches="Weight of each pair: in [0, 1], and 1 for aligned pairs.",
+        normal="sqrt(similarity) for retrieved pairs, 1 for aligned ones.",
+        why="A wrong weight scales a pair's whole gradient.",
+        remedy="Check the pair set with unirl pair verify; else a defect of unirl/algorithms/pair_weight.py.",
+        find=detectors.wrong_pair_weights,
+        refusals=("expected pair weights in [0, 1]",),
+    ),
+    Sentinel(
+        name="no_gradient",
+        watches="Gradient of each task that has advantages: missing or exactly 0.",
+        normal="Norms of both tasks above 0 in every step with advantages.",
+        why="One side of the model silently stays as it was, and the method's point is lost.",
+        remedy="See that model.frozen leaves weights this task passes through; look for a detached tensor.",
+        find=detectors.no_gradient,
+        refusals=("expected a gradient from every task",),
+    ),
+    Sentinel(
+        name="lost_rows",
+        watches="Completions with an advantage and a loss token, against rows that took part in the update.",
+        normal="The two numbers are equal.",
+        why="Samples that never reach the loss bias it towards those that do.",
+        remedy="A defect between weigh_groups and the learner; compare unirl/learner/batching.py.",
+        find=detectors.lost_rows,
+    ),
+    Sentinel(
+        name="learning_rate_zero",
+        watches="Learning rate of each update: 0.",
+        normal="Above 0 in every step; a schedule reaches 0 after the last one.",
+        why="Steps cost as always and change nothing.",
+        remedy="Set learner.lr, or a schedule that ends with the run (train.num_steps).",
+        find=detectors.learning_rate_zero,
+    ),
+    Sentinel(
+        name="frozen_weights",
+        watches="Checksum of the published weights: unchanged by an update with a gradient and a rate.",
+        normal="Another checksum after every update.",
+        why="The optimizer moves something else than what is published: nothing reaches the samplers.",
+        remedy="See that the published module is the trained one; in bfloat16 raise learner.lr above rounding.",
+        find=detectors.frozen_weights,
+        needs="one step of the same process",
+    ),
+    Sentinel(
+        name="stale_sampler",
+        watches="Checksum of a fixed slice of each sampler's own weights after each sync, against the learner's.",
+        normal="No difference, with any engine and any way of transport.",
+        why="A sampler with old weights makes every batch off-policy, and no curve shows why.",
+        remedy="Read that worker's log; end it, and another takes its place with the newest weights.",
+        find=detectors.stale_sampler,
+    ),
+    Sentinel(
+        name="damaged_weights",
+        watches="Names, shapes and checksum of each publication, by each sampler that loads it.",
+        normal="Every publication is taken over.",
+        why="Half an update, or another model's, would sample nonsense.",
+        remedy="Look at memory, disk and network of the machine; resume.",
+        refusals=("they were damaged on the way", "publish from a learner of the same checkpoint", "publish again"),
+    ),
+    Sentinel(
+        name="logprob_gap",
+        watches="Largest |learner - sampler| log-probability of a token, on-policy: monitoring.max_logprob_gap.",
+        normal="2e-6 on the lab in float32; a few hundredths, and tenths at most, in bfloat16.",
+        why="Ratios and advantages are then of another policy than the one that sampled.",
+        remedy="Run unirl verify on the checkpoint: it says which part differs. Raise the limit for a larger model.",
+        find=detectors.logprob_gap,
+    ),
+    Sentinel(
+        name="off_policy_ratio",
+        watches="Least and greatest ratio of an on-policy update, which should be 1; log-ratios beyond 20 nats ever.",
+        normal="1 to five digits in float32 with one update a step.",
+        why="The clipped loss drops the very tokens that should be learned.",
+        remedy="As for logprob_gap; with several updates a step, lower learner.lr or algorithm.updates_per_step.",
+        find=detectors.off_policy_ratio,
+    ),
+    Sentinel(
+        name="far_kl",
+        watches="KL per token from the policy that sampled: above 0.5 nats.",
+        normal="0 on-policy; below 0.05 with several updates.",
+        why="So long a step usually cannot be taken back.",
+        remedy="Lower learner.lr or algorithm.updates_per_step; resume from an older checkpoint.",
+        find=detectors.far_kl,
+    ),
+    Sentinel(
+        name="dominating_modality",
+        watches="Gradient norms of the tasks: one 30 times as long as the other in two steps running.",
+        normal="Norms within a factor of 5 on the lab.",
+        why="Clipping and Adam follow the longer one; the other task is not trained.",
+        remedy="Look at token_aggregation, the tasks' numbers of completions, and their advantages' sizes.",
+        find=detectors.dominating_modality,
+        needs=_LINES,
+    ),
+    Sentinel(
+        name="gradient_spike",
+        watches="Gradient norm: 30 times the median of the last 20 steps.",
+        normal="Within a factor of 3 of the median.",
+        why="One such step may undo many.",
+        remedy="learner.max_grad_norm limits the harm; look at the step's pairs; lower learner.lr if it comes again.",
+        find=detectors.gradient_spike,
+        stops=False,
+        needs=_LINES,
+    ),
+    Sentinel(
+        name="entropy_collapse",
+        watches="Entropy and surprisal of either modality: below a tenth of the median of the first, or last, 5 steps.",
+        normal="A slow fall, to a half over a run.",
+        why="Samples of a prompt become alike, and groups lose their signal for good.",
+        remedy="See that temperatures were not changed; lower learner.lr; resume from an older checkpoint.",
+        find=detectors.entropy_collapse,
+        needs=_LINES,
+    ),
+    Sentinel(
+        name="equal_images",
+        watches="Drawings of each prompt: all the same, code by code.",
+        normal="No group of copies.",
+        why="A group of copies teaches nothing, and means that seeds or temperature are lost.",
+        remedy="Check rollout.sampling.image and the sampler's seeds.",
+        find=detectors.equal_images,
+    ),
+    Sentinel(
+        name="length_coupling",
+        watches="Rank correlation of reward and length inside groups of answers: above 0.8, and beyond chance.",
+        normal="Between -0.5 and 0.5.",
+        why="The policy learns to write longer, or shorter, instead of better.",
+        remedy="Read the answers in the dashboard; mend the reward, or mask answers that are cut off.",
+        find=detectors.length_coupling,
+        needs="some 25 completions; after a resume from metrics.jsonl",
+    ),
+    Sentinel(
+        name="brightness_coupling",
+        watches="Rank correlation of reward and mean pixel inside groups of drawings: above 0.8, and beyond chance.",
+        normal="Between -0.5 and 0.5.",
+        why="The policy learns to draw bright, or dark, instead of right: a known way to please a preference model.",
+        remedy="Look at the pictures in the dashboard; add a reward that does not follow brightness.",
+        find=detectors.brightness_coupling,
+        needs="some 25 completions; after a resume from metrics.jsonl",
+    ),
+    Sentinel(
+        name="missing_component",
+        watches="Rewards that are configured: absent from a group, or one value for everything beside other rewards.",
+        normal="Each reward judges every group of its task, and its values differ.",
+        why="The weighted sum goes on without one of its parts, and the curve only looks a little lower.",
+        remedy="Look at the reward's log and options.",
+        find=detectors.missing_component,
+        needs="nothing; three steps where it says one thing",
+    ),
+    Sentinel(
+        name="unjudged",
+        watches="Completions that no reward could judge: any; above rewards.max_unjudged_fraction the run ends.",
+        normal="0 %.",
+        why="They are masked, so what cannot be judged is not learned from.",
+        remedy="logs/driver.log has the reward's error; raise its timeout_s, or mend it.",
+        find=detectors.unjudged,
+        refusals=("rewards.max_unjudged_fraction",),
+        stops=False,
+    ),
+    Sentinel(
+        name="truncated_failures",
+        watches="Answers cut off at the limit: a fifth or more of two steps running, earning less than finished ones.",
+        normal="Below 5 % cut off.",
+        why="Long thought is taught as failure, though nobody knows how it would have ended.",
+        remedy="Raise rollout.sampling.text.max_tokens, or have the reward leave them unjudged.",
+        find=detectors.truncated_failures,
+        needs=_LINES,
+    ),
+    Sentinel(
+        name="repeated_pairs",
+        watches="Uses of each pair, against the epochs that are over.",
+        normal="Each pair once an epoch.",
+        why="Some pairs are overlearned, and others never seen.",
+        remedy="A defect of the pair source; resume is no cause, since the order is a function of seed and step.",
+        find=detectors.repeated_pairs,
+        needs="nothing; after a resume from used_pairs.jsonl",
+    ),
+    Sentinel(
+        name="evaluation_leak",
+        watches="Question with picture, and prompt, of each training sample: the same as a held-out one.",
+        normal="No sample in common.",
+        why="Evaluation then measures memory.",
+        remedy="Make the pair set without the held-out samples, or name other evaluation.data.",
+        find=detectors.evaluation_leak,
+    ),
+    Sentinel(
+        name="unread_images",
+        watches="The first question of each unit of work: another picture must give another prompt.",
+        normal="Another prompt for another picture.",
+        why="Placeholder tokens without pixels: the model answers blind, sampler and learner alike, and no gap shows.",
+        remedy="Mend encode or embed_prompts of the family; unirl verify compares with another implementation.",
+        refusals=("placeholder tokens without pixels", "image placeholders"),
+    ),
+    Sentinel(
+        name="blank_images",
+        watches="Pictures of the step's questions: one colour all over.",
+        normal="None.",
+        why="A question about nothing can only be guessed.",
+        remedy="Find the pairs with unirl pair report; repair the files or drop the samples.",
+        find=detectors.blank_images,
+    ),
+    Sentinel(
+        name="staleness",
+        watches="Updates since the weights that drew a token: more than overlap.mode allows, or below 0.",
+        normal="0 in a synchronous run, `algorithm.updates_per_step` one step off.",
+        why="Importance weights reach only so far.",
+        remedy="A defect of the flow or of the pool, which refuse such rollouts.",
+        find=detectors.staleness,
+    ),
+    Sentinel(
+        name="importance_capped",
+        watches="Share of tokens of older weights whose weight is the cap: above a fifth.",
+        normal="Below 5 %.",
+        why="The correction for older weights is biased where it is capped.",
+        remedy="Lower overlap.max_staleness or learner.lr, or raise algorithm.importance_cap.",
+        find=detectors.importance_capped,
+        stops=False,
+    ),
+    Sentinel(
+        name="lost_workers",
+        watches="Rollout workers, reward workers and learner ranks that died or hung and were replaced.",
+        normal="None; a few over days on shared machines.",
+        why="The run goes on; often it means that memory is short.",
+        remedy="Read that worker's log and the machine's; lower num_workers or max_num_seqs.",
+        find=detectors.lost_workers,
+        stops=False,
+    ),
+    Sentinel(
+        name="quarantined",
+        watches="Requests that failed as often as they may and were left out.",
+        normal="None.",
+        why="The step is smaller, and what fails is not learned from.",
+        remedy="quarantine.jsonl has each with its last error.",
+        find=detectors.quarantined,
+        stops=False,
+    ),
+    Sentinel(
+        name="stalled",
+        watches="Seconds without a sign from any worker: monitoring.stall_after_s.",
+        normal="A sign every few seconds to minutes.",
+        why="A hung worker costs the machine's hours and shows in no curve.",
+        remedy="The message says what is waited for; read that worker's log. rollout.timeout_s replaces it in the end.",
+        stops=False,
+    ),
+    Sentinel(
+        name="other_weights",
+        watches="Weights of a step that was made again from the journal, against those of the run.",
+        normal="The same to the bit on the same machine.",
+        why="The machine computes otherwise than before: the run goes on, but is no longer the same run.",
+        remedy="Resume on the same kind of machine, with the same torch and number of threads.",
+        stops=False,
+    ),
+)
+
+
+def sentinel_of(name: str) -> Sentinel:
+    """The row of this name."""
+    return next(sentinel for sentinel in SENTINELS if sentinel.name == name)
+
+
+def refusing_sentinel(error: BaseException) -> Sentinel | None:
+    """The sentinel whose words an error has; the first ones count, since an error may tell of another inside it."""
+    text = str(error)
+    found = [(text.index(words), s.name) for s in SENTINELS for words in s.refusals if words in text]
+    return sentinel_of(min(found)[1]) if found else None
+
+
+def severity_of(sentinel: Sentinel, on_alert: str) -> str:
+    """What an alert does to a run with this `monitoring.on_alert`: "stop" where it ends it, else "warn"."""
+    return "stop" if on_alert == "stop" and sentinel.stops else "warn"
+
+
+def alert_fields(sentinel: Sentinel, step: int, on_alert: str = "warn") -> dict[str, object]:
+    """Fields of an alert's event beside its message."""
+    severity = severity_of(sentinel, on_alert)
+    return {"step": step, "sentinel": sentinel.name, "severity": severity, "remedy": sentinel.remedy}
+
+
+def page() -> str:
+    """docs/sentinels.md, made from the table."""
+    lines = [PREFACE]
+    for s in SENTINELS:
+        lines += [f"### {s.name}", "", s.watches + (f" {REFUSES}" if s.refusals else ""), ""]
+        lines += [f"- Normal: {s.normal}", f"- Otherwise: {s.why}", f"- What to do: {s.remedy}"]
+        ends = "the run" if s.stops else "nothing"
+        lines += [f"- Needs {s.needs}. With `monitoring.on_alert=stop` it ends {ends}.", ""]
+    return "\n".join(lines)
+
+
+REFUSES = "A step that cannot go on is refused with an error, which is an alert too."
+PREFACE = """\
+# Sentinels
+
+Made from the table in `unirl/monitoring/sentinel_table.py` by
+`python -m unirl.monitoring.sentinel_table > docs/sentinels.md`.
+
+Sentinels look at every step of a PairGRPO run after it is recorded. What one of them finds is an `alert` in
+`events.jsonl`, a line in the terminal and in `logs/driver.log`, and red on the dashboard:
+
+```json
+{"kind": "alert", "step": 120, "sentinel": "logprob_gap", "severity": "warn", "since": 120,
+ "message": "sampler and learner differ by 3.62 nats on a token; expected at most 0.002",
+ "remedy": "Run unirl verify on the checkpoint: it says which part differs. ..."}
+```
+
+- **A condition that lasts is told when it begins**, then every 100 steps, and once in each new attempt of a run that is
+  resumed, always with `since`, its first step. Three steps without it, and an event `alert over` ends it.
+- **`monitoring.on_alert`** is `warn` or `stop`. With `stop`, the first alert that says learning has gone wrong
+  (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1; `unirl train --resume RUN` goes on,
+  with `monitoring.on_alert=warn` if you know better.
+- **After a resume** they go on as if nothing had happened: what they compare with is read from `metrics.jsonl`,
+  `used_pairs.jsonl` and `events.jsonl`. Steps that are made again replace what was noted of them.
+- **Limits** are no settings, but for `monitoring.max_logprob_gap`, which depends on the model, and
+  `monitoring.stall_after_s`. They are far from what healthy runs show: [the bank of faults](faults.md) plants more
+  than fifty faults in runs of the lab, each of which must be caught within three steps, beside runs without a fault, in
+  which none may speak. `unirl verify --faults` runs it.
+
+A sentinel reads what the run recorded and asks workers for nothing more, but for the checksums of their weights: 64
+values of each tensor at each sync.
+
+## All of them
+"""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
