@@ -1,11 +1,10 @@
 """PairGRPO: steps (`step.py`) from the first to the last, with evaluations and checkpoints between them.
 
-`train` is the run on one page, `main` wires the rooms, `restore` goes on with a run that ended.
+`train` is the run on one page, `main` wires the rooms; `resume.py` goes on with a run that ended.
 """
 
 import logging
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -20,11 +19,9 @@ from unirl.jobs.flow import open_flow
 from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.parts import Parts, open_parts
 from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
-from unirl.jobs.rebuild import redo_step
+from unirl.jobs.resume import keeps_course, restore
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
-from unirl.jobs.step import results_of
-from unirl.monitoring.journal import forget_after, recorded_steps, weights_after
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
@@ -63,16 +60,6 @@ class Run:
             if parts.ahead is not None:
                 parts.ahead.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
-
-    def compare(self, checksum: str, step: int, parts: Parts) -> None:
-        """Say when a step made again gave other weights than the run's; its later rollouts are of no use then."""
-        recorded = weights_after(self.record.run_dir, step)
-        if recorded and checksum != recorded:
-            message = f"step {step}, made again from the journal, gave other weights than the run's"
-            log.warning("%s: another machine, torch or number of threads; the run goes on with the new ones", message)
-            self.record.event("alert", message, {"step": step, "checksum": checksum, "recorded": recorded})
-            if parts.ahead is not None:
-                parts.ahead.clear()
 
     def note(self, parts: Parts, data: StepData) -> None:
         """Record a finished step, whose rollouts then need no place of their own."""
@@ -172,7 +159,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         try:
             with open_parts(config, checkpoint, pairs, local=local, record=record) as parts:
                 follow = keeps_course(config, changed)
-                first_step, owed = restore(parts, run, follow=follow) if resumed else (1, False)
+                first_step, owed = restore(parts, config, record, follow=follow) if resumed else (1, False)
                 record.accept()
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
                 with terminal:
@@ -208,74 +195,3 @@ def check_local(config: RlConfig) -> None:
         problems.append(Problem("overlap.mode", mode, f"must be synchronous {rule}", fix))
     if problems:
         raise ConfigError(problems)
-
-
-def restore(parts: Parts, run: Run, *, follow: bool) -> tuple[int, bool]:
-    """Load the newest checkpoint, then make the updates of the steps recorded since.
-
-    Returns the step to go on with, and whether a checkpoint is owed for what was made again.
-
-    Args:
-        parts: fresh.
-        run: the run.
-        follow: whether those updates, and what was sampled for the next step, are what these settings would do; else
-            the steps since the checkpoint are sampled anew.
-    """
-    run_dir, saved = run.record.run_dir, 0
-    if last_step(run_dir) is not None:
-        state = parts.learner.restore(run_dir / "checkpoints")
-        parts.pairs.restore(state["pairs"])
-        saved = state["step"]
-    if not follow:
-        forget_after(run_dir, saved)
-        if parts.ahead is not None:
-            parts.ahead.clear()
-    steps = recorded_steps(run_dir, saved)
-    # A step that overlaps the learner is drawn by the weights before the last update.
-    published = parts.learner.publish_weights()
-    for step in steps:
-        before = published
-        pairs = parts.pairs.lease(step - 1)
-        weighted, _ = redo_step(parts.learner, run_dir, step, pairs, run.config.algorithm)
-        parts.pairs.record(step - 1, results_of(weighted, pairs))
-        if run.config.overlap.mode != "synchronous" and step == steps[-1]:
-            parts.rollouts.load_weights(before)
-        published = parts.learner.publish_weights()
-        run.compare(published.manifest.checksum, step, parts)
-        if parts.ahead is not None:
-            parts.ahead.drop(step)
-    if run.config.overlap.mode != "synchronous" and not steps:
-        parts.rollouts.load_weights(published)
-    if steps:
-        run.record.event("caught up", f"steps {steps[0]} to {steps[-1]} were made again from the journal")
-    return saved + len(steps) + 1, bool(steps)
-
-
-COURSE = (
-    "model.",
-    "rollout.sampling.",
-    "rollout.num_",
-    "rollout.backend",
-    "algorithm.",
-    "learner.",
-    "rewards.",
-    "overlap.",
-)
-"""Settings, or groups of them, that decide what a step samples, earns and learns."""
-HARMLESS = (
-    "timeout_s",
-    "max_restarts",
-    "max_attempts",
-    "num_workers",
-    "num_cpus",
-    "num_gpus",
-    "cache_entries",
-    "nvme_path",
-)
-"""Among these, what decides nothing but where and how patiently."""
-
-
-def keeps_course(config: RlConfig, changed: Iterable[str]) -> bool:
-    """Whether a run that is resumed with these changed settings would have done the same up to here."""
-    moves = COURSE if config.learner.schedule == "constant" else (*COURSE, "train.num_steps")
-    return not any(key.startswith(moves) and not key.endswith(HARMLESS) for key in changed)
