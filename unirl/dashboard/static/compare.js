@@ -54,7 +54,7 @@ function build(key, context) {
   const x = { step: "step", time: "hours", samples: "samples" }[state.x] ?? "step";
   const made = shown.map((name) => {
     const chart = new Chart(name, runs.map((run, i) => ({ label: run, colour: hue(i), dash: i % 2 ? [6, 3] : null })),
-      { height: 190, x, unit: units.get(name), synced: false });
+      { height: 190, x, unit: units.get(name) === "1" ? "" : units.get(name), synced: false });
     chart.figure.querySelector("figcaption").append(el("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`,
       on: { click: () => go({ shown: shown.filter((other) => other !== name) }) } }, "×"));
     return chart;

@@ -33,7 +33,10 @@ export const hours = (value) => (value < 10 ? value.toFixed(2) : Math.round(valu
 
 export const clock = (unix) => new Date(unix * 1000).toLocaleString("en-GB", { dateStyle: "short", timeStyle: "medium" });
 
-export const interval = ({ value, low, high }) => (low === null || high === null ? num(value) : `${num(value)} [${num(low)}, ${num(high)}]`);
+const near = (value) => (Math.abs(value) < 1e-9 ? "0" : num(value));
+
+/** An estimate with its interval, where it has one. */
+export const interval = ({ value, low, high }) => (low === null || high === null ? num(value) : `${near(value)} [${near(low)}, ${near(high)}]`);
 
 /** Marks of an axis, with as many digits as tell neighbours apart. */
 export function ticks(values) {
