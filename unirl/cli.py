@@ -884,6 +884,20 @@ def bench_rl_shape(  # noqa: PLR0913 - one option each
     raise typer.Exit(job.show(job.rl_shape(chosen), as_json=as_json, save=save))
 
 
+@bench_app.command("dashboard")
+def bench_dashboard(
+    steps: Annotated[int, typer.Option(min=4, help="Of the made run.")] = 20_000,
+    pairs: Annotated[int, typer.Option(min=1, help="Shown pairs of the made run, with pictures.")] = 10_000,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """The dashboard before a long run: first page, pair switch, bytes of a poll, memory of the server."""
+    start_logging(None)
+    from unirl.jobs import bench_dashboard as job
+
+    raise typer.Exit(job.main(steps=steps, pairs=pairs, as_json=as_json, save=save))
+
+
 @bench_app.command("all")
 def bench_all() -> None:
     """Rollout, reward, learner, sync and step one after the other, all saved for the docs (about ten minutes)."""
