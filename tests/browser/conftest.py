@@ -1,6 +1,7 @@
 import pytest
 
-from tests.browser.watching import CHROMIUM, FLAGS, MISSING, Watched, require_browser
+from tests.browser.watching import CHROMIUM, MISSING, Watched, require_browser
+from unirl.benchmarks.dashboard_browser import FLAGS
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from tests.jobs.runs import IN_ONE_PROCESS, SMALL, start, wait_for_step
 from tests.monitoring.made_run import make_run
 
 VIEWS = ("overview", "pairs", "compare", "fleet")
+DRAWN = "(canvas) => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
 PIXELS = """async (img) => {
   await img.decode();
   const canvas = new OffscreenCanvas(img.naturalWidth, img.naturalHeight);
@@ -33,8 +34,8 @@ def live(tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
     runs = folder / "runs"
     run = start(
-        folder, "live", *IN_ONE_PROCESS, *SMALL, "train.num_steps=1000", "train.save_every=1000", "monitoring.journal=false",
-        "monitoring.pairs_every=1", "monitoring.pairs_per_step=2", f"train.run_dir={runs / 'live'}",
+        folder, "live", *IN_ONE_PROCESS, *SMALL, "train.num_steps=1000", "train.save_every=1000",
+        "monitoring.journal=false", "monitoring.pairs_every=1", "monitoring.pairs_per_step=2", f"train.run_dir={runs / 'live'}",
     )  # fmt: skip
     make_run(runs / "done", num_steps=12, num=5)
     program = [sys.executable, "-c", "from unirl.cli import main; main()", "dashboard", str(runs)]
@@ -50,7 +51,7 @@ def live(tmp_path_factory):
             os.killpg(run.pid, signal.SIGKILL)
 
 
-def last_lines(run_dir):
+def shown_pairs(run_dir):
     return [json.loads(line) for line in (run_dir / "pairs.jsonl").read_text().splitlines()]
 
 
@@ -61,20 +62,20 @@ def strip_step(page):
 def test_curves_move_and_a_new_step_appears_without_a_reload(live, watched):
     page = watched.open(live[1])
     page.evaluate("window.same = 'page'")
-    before, drawn = strip_step(page), page.locator("figure.chart canvas").first.evaluate("(canvas) => canvas.toDataURL()")
+    before, drawn = strip_step(page), page.evaluate("document.querySelector('figure.chart canvas').toDataURL()")
     until(page, f"Number(document.querySelector('#strip progress').value) > {before}", 60)
     until(page, f"document.querySelector('figure.chart canvas').toDataURL() !== '{drawn}'")
     assert page.evaluate("window.same") == "page"
     canvases = page.locator("canvas")
     for index in range(canvases.count()):
-        pixels = canvases.nth(index).evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+        pixels = canvases.nth(index).evaluate(DRAWN)
         assert np.std(np.array(pixels).reshape(-1, 4)[:, 3]) > 1, f"canvas {index} is blank"
     assert page.locator("#strip .badge").inner_text() == "running"
 
 
 def test_a_pair_shows_every_answer_and_image_of_the_runs_files(live, watched):
     run_dir = live[0] / "live"
-    line = last_lines(run_dir)[1]
+    line = shown_pairs(run_dir)[1]
     page = watched.open(f"{live[1]}#view=pairs&runs=live&step={line['step']}&pair={line['pair_id']}", "pairs")
     card = page.locator(f"[data-pair='{line['pair_id']}']")
     card.wait_for()
@@ -105,6 +106,7 @@ def test_a_pair_shows_every_answer_and_image_of_the_runs_files(live, watched):
 
 def test_keys_lead_from_pair_to_pair_and_the_newest_is_followed(live, watched):
     page = watched.open(f"{live[1]}#view=pairs&runs=live", "pairs")
+
     def shown():
         return page.locator("[data-pair]").evaluate("(card) => [Number(card.dataset.step), card.dataset.pair]")
 
@@ -141,7 +143,7 @@ def test_two_runs_are_compared(live, watched):
     table = page.get_by_role("region", name="Settings that differ").get_by_role("row", name="train.num_steps")
     assert table.inner_text().split() == ["train.num_steps", "1000", "12"]
     evaluation = page.get_by_role("region", name="Final evaluation with 95 % intervals").first
-    assert re.search(r"understanding/sampled/reward\s+–\s+0\.\d+ \[0\.\d+, ", evaluation.inner_text())
+    assert re.search(r"understanding/sampled/reward\s+\u2013\s+0\.\d+ \[0\.\d+, ", evaluation.inner_text())
     page.locator("#x-axis").select_option("time")
     until(page, "location.hash.includes('x=time')")
     page.get_by_role("checkbox", name="live").uncheck()
@@ -170,12 +172,13 @@ def test_the_directory_of_a_killed_driver_opens_and_says_what_was_skipped(live, 
     torn = lines[1][: len(lines[1]) // 2]
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write("\n".join([torn, json.dumps(again), torn]))
-    (run_dir / "images" / last_lines(run_dir)[0]["understanding"]["image"]).unlink()
+    first = shown_pairs(run_dir)[0]
+    (run_dir / "images" / first["understanding"]["image"]).unlink()
     with serving(runs) as url:
         page = watched.open(f"{url}#runs=live")
         assert page.locator("#strip .badge").inner_text() == "stalled"
         said = page.locator("#skipped").inner_text()
-        page.goto(f"{url}#view=pairs&runs=live&step={last_lines(run_dir)[0]['step']}&pair={last_lines(run_dir)[0]['pair_id']}")
+        page.goto(f"{url}#view=pairs&runs=live&step={first['step']}&pair={first['pair_id']}")
         page.locator(".und .missing").wait_for()
     for skipped in ("1 unreadable line", "1 missing image", "1 repeated step", "1 jump of the clock"):
         assert skipped in said

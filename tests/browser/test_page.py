@@ -32,7 +32,8 @@ def url(made):
 
 def test_the_address_shows_a_colleague_the_same(url, made, watched):
     line = json.loads((made / "one" / "pairs.jsonl").read_text().splitlines()[3])
-    page = watched.open(f"{url}#view=pairs&runs=arm/seed-1&kind={line['kind']}&step={line['step']}&pair={line['pair_id']}", "pairs")
+    chosen = f"kind={line['kind']}&step={line['step']}&pair={line['pair_id']}"
+    page = watched.open(f"{url}#view=pairs&runs=arm/seed-1&{chosen}", "pairs")
     page.locator(f"[data-pair='{line['pair_id']}']").wait_for()
     assert page.locator("#run").input_value() == "arm/seed-1"
     assert {text.split()[0] for text in page.locator(".pair-facts").all_inner_texts()} == {line["kind"]}
@@ -68,8 +69,9 @@ def test_filters_find_pairs(url, made, watched):
     until(page, f"document.querySelectorAll('.pair-list a').length === {expected}")
     page.get_by_role("button", name="Clear").click()
     page.get_by_label("Zero variance").select_option("1")
-    flat = [line for line in lines if any(len({s["reward"] for s in line[task]["samples"]}) == 1 for task in ("understanding", "generation"))]
-    until(page, f"document.querySelectorAll('.pair-list a').length === {len(flat)}")
+    groups = [[line[task]["samples"] for task in ("understanding", "generation")] for line in lines]
+    flat = sum(any(len({s["reward"] for s in samples}) == 1 for samples in both) for both in groups)
+    until(page, f"document.querySelectorAll('.pair-list a').length === {flat}")
 
 
 def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):
@@ -84,7 +86,8 @@ def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):
         page.get_by_text("History of this pair").click()
         rows = page.locator(".history tbody tr")
         rows.nth(3).wait_for()
-        assert [row.split("\t")[1:3] for row in rows.all_inner_texts()] == [["0", ""], ["0.25", "+0.25"], ["0.5", "+0.50"], ["1", "+1.00"]]
+        said = [row.split("\t")[1:3] for row in rows.all_inner_texts()]
+        assert said == [["0", ""], ["0.25", "+0.25"], ["0.5", "+0.50"], ["1", "+1.00"]]
 
 
 def test_an_empty_folder_says_what_to_do_and_shows_the_first_run(tmp_path, watched):
@@ -128,7 +131,12 @@ def hostile(tmp_path):
     folder = make_run(runs / "<b onclick=hit()>&~ 'x'", num_steps=3, num=5)
     lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     bad = lines[-1] | {"pair_id": HARM, "kind": "aligned"}
-    bad["understanding"] |= {"question": HARM + RTL, "choices": [HARM], "gold": ZERO_WIDTH, "image": "../../../etc/passwd.png"}
+    bad["understanding"] |= {
+        "question": HARM + RTL,
+        "choices": [HARM],
+        "gold": ZERO_WIDTH,
+        "image": "../../run.json.png",
+    }
     bad["understanding"]["samples"][0] |= {"text": HARM, "parts": {HARM: 1.0}}
     bad["understanding"]["samples"][1] |= {"text": "א" * 500_000 + HARM}
     bad["generation"] |= {"prompt": HARM}
@@ -137,14 +145,21 @@ def hostile(tmp_path):
     (folder / "images" / "huge.png").write_bytes(png(20_000, 5_000))
     with (folder / "pairs.jsonl").open("a") as file:
         file.write(json.dumps(bad | {"step": 4}) + "\n")
-    alert = {"v": 1, "time": 1.0, "kind": "alert", "step": 2, "sentinel": HARM, "severity": HARM, "message": HARM, "remedy": HARM}
+    alert = {
+        "v": 1,
+        "time": 1.0,
+        "kind": "alert",
+        "step": 2,
+        **dict.fromkeys(("sentinel", "severity", "message", "remedy"), HARM),
+    }
     with (folder / "events.jsonl").open("a") as file:
         file.write(json.dumps(alert) + "\n")
     metrics = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    metrics |= {"step": 4, f"reward/{HARM}": 1.0, f"reward/{HARM}/group_std": 0.1, "policy/kl": float("nan")}
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(metrics | {"step": 4, f"reward/{HARM}": 1.0, f"reward/{HARM}/group_std": 0.1, "policy/kl": float("nan")}) + "\n")
-    run = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(run | {"reason": HARM, "status": HARM, "host": HARM, "changed": {HARM: [HARM, HARM]}}))
+        file.write(json.dumps(metrics) + "\n")
+    run = json.loads((folder / "run.json").read_text()) | dict.fromkeys(("reason", "status", "host"), HARM)
+    (folder / "run.json").write_text(json.dumps(run | {"changed": {HARM: [HARM, HARM]}}))
     return runs
 
 
@@ -153,10 +168,10 @@ def test_nothing_that_a_run_says_is_executed(hostile, watched):
         for view in ("overview", "compare", "fleet", "pairs"):
             page = watched.open(f"{url}#view={view}", view)
             assert page.evaluate("window.hit") is None
-            assert page.locator("#panel script, #panel [onerror], #panel [onclick], svg[onload], #strip script").count() == 0
+            assert page.locator("main script, main [onerror], main [onclick], svg[onload]").count() == 0
         card = page.locator("[data-pair]")
         assert card.get_attribute("data-pair") == HARM
-        assert card.locator(".und .question bdi").text_content() == HARM + "U+202Egnp.exe", "overrides are shown, not obeyed"
+        assert card.locator(".und .question bdi").text_content() == HARM + "U+202Egnp.exe", "shown, not obeyed"
         assert card.locator(".gold").inner_text() == "passU+200Bword"
         assert card.locator(".answer").nth(0).locator(".answer-text").text_content() == HARM
         assert len(card.locator(".answer").nth(1).locator("bdi").first.text_content()) == 20_000

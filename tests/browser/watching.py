@@ -1,28 +1,20 @@
 """A browser before the dashboard, and what it must never do."""
 
 import os
-import shutil
 import socket
 import threading
 from contextlib import contextmanager
-from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
 
+from unirl.benchmarks.dashboard_browser import find_chromium
 from unirl.dashboard.app import create_app
 
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 READY = "body[data-ready='1']"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MISSING = (
-    ("" if CHROMIUM else "no chromium on PATH; apt-get install chromium")
-    or ("" if find_spec("playwright") else "no playwright; launch/setup.sh --dev")
-)  # fmt: skip
+CHROMIUM = find_chromium()
+MISSING = "" if CHROMIUM else "no chromium on PATH (apt-get install chromium), or no playwright (launch/setup.sh --dev)"
 
 
 def require_browser():
@@ -85,5 +77,5 @@ def assert_accessible(page):
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page).response["violations"]
-    bad = [(v["id"], [node["html"][:200] for node in v["nodes"]][:3]) for v in found if v["impact"] in ("serious", "critical")]
-    assert bad == []
+    bad = [violation for violation in found if violation["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"]][:3]) for one in bad] == []
