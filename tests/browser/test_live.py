@@ -35,7 +35,8 @@ def live(tmp_path_factory):
     runs = folder / "runs"
     run = start(
         folder, "live", *IN_ONE_PROCESS, *SMALL, "train.num_steps=1000", "train.save_every=1000",
-        "monitoring.journal=false", "monitoring.pairs_every=1", "monitoring.pairs_per_step=2", f"train.run_dir={runs / 'live'}",
+        "monitoring.journal=false", "monitoring.pairs_every=1", "monitoring.pairs_per_step=2",
+        f"train.run_dir={runs / 'live'}",
     )  # fmt: skip
     make_run(runs / "done", num_steps=12, num=5)
     program = [sys.executable, "-c", "from unirl.cli import main; main()", "dashboard", str(runs)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 NUM_VISITS, NUM_SWITCHES, IDLE_S = 3, 30, 10.0
 READY_S, SWITCH_S, POLL_BYTES = 3.0, 0.3, 5000.0
 POLL_S = 2.0
+VIEWPORT = {"width": 1400, "height": 900}
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
@@ -50,17 +51,18 @@ def measure_page(url: str, run_dir: Path) -> "tuple[list[Row], list[Goal]]":
 
     run = f"runs={run_dir.name}"
     with _chromium() as chromium:
-        visits = []
-        for _ in range(NUM_VISITS):
-            page = chromium.new_page(viewport={"width": 1400, "height": 900})  # of a browser that was never here
-            visits.append(_open(page, f"{url}#{run}", "overview"))
-            heap = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
-            polls = _idle_bytes(page)
-            page.close()
-        page = chromium.new_page(viewport={"width": 1400, "height": 900})
+        pages = [
+            chromium.new_page(viewport=VIEWPORT) for _ in range(NUM_VISITS)
+        ]  # nothing is kept from one to the next
+        visits = [_open(page, f"{url}#{run}", "overview") for page in pages]
+        page = pages.pop()
+        for other in pages:
+            other.close()
+        heap = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
+        polls = _idle_bytes(page)
         _open(page, f"{url}#view=pairs&{run}", "pairs")
         switches = [page.evaluate(_SWITCH, "j") for _ in range(NUM_SWITCHES)]
-    rows: "list[Row]" = [
+    rows: list[Row] = [
         {"figure": "page drawn, first visit, median, s", "value": statistics.median(visits)},
         {"figure": "page drawn, first visit, longest, s", "value": max(visits)},
         {"figure": "another pair with its pictures, median, s", "value": statistics.median(switches)},

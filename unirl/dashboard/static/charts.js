@@ -51,7 +51,8 @@ export class Chart {
     this.box.chart = this;
     this.note = el("p", { class: "note" });
     this.markNote = el("li", { class: "mark", hidden: true }, el("i", {}, "◆"), "held-out evaluation, 95 % interval ", el("span", { class: "value" }));
-    this.details = el("details", { on: { toggle: () => this.writeTable() } }, el("summary", {}, "Values"));
+    this.meaning = el("p", { class: "note" });
+    this.details = el("details", { on: { toggle: () => this.writeTable() } }, el("summary", {}, "Values and meaning"), this.meaning);
     this.figure = el("figure", { class: "chart" },
       el("figcaption", {}, title, options.unit ? el("span", { class: "unit" }, options.unit) : null),
       this.box,
@@ -70,7 +71,8 @@ export class Chart {
     this.columns = columns;
     this.marks = marks;
     this.markNote.hidden = !marks.length;
-    setText(this.note, meaning);
+    setText(this.note, meaning.split(/[.;:] /)[0].replace(/\.$/, ""));
+    setText(this.meaning, meaning);
     const drawn = this.options.stacked ? stack(columns) : columns;
     const data = [xs, ...drawn];
     if (this.options.stacked) this.limit(drawn.at(-1) ?? []);
@@ -144,7 +146,7 @@ export class Chart {
     return {
       stroke: () => colour(name, stacked ? 0.9 : 1), width: faint || stacked ? (stacked ? 1 : 0) : width, dash, spanGaps: !stacked,
       ...(stacked && i === 0 && { fill: () => colour(name, 0.75) }),
-      points: { show: (plot) => !faint && plot.data[0].length < 2, size: 5 },
+      points: { show: (plot, at) => !faint && isSparse(plot.data[at]), size: 5 },
     };
   }
 
@@ -219,17 +221,21 @@ export class Chart {
     if (index !== null && index !== undefined) return;
     const said = this.lines.map((line, i) => (line.faint ? "" : `${line.label} ${num(at(this.columns[i] ?? []), digits)}`)).filter(Boolean);
     const where = this.xs.length ? ` at ${this.options.x === "time" ? "the end" : `${this.options.x} ${num(this.xs.at(-1), 6)}`}` : "";
-    this.box.setAttribute("aria-label", `${this.title}, chart. Last values: ${said.join(", ")}${where}. Values below give it as a table.`);
+    this.box.setAttribute("aria-label", `${this.title}, chart. Last values: ${said.join(", ")}${where}. The values below it stand in a table.`);
   }
 
   writeTable() {
-    this.details.querySelector(".scroll")?.remove();
+    this.details.querySelectorAll(".scroll").forEach((old) => old.remove());
     if (!this.details.open) return;
     const shown = this.lines.map((line, i) => [line, i]).filter(([line]) => !line.faint);
     const stride = Math.max(1, Math.ceil(this.xs.length / 50));
     const rows = this.xs.map((x, i) => [x, i]).filter(([, i]) => (this.xs.length - 1 - i) % stride === 0).reverse()
       .map(([x, i]) => [this.options.x === "time" ? new Date(x * 1000).toLocaleTimeString("en-GB") : num(x, 6),
         ...shown.map(([, column]) => num(this.columns[column][i], Math.max(4, this.options.digits ?? 0)))]);
+    if (this.marks.length) {
+      this.details.append(table(`${this.title}, held-out evaluation`, [`${this.options.x}, held-out`, "value", "95 % interval"],
+        [...this.marks].reverse().map(({ x, value, low, high }) => [num(x, 7), num(value, 4), `${num(low)} to ${num(high)}`])));
+    }
     this.details.append(table(`${this.title}, values`, [this.options.x, ...shown.map(([line]) => line.label)], rows));
   }
 
@@ -239,6 +245,12 @@ export class Chart {
     this.plot?.destroy();
     this.figure.remove();
   }
+}
+
+/** Whether single values need a dot to be seen: there are few of them, and gaps between. */
+function isSparse(column) {
+  const present = column.filter((value) => value !== null).length;
+  return present < 2 || (present < 60 && present < column.length / 2);
 }
 
 function swatch({ colour: name, dash }) {

@@ -149,12 +149,19 @@ function card(line) {
     el("header", {},
       el("h2", {}, untrusted(line.pair_id)),
       el("span", { class: `badge c-${kindColour(line.kind)}` }, String(line.kind ?? "unknown kind")),
-      el("dl", { class: "facts" }, [["step", line.step], ["similarity s_p", num(line.similarity, 4)], ["weight w_p", num(line.weight, 4)], ["policy version", line.policy_version ?? "–"]]
+      el("dl", { class: "facts" }, [["step", line.step], ["similarity s_p", num(line.similarity, 4)], ["weight w_p", num(line.weight, 4)], ["policy version", versions(line)]]
         .map(([name, fact]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(fact)))))),
     el("div", { class: "sides" },
       understanding ? understandingSide(understanding) : null,
       generation ? generationSide(generation) : null),
     history(line));
+}
+
+/** Updates behind the weights that sampled: one number, or the least and the greatest. */
+function versions(line) {
+  const all = ["understanding", "generation"].flatMap((task) => line[task]?.samples ?? []).map((sample) => sample.policy_version).filter(Number.isInteger);
+  const [least, greatest] = all.length ? [Math.min(...all), Math.max(...all)] : [line.policy_version, line.policy_version];
+  return least === greatest ? (least ?? "–") : `${least} to ${greatest}`;
 }
 
 function picture(name, alt, missing) {
