@@ -71,7 +71,7 @@ export class Chart {
     this.columns = columns;
     this.marks = marks;
     this.markNote.hidden = !marks.length;
-    setText(this.note, meaning.split(/[.;:] /)[0].replace(/\.$/, ""));
+    setText(this.note, meaning.split(/[.:] (?=[A-Z])|; /)[0].replace(/\.$/, ""));
     setText(this.meaning, meaning);
     const drawn = this.options.stacked ? stack(columns) : columns;
     const data = [xs, ...drawn];

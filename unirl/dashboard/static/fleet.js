@@ -6,10 +6,15 @@ import { el, empty, svg, table } from "./dom.js";
 import { clock, duration, num } from "./format.js";
 
 const STATES = ["idle", "sampling", "decoding", "scoring", "updating", "publishing", "loading", "down"];
-const STATE_HUE = { idle: "none", sampling: "a", decoding: "f", scoring: "c", updating: "b", publishing: "d", loading: "e", down: "bad" };
+const STATE_HUE = { idle: "none", sampling: "a", decoding: "f", scoring: "c", updating: "b", publishing: "d", loading: "e", down: "bad",
+  // Phases of the driver.
+  rollout: "a", text_rollout: "a", image_rollout: "g", decode: "f", reward: "c", score: "e", update: "b", backward: "b", publish: "d", sync: "d" };
+const hueOf = (state) => STATE_HUE[state] ?? "h";
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h"];
 const MOST_EVENTS = 500;
 const MOST_BEATS = 4000;
+
+const UNITS = { "Other work per second": "completions, updates or steps", "Weights held": "policy version" };
 
 let root, holders, charts, events, cursor, histories;
 
@@ -65,7 +70,7 @@ function drawWorkers(actors, summary) {
   const running = summary.run.status === "running";
   const rows = actors.map((actor) => [
     actor.actor, actor.role ?? "–",
-    el("span", { class: "state" }, el("i", { class: `swatch block c-${STATE_HUE[actor.state] ?? "h"}`, "aria-hidden": "true" }), actor.state ?? "–"),
+    el("span", { class: "state" }, el("i", { class: `swatch block c-${hueOf(actor.state)}`, "aria-hidden": "true" }), actor.state ?? "–"),
     el("span", { class: running && actor.age_s > 30 ? "bad" : null }, duration(actor.age_s)),
     num(actor.policy_version, 7), num(actor.restarts), num(actor.tokens_per_s), num(actor.images_per_s), num(actor.queue)]);
   holders.workers.replaceChildren(table("Workers",
@@ -87,7 +92,7 @@ function timeline(actors) {
     const bars = history.map(([time, state], i) => {
       const end = history[i + 1]?.[0] ?? Math.min(to, time + 5);
       seen.add(state);
-      return svg("rect", { class: `c-${STATE_HUE[state] ?? "h"}`, x: x(time), width: Math.max(1, x(end) - x(time)), y: row * lane + 2, height: lane - 4 });
+      return svg("rect", { class: `c-${hueOf(state)}`, x: x(time), width: Math.max(1, x(end) - x(time)), y: row * lane + 2, height: lane - 4 });
     });
     return [actor, bars];
   });
@@ -100,22 +105,26 @@ function timeline(actors) {
     el("div", { class: "lane-box" }, names, drawing),
     el("div", { class: "lane-ends" }, el("span", {}, clock(from)), el("span", {}, clock(to))),
     el("ul", { class: "legend" }, [...STATES, ...[...seen].filter((state) => !STATES.includes(state))].filter((state) => seen.has(state)).map((state) =>
-      el("li", {}, el("i", { class: `swatch block c-${STATE_HUE[state] ?? "h"}`, "aria-hidden": "true" }), String(state)))));
+      el("li", {}, el("i", { class: `swatch block c-${hueOf(state)}`, "aria-hidden": "true" }), String(state)))));
 }
 
 function drawRates(actors) {
+  const samples = ({ role }) => String(role).startsWith("rollout");
   const working = actors.filter(({ history }) => history.some((point) => point[3]));
-  const versions = actors.filter(({ history }) => history.some((point) => point[2] !== null && point[2] !== undefined));
-  const key = JSON.stringify([working, versions].map((some) => some.map(({ actor }) => actor)));
+  const shown = [
+    ["Tokens per second", working.filter(samples), 3],
+    ["Other work per second", working.filter((actor) => !samples(actor)), 3],
+    ["Weights held", actors.filter(({ history }) => history.some((point) => Number.isInteger(point[2]))), 2],
+  ].filter(([, some]) => some.length);
+  const key = JSON.stringify(shown.map(([title, some]) => [title, some.map(({ actor }) => actor)]));
   if (charts?.key !== key) {
     fleet.hide();
     const lines = (some) => some.map(({ actor }, i) => ({ label: actor, colour: HUES[i % HUES.length], dash: i % 2 ? [5, 3] : null }));
-    charts = { key, made: [new Chart("Throughput", lines(working), { unit: "per second", height: 150, x: "time", floor: true, synced: false }),
-      new Chart("Weights held", lines(versions), { unit: "policy version", height: 150, x: "time", synced: false })] };
-    holders.rates.replaceChildren(...[working, versions].map((some, i) => (some.length ? charts.made[i].figure : "")));
+    charts = { key, made: shown.map(([title, some, column]) =>
+      new Chart(title, lines(some), { unit: UNITS[title], height: 150, x: "time", floor: column === 3, synced: false })) };
+    holders.rates.replaceChildren(...charts.made.map((chart) => chart.figure));
   }
-  [[working, 3], [versions, 2]].forEach(([some, column], i) => {
-    if (!some.length) return;
+  shown.forEach(([, some, column], i) => {
     const [xs, ...columns] = window.uPlot.join(some.map(({ history }) => {
       const ascending = history.filter(([time], j) => j === 0 || time > history[j - 1][0]);
       return [ascending.map(([time]) => time), ascending.map((point) => point[column] ?? null)];

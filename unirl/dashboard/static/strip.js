@@ -33,8 +33,7 @@ export function drawStrip(summary) {
       el("progress", { max: strip.num_steps || 1, value: strip.step ?? 0, "aria-label": "Steps done" })],
     ["Time left", running ? duration(strip.eta_s) : "–"],
     [running ? "Last write" : "Written", age, null, strip.stalled && "bad"],
-    ["Workers", workers.length ? workers.map(([role, [up, total]]) => el("span", { class: up < total && running ? "part bad" : "part" }, `${role} ${up}/${total}`)) : "–",
-      null, down && running && "warn"],
+    ["Workers", ...crew(workers, running), down && running && "warn"],
     ["Weights", `version ${num(strip.version, 7)}`, typeof strip.lag?.max !== "number" ? null : lag ? `lag ${plural(lag, "update")}` : "no lag", lag > 1 && "warn"],
     ["Alerts", String(strip.num_alerts ?? 0), null, strip.num_alerts > 0 && "bad"],
     ["Cost", cost.gpu_hours ? `${hours(cost.gpu_hours)} GPU-h` : `${hours(cost.cpu_hours ?? 0)} CPU-h`,
@@ -45,6 +44,15 @@ export function drawStrip(summary) {
   setAge(strip.age_s, running);
   drawAlerts(strip.alerts ?? [], strip.num_alerts ?? 0);
   drawSkipped(summary.skipped ?? {});
+}
+
+/** How many workers are up, and of which roles; of a run that has ended, which there were. */
+function crew(workers, running) {
+  if (!workers.length) return ["–", null];
+  const sum = (at) => workers.reduce((all, [, counts]) => all + counts[at], 0);
+  const parts = workers.map(([role, [up, total]]) =>
+    el("span", { class: up < total && running ? "part bad" : "part" }, running ? `${role} ${up}/${total}` : `${role} ${total}`));
+  return [running ? `${sum(0)} / ${sum(1)} up` : "ended", el("small", {}, parts)];
 }
 
 let announced = null;
