@@ -172,7 +172,7 @@ class MetricTable:
         rows.steps.append(step)
         for name, value in record.items():
             number = as_number(value)
-            if name in _FACTS or (number is None and value is not None):
+            if name in _FACTS or not (number is not None or value is None or type(value) is float):
                 continue
             column = rows.values.get(name)
             if column is None:

@@ -25,10 +25,9 @@ from unirl.dashboard.tail import Record, last_record, read_inside
 from unirl.dashboard.used_pairs import UsedPairs
 from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import lookup
-from unirl.monitoring.run_facts import without_secrets
 from unirl.types import TASKS
 
-MAX_FACTS_BYTES = 4 << 20
+MAX_FACTS_BYTES = 1 << 18
 RECENT_STEPS = 20
 LONG_STEP = 3.0
 """A step that takes so many times the usual counts as stalled, if that is longer than `monitoring.stall_after_s`."""
@@ -214,13 +213,15 @@ class RunView:
         """A small file as `read` makes it, read again only when it changed; {} when it cannot be read."""
         try:
             facts = (self.folder / name).stat()
-            state = (facts.st_mtime_ns, facts.st_size)
-            if self._facts.get(name, (None,))[0] != state:
-                text = read_inside(self.folder, name, MAX_FACTS_BYTES).decode()
-                self._facts[name] = (state, read(text))
-            return self._facts[name][1]
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        except OSError:
             return {}
+        state = (facts.st_mtime_ns, facts.st_size)
+        if self._facts.get(name, (None,))[0] != state:
+            try:
+                self._facts[name] = (state, read(read_inside(self.folder, name, MAX_FACTS_BYTES).decode()))
+            except (OSError, ValueError, RecursionError, yaml.YAMLError):
+                self._facts[name] = (state, {})
+        return self._facts[name][1]
 
     def _run(self) -> Record:
         run = self._fact("run.json", json.loads)
@@ -341,7 +342,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _read_settings(text: str) -> Record:
-    return dict(_flatten(yaml.load(without_secrets(text), _PlainLoader)))
+    return dict(_flatten(yaml.load(text, _PlainLoader)))
 
 
 def _flatten(tree: Any, prefix: str = "") -> Any:

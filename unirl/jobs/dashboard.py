@@ -10,12 +10,17 @@ from pathlib import Path
 
 import uvicorn
 
-from unirl.config_rules import ConfigError, Problem
 from unirl.dashboard.app import create_app
 from unirl.dashboard.cost import Settings
 from unirl.rewards.accuracy import extract_answer
 
 log = logging.getLogger(__name__)
+
+
+class OpenAddressError(ValueError):
+    """Everybody who reaches the address could read the runs."""
+
+    exit_code = 2  # the command line's code for usage
 
 
 def main(
@@ -32,14 +37,15 @@ def main(
         open_page: open it in a browser here.
 
     Raises:
-        ConfigError: an address beyond loopback without a token.
+        OpenAddressError: an address beyond loopback without a token.
         FileNotFoundError: there is no such folder.
         OSError: the address is taken, or is not this machine's.
     """
     if not token and not is_loopback(host):
-        rule = "needs a token, since anyone who reaches this address could read every run"
-        fix = "set UNIRL_DASHBOARD_TOKEN, or listen on 127.0.0.1 and use the ssh line that is printed"
-        raise ConfigError([Problem("--host", host, rule, fix)])
+        raise OpenAddressError(
+            f"--host {host}: expected a token, since anyone who reaches this address could read every run; got none; set "
+            "UNIRL_DASHBOARD_TOKEN, or listen on 127.0.0.1 and use the ssh line that is printed"
+        )
     app = create_app(runs_dir, token or None, root_path=root_path.rstrip("/"), extract=extracted)
     with _listen(host, port) as listener:
         address, port = listener.getsockname()[:2]
