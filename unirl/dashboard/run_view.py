@@ -28,6 +28,8 @@ from unirl.monitoring.metrics import lookup
 from unirl.types import TASKS
 
 MAX_FACTS_BYTES = 1 << 18
+QUICK_BYTES = 4 << 20
+WARM_AFTER_S = 1.5
 RECENT_STEPS = 20
 LONG_STEP = 3.0
 """A step that takes so many times the usual counts as stalled, if that is longer than `monitoring.stall_after_s`."""
@@ -62,6 +64,7 @@ class RunView:
             self._used = UsedPairs(self.folder)
             self._evaluations = Evaluations(self.folder)
             self._fleet = Fleet(self.folder)
+            self._is_warm = False
 
     # What stands in the list of runs.
 
@@ -84,14 +87,13 @@ class RunView:
         with self._turn:
             strip = self.strip()
             self._evaluations.refresh()
-            self._shown.refresh()
             return {
                 "run": cut_texts(self._run()),
                 "config": cut_texts(self._config()),
                 "strip": strip,
                 "metrics": [_describe(name) for name in self._metrics.names],
                 "evaluations": self._evaluations.all(),
-                "skipped": self._skipped(),
+                "skipped": strip["skipped"],
             }
 
     def strip(self) -> dict[str, Any]:
@@ -99,6 +101,9 @@ class RunView:
         with self._turn:
             self._metrics.refresh()
             self._events.refresh()
+            for part in (self._shown, self._used):
+                if part.tail.unread() < QUICK_BYTES:  # else they are read in a while, see `warm_later`
+                    part.refresh()
             status, stalled, num_steps = self._status(), self._is_stalled(self._usual_step_s()), self._num_steps()
             beats = last_beats(self.folder, self._setting("monitoring.heartbeat_s", 5.0))
             versions = [beat.policy_version for beat in beats if beat.policy_version is not None]
@@ -123,6 +128,7 @@ class RunView:
                 "num_alerts": self._events.num_alerts,
                 "alerts": self._events.alerts,
                 "cost": self._cost(running=status == "running" and not stalled),
+                "skipped": self._skipped(),
             }
 
     # What the curves, the pair view and the fleet ask for.
@@ -184,14 +190,12 @@ class RunView:
     def pair_history(self, pair_id: str) -> list[dict[str, Any]]:
         """Every use of a pair, and whether it can be looked at."""
         with self._turn:
-            self._used.refresh()
             self._shown.refresh()
             return [use | {"shown": self._shown.is_shown(use["step"], pair_id)} for use in self._used.history(pair_id)]
 
     def similarities(self, step: int | None, window: int) -> dict[str, Any]:
         """Histogram by kind; see `UsedPairs.similarities`."""
         with self._turn:
-            self._used.refresh()
             return self._used.similarities(step, window)
 
     def summary(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,11 +205,19 @@ class RunView:
             evaluations = self._evaluations.all()
             return cut_texts(self._config()), evaluations[-1]["tasks"] if evaluations else {}
 
-    def warm(self) -> None:
-        """Read what will be asked for soon."""
+    def warm_later(self) -> None:
+        """Read what will be asked for soon, once the page had time to draw what it asked for first."""
         with self._turn:
-            self._shown.refresh()
-            self._used.refresh()
+            if not self._is_warm:
+                self._is_warm = True
+                timer = threading.Timer(WARM_AFTER_S, self._warm)
+                timer.daemon = True
+                timer.start()
+
+    def _warm(self) -> None:
+        for part in (self._shown, self._used):
+            with self._turn:
+                part.refresh()
 
     # Facts.
 
