@@ -96,7 +96,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _keep_one_heap() -> None:
-    """Without this, glibc gives each thread a heap of its own, which hardly ever shrinks: 20 MB in all for long runs."""
+    """Without this, glibc gives each thread a heap of its own, which hardly shrinks: 20 MB in all for long runs."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_ARENA_MAX, 1)
