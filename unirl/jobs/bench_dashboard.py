@@ -3,6 +3,7 @@
 import sys
 
 from unirl.benchmarks.dashboard import DashboardBench, measure_dashboard
+from unirl.benchmarks.dashboard_browser import find_chromium, measure_page
 from unirl.benchmarks.dashboard_run import LongRun
 
 
@@ -15,7 +16,8 @@ def main(*, steps: int, pairs: int, as_json: bool, save: bool) -> int:
         as_json: print JSON instead of tables.
         save: keep it.
     """
-    report = measure_dashboard(DashboardBench(run=LongRun(num_steps=steps, num_pairs=pairs)))
+    browser = measure_page if find_chromium() else None
+    report = measure_dashboard(DashboardBench(run=LongRun(num_steps=steps, num_pairs=pairs), browser=browser))
     if save:
         report.save()
     sys.stdout.write(report.as_json() if as_json else report.as_text())
