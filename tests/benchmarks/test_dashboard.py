@@ -4,6 +4,7 @@ import time
 
 from unirl.benchmarks.dashboard import DashboardBench, measure_dashboard
 from unirl.benchmarks.dashboard_run import METRICS, LongRun, write_long_run
+from unirl.benchmarks.report import Goal
 from unirl.evaluation.run_reader import read_lines
 from unirl.monitoring.metrics import lookup
 
@@ -38,7 +39,7 @@ def test_a_small_run_is_measured_whole():
 
     def browser(url, run_dir):
         asked.append((url[:17], (run_dir / "run.json").is_file()))
-        return rows
+        return rows, [Goal(text="drawn, s", wanted=3, got=1, at_most=True)]
 
     size = LongRun(num_steps=40, num_pairs=12, pairs_per_step=4)
     report = measure_dashboard(DashboardBench(run=size, num_switches=3, num_polls=2, browser=browser))
@@ -46,4 +47,4 @@ def test_a_small_run_is_measured_whole():
     assert all(value > 0 for value in figures.values())
     assert report.tables[1].rows == rows
     assert asked == [("http://127.0.0.1:", True)]
-    assert [goal.wanted for goal in report.goals] == [3.0, 0.3, 5000.0, 120.0]
+    assert [goal.wanted for goal in report.goals] == [3.0, 0.3, 5000.0, 120.0, 3]

@@ -70,8 +70,8 @@ class UsedPairs:
         Returns:
             first and last step, edges [B + 1], and counts [B] by kind.
         """
-        if step is None and window == 1:
-            newest = last_record(self._folder, self._name)
+        newest = last_record(self._folder, self._name)
+        if window == 1 and step in (None, _step(newest)):
             last, records = _step(newest) or 0, iter([newest])
         else:
             self.refresh()
