@@ -71,7 +71,7 @@ def _add_run(app: FastAPI, runs: Runs) -> None:
     @app.get("/api/run/{run}")
     def overview(request: Request, run: str) -> Response:
         view = _find(runs, run)
-        return _answer(request, view.overview(), BackgroundTask(view.warm))
+        return _answer(request, view.overview(), BackgroundTask(view.warm_later))
 
     @app.get("/api/run/{run}/strip")
     def strip(request: Request, run: str) -> Response:

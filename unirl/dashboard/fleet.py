@@ -14,8 +14,9 @@ from unirl.dashboard.metric_table import as_number, plain
 from unirl.dashboard.tail import Record, Tail, last_record
 
 MAX_ACTORS = 1000
-MAX_BEATS = 20_000
+MAX_BEATS = 4000
 """Kept of one actor; beyond, every second one is left out."""
+_BEAT_BYTES = 200
 MAX_POINTS = 400
 """Of one actor in one answer."""
 SILENT_BEATS = 3.0
@@ -88,18 +89,23 @@ class _Actor:
         self._fresh = True
 
     def refresh(self) -> None:
+        every = 1
         if self.tail.restarted() or self._fresh:
-            # Rotated: what was here lies beside it now.
+            # Rotated: what was here lies beside it now. Of a long past some beats are enough.
             self.beats, self._fresh = _Beats(), False
-            for _, _, record in Tail(self._folder, f"actors/{self._name}.1.jsonl").records():
+            before = Tail(self._folder, f"actors/{self._name}.1.jsonl")
+            every = 1 + (before.unread() + self.tail.unread()) // (_BEAT_BYTES * MAX_BEATS)
+            for _, _, record in before.records(every):
                 self._add(record)
-        for _, _, record in self.tail.records():
+        for _, _, record in self.tail.records(every):
             self._add(record)
+        if every > 1:
+            self._add(last_record(self._folder, f"actors/{self._name}.jsonl"))
 
     def _add(self, record: Record) -> None:
         at, beats = as_number(record.get("time")), self.beats
-        if at is None:
-            self.tail.bad_lines += 1
+        if at is None or record == beats.last:
+            self.tail.bad_lines += at is None
             return
         before, pid = beats.last.get("pid"), record.get("pid")
         beats.restarts += before is not None and pid is not None and pid != before

@@ -170,18 +170,24 @@ class MetricTable:
         self._add_time(record)
         rows.ordered = rows.ordered and (not rows.steps or step > rows.steps[-1])
         rows.steps.append(step)
+        row, columns = len(rows.steps) - 1, rows.values
         for name, value in record.items():
-            number = as_number(value)
-            if name in _FACTS or (number is None and value is not None):
+            if type(value) is not float:
+                if name in _FACTS or not (value is None or type(value) is int):
+                    continue
+                number = as_number(value)
+                value = _NAN if number is None else number
+            elif name == "time":
                 continue
-            column = rows.values.get(name)
+            column = columns.get(name)
             if column is None:
-                if len(rows.values) >= MAX_COLUMNS or len(name) > MAX_NAME:
+                if len(columns) >= MAX_COLUMNS or len(name) > MAX_NAME:
                     rows.left_out += 1
                     continue
-                column = rows.values[name] = array("d")
-            column.extend([_NAN] * (self.num_rows - 1 - len(column)))
-            column.append(_NAN if number is None else number)
+                column = columns[name] = array("d")
+            if len(column) < row:
+                column.extend([_NAN] * (row - len(column)))
+            column.append(value if value - value == 0 else _NAN)  # infinities are no numbers either
         return True
 
     def _add_time(self, record: Record) -> None:

@@ -25,10 +25,11 @@ from unirl.dashboard.tail import Record, last_record, read_inside
 from unirl.dashboard.used_pairs import UsedPairs
 from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import lookup
-from unirl.monitoring.run_facts import without_secrets
 from unirl.types import TASKS
 
-MAX_FACTS_BYTES = 4 << 20
+MAX_FACTS_BYTES = 1 << 18
+QUICK_BYTES = 4 << 20
+WARM_AFTER_S = 1.5
 RECENT_STEPS = 20
 LONG_STEP = 3.0
 """A step that takes so many times the usual counts as stalled, if that is longer than `monitoring.stall_after_s`."""
@@ -63,6 +64,7 @@ class RunView:
             self._used = UsedPairs(self.folder)
             self._evaluations = Evaluations(self.folder)
             self._fleet = Fleet(self.folder)
+            self._is_warm = False
 
     # What stands in the list of runs.
 
@@ -85,14 +87,13 @@ class RunView:
         with self._turn:
             strip = self.strip()
             self._evaluations.refresh()
-            self._shown.refresh()
             return {
                 "run": cut_texts(self._run()),
                 "config": cut_texts(self._config()),
                 "strip": strip,
                 "metrics": [_describe(name) for name in self._metrics.names],
                 "evaluations": self._evaluations.all(),
-                "skipped": self._skipped(),
+                "skipped": strip["skipped"],
             }
 
     def strip(self) -> dict[str, Any]:
@@ -100,6 +101,9 @@ class RunView:
         with self._turn:
             self._metrics.refresh()
             self._events.refresh()
+            for part in (self._shown, self._used):
+                if part.tail.unread() < QUICK_BYTES:  # else they are read in a while, see `warm_later`
+                    part.refresh()
             status, stalled, num_steps = self._status(), self._is_stalled(self._usual_step_s()), self._num_steps()
             beats = last_beats(self.folder, self._setting("monitoring.heartbeat_s", 5.0))
             versions = [beat.policy_version for beat in beats if beat.policy_version is not None]
@@ -124,6 +128,7 @@ class RunView:
                 "num_alerts": self._events.num_alerts,
                 "alerts": self._events.alerts,
                 "cost": self._cost(running=status == "running" and not stalled),
+                "skipped": self._skipped(),
             }
 
     # What the curves, the pair view and the fleet ask for.
@@ -185,14 +190,12 @@ class RunView:
     def pair_history(self, pair_id: str) -> list[dict[str, Any]]:
         """Every use of a pair, and whether it can be looked at."""
         with self._turn:
-            self._used.refresh()
             self._shown.refresh()
             return [use | {"shown": self._shown.is_shown(use["step"], pair_id)} for use in self._used.history(pair_id)]
 
     def similarities(self, step: int | None, window: int) -> dict[str, Any]:
         """Histogram by kind; see `UsedPairs.similarities`."""
         with self._turn:
-            self._used.refresh()
             return self._used.similarities(step, window)
 
     def summary(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -202,11 +205,19 @@ class RunView:
             evaluations = self._evaluations.all()
             return cut_texts(self._config()), evaluations[-1]["tasks"] if evaluations else {}
 
-    def warm(self) -> None:
-        """Read what will be asked for soon."""
+    def warm_later(self) -> None:
+        """Read what will be asked for soon, once the page had time to draw what it asked for first."""
         with self._turn:
-            self._shown.refresh()
-            self._used.refresh()
+            if not self._is_warm:
+                self._is_warm = True
+                timer = threading.Timer(WARM_AFTER_S, self._warm)
+                timer.daemon = True
+                timer.start()
+
+    def _warm(self) -> None:
+        for part in (self._shown, self._used):
+            with self._turn:
+                part.refresh()
 
     # Facts.
 
@@ -214,13 +225,15 @@ class RunView:
         """A small file as `read` makes it, read again only when it changed; {} when it cannot be read."""
         try:
             facts = (self.folder / name).stat()
-            state = (facts.st_mtime_ns, facts.st_size)
-            if self._facts.get(name, (None,))[0] != state:
-                text = read_inside(self.folder, name, MAX_FACTS_BYTES).decode()
-                self._facts[name] = (state, read(text))
-            return self._facts[name][1]
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        except OSError:
             return {}
+        state = (facts.st_mtime_ns, facts.st_size)
+        if self._facts.get(name, (None,))[0] != state:
+            try:
+                self._facts[name] = (state, read(read_inside(self.folder, name, MAX_FACTS_BYTES).decode()))
+            except (OSError, ValueError, RecursionError, yaml.YAMLError):
+                self._facts[name] = (state, {})
+        return self._facts[name][1]
 
     def _run(self) -> Record:
         run = self._fact("run.json", json.loads)
@@ -341,7 +354,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _read_settings(text: str) -> Record:
-    return dict(_flatten(yaml.load(without_secrets(text), _PlainLoader)))
+    return dict(_flatten(yaml.load(text, _PlainLoader)))
 
 
 def _flatten(tree: Any, prefix: str = "") -> Any:

@@ -24,7 +24,7 @@ MAX_DEPTH = 40
 MAX_NUMBER = 1e300
 PICTURE = re.compile(r"(?!\.)[\w.-]{1,200}\.(webp|png)", re.ASCII)
 """Names of pictures that are served."""
-_LOOK_EVERY_S = 15.0
+_LOOK_EVERY_S = 60.0
 _TEXTS = ("question", "choices", "gold", "prompt")
 
 
@@ -121,12 +121,15 @@ class ShownPairs:
 
     @property
     def missing_images(self) -> int:
-        """Pictures that lines name and the folder lacks; looked for every 15 s at most."""
+        """Pictures that lines name and the folder lacks; looked for every minute at most."""
+        if not self._rows.pictures:
+            return 0
         state = (len(self._rows.pictures), self._folder_time())
         if state != self._seen and (not self._seen[0] or time.monotonic() - self._looked > _LOOK_EVERY_S):
             self._seen, self._looked = state, time.monotonic()
             try:
-                there = array("q", (hash(name) for name in os.listdir(self._folder / "images")))
+                with os.scandir(self._folder / "images") as entries:
+                    there = array("q", (hash(entry.name) for entry in entries))
             except OSError:
                 there = array("q")
             self._missing = len(np.setdiff1d(np.array(self._rows.pictures), np.array(there)))

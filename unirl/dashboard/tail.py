@@ -12,7 +12,7 @@ from typing import Any
 
 MAX_LINE_BYTES = 32 << 20
 """A longer line counts as bad."""
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _MARK = 64
 
 Record = dict[str, Any]
@@ -123,8 +123,22 @@ class Tail:
         first = min(_MARK, self.position)
         return os.pread(file, first, 0), os.pread(file, first, self.position - first)
 
-    def records(self) -> Iterator[tuple[int, int, Record]]:
-        """(offset, length, object) of each line that was completed since the last call; call `restarted` before."""
+    def unread(self) -> int:
+        """Bytes that were not taken yet."""
+        file = self._open()
+        if file is None:
+            return 0
+        try:
+            return max(0, os.fstat(file).st_size - self.position)
+        finally:
+            os.close(file)
+
+    def records(self, every: int = 1) -> Iterator[tuple[int, int, Record]]:
+        """(offset, length, object) of each line that was completed since the last call; call `restarted` before.
+
+        Args:
+            every: take one line of so many, and pass the others over unread.
+        """
         file = self._open()
         if file is None:
             return
@@ -135,7 +149,7 @@ class Tail:
                 if self._skipping:
                     self._skip(data)
                 elif end:
-                    yield from self._lines(data[:end])
+                    yield from self._lines(data[:end], every)
                     size = _CHUNK
                 elif len(data) < size:
                     break
@@ -154,10 +168,12 @@ class Tail:
             self._skipping = False
             self.bad_lines += 1
 
-    def _lines(self, data: bytes) -> Iterator[tuple[int, int, Record]]:
-        for line in data.split(b"\n")[:-1]:
+    def _lines(self, data: bytes, every: int) -> Iterator[tuple[int, int, Record]]:
+        for number, line in enumerate(data.split(b"\n")[:-1]):
             offset = self.position
             self.position += len(line) + 1
+            if number % every:
+                continue
             record = parse(line)
             if record is None:
                 self.bad_lines += 1

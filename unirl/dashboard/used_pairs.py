@@ -10,7 +10,7 @@ import numpy as np
 
 from unirl.dashboard.metric_table import as_number
 from unirl.dashboard.shown_pairs import as_list, cut_texts
-from unirl.dashboard.tail import Record, Tail, parse
+from unirl.dashboard.tail import Record, Tail, last_record, parse
 
 BIN = 0.02
 """Width of a bar of the similarity histogram."""
@@ -22,7 +22,8 @@ class UsedPairs:
 
     def __init__(self, folder: Path) -> None:
         """Remember the run directory; `refresh` reads."""
-        self.tail = Tail(folder, "used_pairs.jsonl")
+        self._folder, self._name = folder, "used_pairs.jsonl"
+        self.tail = Tail(folder, self._name)
         self._start()
 
     def _start(self) -> None:
@@ -35,8 +36,8 @@ class UsedPairs:
         if self.tail.restarted():
             self._start()
         for offset, length, record in self.tail.records():
-            step = record.get("step")
-            if type(step) is not int or not 0 <= step < 1 << 53:
+            step = _step(record)
+            if step is None:
                 self.tail.bad_lines += 1
                 continue
             number = len(self._places[0])
@@ -49,6 +50,7 @@ class UsedPairs:
 
     def history(self, pair_id: str) -> list[dict[str, Any]]:
         """Each use of a pair, oldest first: step, similarity, weight and mean reward of either task."""
+        self.refresh()
         lines = np.array(self._uses[1], np.int32)[np.array(self._uses[0], np.int64) == hash(pair_id)]
         newest = set(self._line_of.values()) if len(lines) else set()
         uses = {}
@@ -59,7 +61,7 @@ class UsedPairs:
         return [uses[step] for step in sorted(uses)]
 
     def similarities(self, step: int | None, window: int) -> dict[str, Any]:
-        """Histogram of the pairs' similarity by kind.
+        """Histogram of the pairs' similarity by kind; that of the newest step without reading the others.
 
         Args:
             step: the last one that counts; None takes the newest.
@@ -68,10 +70,16 @@ class UsedPairs:
         Returns:
             first and last step, edges [B + 1], and counts [B] by kind.
         """
-        last = max(self._line_of, default=0) if step is None else step
-        wanted = [self._line_of[n] for n in range(max(0, last - window + 1), last + 1) if n in self._line_of]
+        newest = last_record(self._folder, self._name)
+        if window == 1 and step in (None, _step(newest)):
+            last, records = _step(newest) or 0, iter([newest])
+        else:
+            self.refresh()
+            last = max(self._line_of, default=0) if step is None else step
+            wanted = [self._line_of[n] for n in range(max(0, last - window + 1), last + 1) if n in self._line_of]
+            records = self._records(iter(wanted))
         by_kind: dict[str, list[float]] = {}
-        for record in self._records(iter(wanted)):
+        for record in records:
             for pair in _pairs(record):
                 kind, similarity = pair.get("kind"), as_number(pair.get("similarity"))
                 if similarity is not None and isinstance(kind, str) and _KIND.fullmatch(kind):
@@ -89,6 +97,11 @@ class UsedPairs:
 
 def _pairs(record: Record) -> Iterator[Record]:
     return (p for p in as_list(record.get("pairs")) if isinstance(p, dict) and isinstance(p.get("pair_id"), str))
+
+
+def _step(record: Record) -> int | None:
+    step = record.get("step")
+    return step if type(step) is int and 0 <= step < 1 << 53 else None
 
 
 def _numbers(pair: Record) -> dict[str, Any]:
