@@ -13,7 +13,8 @@ export const segment = (run) => encodeURIComponent(run.replaceAll("~", "~~").rep
 /** The JSON at api/`path`. Throws ApiError: status 0 when the server did not answer. */
 export async function get(path, params = {}) {
   const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(params)) if (value !== null && value !== undefined && value !== "") query.set(name, value);
+  for (const [name, value] of Object.entries(params))
+    if (value !== null && value !== undefined && value !== "") query.set(name, value);
   let response;
   let body;
   try {

@@ -50,17 +50,34 @@ export class Chart {
     this.box.style.height = `${this.options.height}px`;
     this.box.chart = this;
     this.note = el("p", { class: "note" });
-    this.markNote = el("li", { class: "mark", hidden: true }, el("i", {}, "◆"), "held-out evaluation, 95 % interval ", el("span", { class: "value" }));
+    this.markNote = el(
+      "li",
+      { class: "mark", hidden: true },
+      el("i", {}, "◆"),
+      "held-out evaluation, 95 % interval ",
+      el("span", { class: "value" }),
+    );
     this.meaning = el("p", { class: "note" });
-    this.details = el("details", { on: { toggle: () => this.writeTable() } }, el("summary", {}, "Values and meaning"), this.meaning);
-    this.figure = el("figure", { class: "chart" },
+    this.details = el(
+      "details",
+      { on: { toggle: () => this.writeTable() } },
+      el("summary", {}, "Values and meaning"),
+      this.meaning,
+    );
+    this.figure = el(
+      "figure",
+      { class: "chart" },
       el("figcaption", {}, title, options.unit ? el("span", { class: "unit" }, options.unit) : null),
       this.box,
-      el("ul", { class: "legend" },
+      el(
+        "ul",
+        { class: "legend" },
         lines.map((line, i) => (line.faint ? null : el("li", {}, swatch(line), line.label, " ", this.values[i]))),
-        this.markNote),
+        this.markNote,
+      ),
       this.note,
-      this.details);
+      this.details,
+    );
     charts.add(this);
     resize.observe(this.box);
   }
@@ -78,7 +95,7 @@ export class Chart {
     if (this.options.stacked) this.limit(drawn.at(-1) ?? []);
     if (this.plot) this.plot.setData(data);
     else this.start(data);
-    this.writeLegend(null);
+    this.writeLegend(this.plot?.cursor.idx ?? null);
     this.writeTable();
   }
 
@@ -88,7 +105,8 @@ export class Chart {
     const usual = 1.4 * (sorted[Math.floor(sorted.length * 0.95)] ?? 0);
     const most = sorted.at(-1) ?? 0;
     this.ceiling = sorted.length > 5 && most > 1.5 * usual ? usual : null;
-    if (this.ceiling) setText(this.note, `Cut off at ${num(usual, 2)}: the highest is ${num(most)}. ${this.note.textContent}`);
+    if (this.ceiling)
+      setText(this.note, `Cut off at ${num(usual, 2)}: the highest is ${num(most)}. ${this.note.textContent}`);
   }
 
   start(data) {
@@ -112,31 +130,64 @@ export class Chart {
 
   settings(width) {
     const { height, x, stacked, band, synced, onRange } = this.options;
-    const axis = { stroke: () => colour("soft"), font: "11px system-ui, sans-serif", ticks: { show: false },
-      grid: { stroke: () => colour("edge"), width: 1 } };
+    const axis = {
+      stroke: () => colour("soft"),
+      font: "11px system-ui, sans-serif",
+      ticks: { show: false },
+      grid: { stroke: () => colour("edge"), width: 1 },
+    };
     return {
-      width, height, legend: { show: false }, padding: [6, 8, 0, 0],
-      cursor: { points: { size: 5 }, drag: { x: Boolean(onRange), y: false, setScale: false },
-        ...(synced && { sync: { key: SYNC.key, setSeries: false, scales: ["x", null] } }) },
-      scales: { x: { time: x === "time", range: (_, low, high) => this.xRange(low, high) },
-        y: { range: (_, low, high) => this.yRange(low, high) } },
+      width,
+      height,
+      legend: { show: false },
+      padding: [6, 8, 0, 0],
+      cursor: {
+        points: { size: 5 },
+        drag: { x: Boolean(onRange), y: false, setScale: false },
+        ...(synced && { sync: { key: SYNC.key, setSeries: false, scales: ["x", null] } }),
+      },
+      scales: {
+        x: { time: x === "time", range: (_, low, high) => this.xRange(low, high) },
+        y: { range: (_, low, high) => this.yRange(low, high) },
+      },
       axes: [
-        { ...axis, size: 22, gap: 2, space: 60, values: (_, splits) => (x === "time" ? timeTicks(splits) : ticks(splits)), ...(x === "step" && { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000] }) },
-        { ...axis, size: (_, marks) => 14 + 6.3 * Math.max(3, ...(marks ?? []).map((mark) => mark.length)), gap: 4, space: 26, values: (_, splits) => ticks(splits) },
+        {
+          ...axis,
+          size: 22,
+          gap: 2,
+          space: 60,
+          values: (_, splits) => (x === "time" ? timeTicks(splits) : ticks(splits)),
+          ...(x === "step" && {
+            incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000],
+          }),
+        },
+        {
+          ...axis,
+          size: (_, marks) => 14 + 6.3 * Math.max(3, ...(marks ?? []).map((mark) => mark.length)),
+          gap: 4,
+          space: 26,
+          values: (_, splits) => ticks(splits),
+        },
       ],
       series: [{}, ...this.lines.map((line, i) => this.line(line, i, stacked))],
       bands: stacked
         ? this.lines.slice(1).map((line, i) => ({ series: [i + 2, i + 1], fill: () => colour(line.colour, 0.75) }))
-        : band ? [{ series: [band[0] + 1, band[1] + 1], fill: () => colour(this.lines[band[0]].colour, 0.18) }] : [],
+        : band
+          ? [{ series: [band[0] + 1, band[1] + 1], fill: () => colour(this.lines[band[0]].colour, 0.18) }]
+          : [],
       hooks: {
         setCursor: [(plot) => this.writeLegend(plot.cursor.idx)],
         draw: [(plot) => this.drawExtras(plot)],
-        setSelect: [(plot) => {
-          if (plot.select.width < 8) return;
-          const ends = [plot.select.left, plot.select.left + plot.select.width].map((left) => Math.round(plot.posToVal(left, "x")));
-          plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-          if (ends[1] > ends[0]) onRange?.(ends);
-        }],
+        setSelect: [
+          (plot) => {
+            if (plot.select.width < 8) return;
+            const ends = [plot.select.left, plot.select.left + plot.select.width].map((left) =>
+              Math.round(plot.posToVal(left, "x")),
+            );
+            plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+            if (ends[1] > ends[0]) onRange?.(ends);
+          },
+        ],
         ready: [(plot) => plot.over.addEventListener("dblclick", () => onRange?.(null))],
       },
     };
@@ -144,7 +195,10 @@ export class Chart {
 
   line({ colour: name, dash, width = 1.5, faint }, i, stacked) {
     return {
-      stroke: () => colour(name, stacked ? 0.9 : 1), width: faint || stacked ? (stacked ? 1 : 0) : width, dash, spanGaps: !stacked,
+      stroke: () => colour(name, stacked ? 0.9 : 1),
+      width: faint || stacked ? (stacked ? 1 : 0) : width,
+      dash,
+      spanGaps: !stacked,
       ...(stacked && i === 0 && { fill: () => colour(name, 0.75) }),
       points: { show: (plot, at) => !faint && isSparse(plot.data[at]), size: 5 },
     };
@@ -202,7 +256,13 @@ export class Chart {
       }
       ctx.stroke();
       ctx.beginPath();
-      for (const [dx, dy] of [[0, -1], [1, 0], [0, 1], [-1, 0]]) ctx.lineTo(px + dx * 4.5 * ratio, py + dy * 4.5 * ratio);
+      for (const [dx, dy] of [
+        [0, -1],
+        [1, 0],
+        [0, 1],
+        [-1, 0],
+      ])
+        ctx.lineTo(px + dx * 4.5 * ratio, py + dy * 4.5 * ratio);
       ctx.fill();
     }
     ctx.restore();
@@ -219,9 +279,16 @@ export class Chart {
     const mark = this.marks.at(-1);
     if (mark) setText(this.markNote.lastChild, num(mark.value));
     if (index !== null && index !== undefined) return;
-    const said = this.lines.map((line, i) => (line.faint ? "" : `${line.label} ${num(at(this.columns[i] ?? []), digits)}`)).filter(Boolean);
-    const where = this.xs.length ? ` at ${this.options.x === "time" ? "the end" : `${this.options.x} ${num(this.xs.at(-1), 6)}`}` : "";
-    this.box.setAttribute("aria-label", `${this.title}, chart. Last values: ${said.join(", ")}${where}. The values below it stand in a table.`);
+    const said = this.lines
+      .map((line, i) => (line.faint ? "" : `${line.label} ${num(at(this.columns[i] ?? []), digits)}`))
+      .filter(Boolean);
+    const where = this.xs.length
+      ? ` at ${this.options.x === "time" ? "the end" : `${this.options.x} ${num(this.xs.at(-1), 6)}`}`
+      : "";
+    this.box.setAttribute(
+      "aria-label",
+      `${this.title}, chart. Last values: ${said.join(", ")}${where}. The values below it stand in a table.`,
+    );
   }
 
   writeTable() {
@@ -229,12 +296,24 @@ export class Chart {
     if (!this.details.open) return;
     const shown = this.lines.map((line, i) => [line, i]).filter(([line]) => !line.faint);
     const stride = Math.max(1, Math.ceil(this.xs.length / 50));
-    const rows = this.xs.map((x, i) => [x, i]).filter(([, i]) => (this.xs.length - 1 - i) % stride === 0).reverse()
-      .map(([x, i]) => [this.options.x === "time" ? new Date(x * 1000).toLocaleTimeString("en-GB") : num(x, 6),
-        ...shown.map(([, column]) => num(this.columns[column][i], Math.max(4, this.options.digits ?? 0)))]);
+    const rows = this.xs
+      .map((x, i) => [x, i])
+      .filter(([, i]) => (this.xs.length - 1 - i) % stride === 0)
+      .reverse()
+      .map(([x, i]) => [
+        this.options.x === "time" ? new Date(x * 1000).toLocaleTimeString("en-GB") : num(x, 6),
+        ...shown.map(([, column]) => num(this.columns[column][i], Math.max(4, this.options.digits ?? 0))),
+      ]);
     if (this.marks.length) {
-      this.details.append(table(`${this.title}, held-out evaluation`, [`${this.options.x}, held-out`, "value", "95 % interval"],
-        [...this.marks].reverse().map(({ x, value, low, high }) => [num(x, 7), num(value, 4), `${num(low)} to ${num(high)}`])));
+      this.details.append(
+        table(
+          `${this.title}, held-out evaluation`,
+          [`${this.options.x}, held-out`, "value", "95 % interval"],
+          [...this.marks]
+            .reverse()
+            .map(({ x, value, low, high }) => [num(x, 7), num(value, 4), `${num(low)} to ${num(high)}`]),
+        ),
+      );
     }
     this.details.append(table(`${this.title}, values`, [this.options.x, ...shown.map(([line]) => line.label)], rows));
   }
@@ -276,22 +355,63 @@ export function histogram(title, edges, counts, colourOf) {
     return kinds.map((kind) => {
       const n = counts[kind][i];
       below += n;
-      return n ? svg("rect", { class: `c-${colourOf(kind)}`, x: x(i) + 0.5, width: Math.max(1, x(i + 1) - x(i) - 1), y: y(below), height: y(below - n) - y(below) }) : null;
+      return n
+        ? svg("rect", {
+            class: `c-${colourOf(kind)}`,
+            x: x(i) + 0.5,
+            width: Math.max(1, x(i + 1) - x(i) - 1),
+            y: y(below),
+            height: y(below - n) - y(below),
+          })
+        : null;
     });
   });
   const ticks = [0, Math.floor(totals.length / 2), totals.length].map((i) =>
-    svg("text", { x: x(i), y: height - 4, "text-anchor": i === 0 ? "start" : i === totals.length ? "end" : "middle" }, num(edges[i], 2)));
+    svg(
+      "text",
+      { x: x(i), y: height - 4, "text-anchor": i === 0 ? "start" : i === totals.length ? "end" : "middle" },
+      num(edges[i], 2),
+    ),
+  );
   const said = kinds.map((kind) => `${kind} ${counts[kind].reduce((a, b) => a + b, 0)}`).join(", ");
-  return el("figure", { class: "chart" },
+  return el(
+    "figure",
+    { class: "chart" },
     el("figcaption", {}, title),
-    svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, histogram: ${said || "no pairs"}` },
+    svg(
+      "svg",
+      { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, histogram: ${said || "no pairs"}` },
       svg("line", { class: "axis", x1: left, x2: width - 4, y1: y(0), y2: y(0) }),
       svg("text", { x: left - 5, y: y(highest) + 8, "text-anchor": "end" }, num(highest)),
-      svg("text", { x: left - 5, y: y(0), "text-anchor": "end" }, "0"), ticks, bars),
-    el("ul", { class: "legend" }, kinds.map((kind) =>
-      el("li", {}, el("i", { class: `swatch block c-${colourOf(kind)}`, "aria-hidden": "true" }), kind, " ",
-        el("span", { class: "value" }, String(counts[kind].reduce((a, b) => a + b, 0)))))),
-    el("details", {}, el("summary", {}, "Values"),
-      table(`${title}, values`, ["from", "to", ...kinds],
-        totals.map((_, i) => [num(edges[i]), num(edges[i + 1]), ...kinds.map((kind) => String(counts[kind][i]))]).filter((_, i) => totals[i]))));
+      svg("text", { x: left - 5, y: y(0), "text-anchor": "end" }, "0"),
+      ticks,
+      bars,
+    ),
+    el(
+      "ul",
+      { class: "legend" },
+      kinds.map((kind) =>
+        el(
+          "li",
+          {},
+          el("i", { class: `swatch block c-${colourOf(kind)}`, "aria-hidden": "true" }),
+          kind,
+          " ",
+          el("span", { class: "value" }, String(counts[kind].reduce((a, b) => a + b, 0))),
+        ),
+      ),
+    ),
+    el(
+      "details",
+      {},
+      el("summary", {}, "Values"),
+      table(
+        `${title}, values`,
+        ["from", "to", ...kinds],
+        totals
+          .map((_, i) => [num(edges[i]), num(edges[i + 1]), ...kinds.map((kind) => String(counts[kind][i]))])
+          .filter((_, i) => totals[i]),
+      ),
+    ),
+  );
 }

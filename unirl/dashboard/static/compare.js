@@ -26,7 +26,13 @@ export const compare = {
   },
   async update(context) {
     here = new Set(context.runs.map((run) => run.id));
-    const key = JSON.stringify([state.runs, state.shown, state.x, context.runs.map((run) => [run.id, run.status]), context.summary.metrics.length]);
+    const key = JSON.stringify([
+      state.runs,
+      state.shown,
+      state.x,
+      context.runs.map((run) => [run.id, run.status]),
+      context.summary.metrics.length,
+    ]);
     if (charts?.key !== key) build(key, context);
     await Promise.all([draw(context), drawTables()]);
   },
@@ -53,43 +59,129 @@ function build(key, context) {
   const runs = compared();
   const x = { step: "step", time: "hours", samples: "samples" }[state.x] ?? "step";
   const made = shown.map((name) => {
-    const chart = new Chart(name, runs.map((run, i) => ({ label: run, colour: hue(i), dash: i % 2 ? [6, 3] : null })),
-      { height: 190, x, unit: units.get(name) === "1" ? "" : units.get(name), synced: false });
-    chart.figure.querySelector("figcaption").append(el("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`,
-      on: { click: () => go({ shown: shown.filter((other) => other !== name) }) } }, "×"));
+    const chart = new Chart(
+      name,
+      runs.map((run, i) => ({ label: run, colour: hue(i), dash: i % 2 ? [6, 3] : null })),
+      { height: 190, x, unit: units.get(name) === "1" ? "" : units.get(name), synced: false },
+    );
+    chart.figure
+      .querySelector("figcaption")
+      .append(
+        el(
+          "button",
+          {
+            type: "button",
+            class: "quiet",
+            "aria-label": `Remove ${name}`,
+            on: { click: () => go({ shown: shown.filter((other) => other !== name) }) },
+          },
+          "×",
+        ),
+      );
     return chart;
   });
   tables = { holder: el("div", { class: "tables" }), key: null };
-  root.replaceChildren(toolbar(names, shown),
-    el("div", { class: "compare" }, chooser(context.runs),
-      el("div", {}, runs.length ? el("div", { class: "charts wide" }, made.map((chart) => chart.figure)) : empty("No run chosen", "Tick runs on the left."), tables.holder)));
+  root.replaceChildren(
+    toolbar(names, shown),
+    el(
+      "div",
+      { class: "compare" },
+      chooser(context.runs),
+      el(
+        "div",
+        {},
+        runs.length
+          ? el(
+              "div",
+              { class: "charts wide" },
+              made.map((chart) => chart.figure),
+            )
+          : empty("No run chosen", "Tick runs on the left."),
+        tables.holder,
+      ),
+    ),
+  );
   charts = { key, made, shown };
 }
 
 function toolbar(names, shown) {
   const output = el("output", { for: "smooth" }, String(state.smooth));
-  const slider = el("input", { id: "smooth", type: "range", min: 0, max: 0.99, step: 0.01, value: state.smooth,
-    on: { input: () => { output.value = slider.value; go({ smooth: Number(slider.value) }, { replace: true }); } } });
-  const add = el("select", { on: { change: () => add.value && go({ shown: [...shown, add.value] }) } },
-    el("option", { value: "" }, "choose…"), names.filter((name) => !shown.includes(name)).map((name) => el("option", { value: name }, name)));
-  return el("div", { class: "toolbar" },
+  const slider = el("input", {
+    id: "smooth",
+    type: "range",
+    min: 0,
+    max: 0.99,
+    step: 0.01,
+    value: state.smooth,
+    on: {
+      input: () => {
+        output.value = slider.value;
+        go({ smooth: Number(slider.value) }, { replace: true });
+      },
+    },
+  });
+  const add = el(
+    "select",
+    { on: { change: () => add.value && go({ shown: [...shown, add.value] }) } },
+    el("option", { value: "" }, "choose…"),
+    names.filter((name) => !shown.includes(name)).map((name) => el("option", { value: name }, name)),
+  );
+  return el(
+    "div",
+    { class: "toolbar" },
     el("label", {}, "Smoothing ", slider, " ", output),
-    el("label", {}, "Against ", el("select", { id: "x-axis", on: { change: (event) => go({ x: event.target.value }, { replace: true }) } },
-      [["step", "step"], ["time", "wall time"], ["samples", "samples"]].map(([value, text]) => el("option", { value, selected: state.x === value }, text)))),
-    el("label", {}, "Add a metric ", add));
+    el(
+      "label",
+      {},
+      "Against ",
+      el(
+        "select",
+        { id: "x-axis", on: { change: (event) => go({ x: event.target.value }, { replace: true }) } },
+        [
+          ["step", "step"],
+          ["time", "wall time"],
+          ["samples", "samples"],
+        ].map(([value, text]) => el("option", { value, selected: state.x === value }, text)),
+      ),
+    ),
+    el("label", {}, "Add a metric ", add),
+  );
 }
 
 function chooser(runs) {
   const chosen = compared();
-  const toggle = (id) => (event) => go({ runs: event.target.checked ? [...state.runs, id] : state.runs.filter((run) => run !== id) });
-  return el("fieldset", { class: "chooser" }, el("legend", {}, "Runs"),
+  const toggle = (id) => (event) =>
+    go({ runs: event.target.checked ? [...state.runs, id] : state.runs.filter((run) => run !== id) });
+  return el(
+    "fieldset",
+    { class: "chooser" },
+    el("legend", {}, "Runs"),
     runs.map((run) => {
       const at = chosen.indexOf(run.id);
-      return el("label", {}, el("input", { type: "checkbox", checked: at >= 0, disabled: at < 0 && chosen.length >= MOST, on: { change: toggle(run.id) } }),
+      return el(
+        "label",
+        {},
+        el("input", {
+          type: "checkbox",
+          checked: at >= 0,
+          disabled: at < 0 && chosen.length >= MOST,
+          on: { change: toggle(run.id) },
+        }),
         el("i", { class: `swatch c-${at >= 0 ? hue(at) : "none"}${at % 2 ? " dashed" : ""}`, "aria-hidden": "true" }),
-        el("span", {}, run.id, el("small", {}, `${run.stalled ? "stalled" : run.status ?? "–"}, ${num(run.step, 7)} / ${num(run.num_steps, 7)}`)));
+        el(
+          "span",
+          {},
+          run.id,
+          el(
+            "small",
+            {},
+            `${run.stalled ? "stalled" : (run.status ?? "–")}, ${num(run.step, 7)} / ${num(run.num_steps, 7)}`,
+          ),
+        ),
+      );
     }),
-    chosen.length >= MOST ? el("p", { class: "note" }, `${MOST} at most.`) : null);
+    chosen.length >= MOST ? el("p", { class: "note" }, `${MOST} at most.`) : null,
+  );
 }
 
 async function draw({ summary }) {
@@ -98,6 +190,9 @@ async function draw({ summary }) {
   for (const run of runs) if (!all.has(run)) all.set(run, new Series(run));
   const loaded = await Promise.allSettled(runs.map((run) => all.get(run).load(shown)));
   if (charts?.made !== made) return;
+  const stamp = JSON.stringify([state.smooth, runs.map((run) => all.get(run).revision)]);
+  if (stamp === charts.drawn) return;
+  charts.drawn = stamp;
   const meanings = new Map(summary.metrics.map((metric) => [metric.name, metric.meaning]));
   made.forEach((chart, c) => {
     const each = runs.map((run) => [axis(all.get(run)), smooth(all.get(run).column(shown[c]), state.smooth)]);
@@ -134,12 +229,40 @@ async function drawTables() {
   const tasks = [...new Set(runs.flatMap((run) => Object.keys(evaluations[run] ?? {})))].sort();
   const differing = Object.entries(config);
   mine.holder.replaceChildren(
-    el("section", { "aria-label": "Final evaluation" }, el("h2", {}, "Final evaluation"),
+    el(
+      "section",
+      { "aria-label": "Final evaluation" },
+      el("h2", {}, "Final evaluation"),
       tasks.length
-        ? table("Final evaluation with 95 % intervals", ["held-out", ...runs], tasks.map((task) => [task, ...runs.map((run) => (evaluations[run]?.[task] ? interval(evaluations[run][task]) : "–"))]))
-        : empty("No evaluation yet", "evaluation.enabled=true measures before the first step and after the last.")),
-    el("section", { "aria-label": "Settings that differ" }, el("h2", {}, "Settings that differ"),
+        ? table(
+            "Final evaluation with 95 % intervals",
+            ["held-out", ...runs],
+            tasks.map((task) => [
+              task,
+              ...runs.map((run) => (evaluations[run]?.[task] ? interval(evaluations[run][task]) : "–")),
+            ]),
+          )
+        : empty("No evaluation yet", "evaluation.enabled=true measures before the first step and after the last."),
+    ),
+    el(
+      "section",
+      { "aria-label": "Settings that differ" },
+      el("h2", {}, "Settings that differ"),
       differing.length
-        ? table("Settings that differ", ["setting", ...runs], differing.map(([name, values]) => [name, ...runs.map((run) => (run in values ? setting(values[run]) : "–"))]), { words: 99 })
-        : el("p", { class: "note" }, runs.length > 1 ? "None: the runs have the same settings." : "Choose a second run to see what differs.")));
+        ? table(
+            "Settings that differ",
+            ["setting", ...runs],
+            differing.map(([name, values]) => [
+              name,
+              ...runs.map((run) => (run in values ? setting(values[run]) : "–")),
+            ]),
+            { words: 99 },
+          )
+        : el(
+            "p",
+            { class: "note" },
+            runs.length > 1 ? "None: the runs have the same settings." : "Choose a second run to see what differs.",
+          ),
+    ),
+  );
 }

@@ -29,7 +29,8 @@ export function setText(node, text) {
 }
 
 // Controls, soft hyphen, zero-width, direction marks and overrides, tags: what a text can hide behind.
-const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|\udb40[\udc00-\udc7f]/g;
+const HIDDEN =
+  /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|\udb40[\udc00-\udc7f]/g;
 const MOST_MARKS = 200;
 
 /** Text that a model or a data set wrote: isolated from the page's direction, with invisible characters shown. */
@@ -41,7 +42,10 @@ export function untrusted(text, tag = "bdi") {
   for (const match of source.matchAll(HIDDEN)) {
     if (++marks > MOST_MARKS) break;
     const code = match[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-    node.append(source.slice(from, match.index), el("span", { class: "hidden-char", title: "invisible character" }, `U+${code}`));
+    node.append(
+      source.slice(from, match.index),
+      el("span", { class: "hidden-char", title: "invisible character" }, `U+${code}`),
+    );
     from = match.index + match[0].length;
   }
   node.append(marks > MOST_MARKS ? source.slice(from).replace(HIDDEN, "") : source.slice(from));
@@ -51,14 +55,42 @@ export function untrusted(text, tag = "bdi") {
 /** A table; `head` are column titles, rows are cells of which the first is a header; after `words` columns come numbers. */
 export function table(caption, head, rows, { words = 1 } = {}) {
   const side = (i) => (i < words ? null : "number");
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-    el("table", {},
+  return el(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
+    el(
+      "table",
+      {},
       el("caption", { class: "sr-only" }, caption),
-      el("thead", {}, el("tr", {}, head.map((title, i) => el("th", { scope: "col", class: side(i) }, title)))),
-      el("tbody", {}, rows.map((cells) =>
-        el("tr", {}, cells.map((cell, i) => (i ? el("td", { class: side(i) }, cell) : el("th", { scope: "row" }, cell))))))));
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          head.map((title, i) => el("th", { scope: "col", class: side(i) }, title)),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        rows.map((cells) =>
+          el(
+            "tr",
+            {},
+            cells.map((cell, i) => (i ? el("td", { class: side(i) }, cell) : el("th", { scope: "row" }, cell))),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 export function empty(title, ...lines) {
-  return el("div", { class: "empty" }, el("p", { class: "empty-title" }, title), lines.map((line) => el("p", {}, line)));
+  return el(
+    "div",
+    { class: "empty" },
+    el("p", { class: "empty-title" }, title),
+    lines.map((line) => el("p", {}, line)),
+  );
 }

@@ -6,9 +6,27 @@ import { el, empty, svg, table } from "./dom.js";
 import { clock, duration, num } from "./format.js";
 
 const STATES = ["idle", "sampling", "decoding", "scoring", "updating", "publishing", "loading", "down"];
-const STATE_HUE = { idle: "none", sampling: "a", decoding: "f", scoring: "c", updating: "b", publishing: "d", loading: "e", down: "bad",
+const STATE_HUE = {
+  idle: "none",
+  sampling: "a",
+  decoding: "f",
+  scoring: "c",
+  updating: "b",
+  publishing: "d",
+  loading: "e",
+  down: "bad",
   // Phases of the driver.
-  rollout: "a", text_rollout: "a", image_rollout: "g", decode: "f", reward: "c", score: "e", update: "b", backward: "b", publish: "d", sync: "d" };
+  rollout: "a",
+  text_rollout: "a",
+  image_rollout: "g",
+  decode: "f",
+  reward: "c",
+  score: "e",
+  update: "b",
+  backward: "b",
+  publish: "d",
+  sync: "d",
+};
 const hueOf = (state) => STATE_HUE[state] ?? "h";
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h"];
 const MOST_EVENTS = 500;
@@ -29,12 +47,23 @@ export const fleet = {
     histories = new Map();
     holders = { workers: el("div"), lines: el("div"), rates: el("div", { class: "charts wide" }), events: el("div") };
     root.replaceChildren(
-      el("section", { "aria-label": "Workers" }, el("h2", {}, "Workers"), holders.workers, holders.lines, holders.rates),
-      el("section", { "aria-label": "Events" }, el("h2", {}, "Events"), holders.events));
+      el(
+        "section",
+        { "aria-label": "Workers" },
+        el("h2", {}, "Workers"),
+        holders.workers,
+        holders.lines,
+        holders.rates,
+      ),
+      el("section", { "aria-label": "Events" }, el("h2", {}, "Events"), holders.events),
+    );
     await this.update(context);
   },
   async update(context) {
-    const [{ actors }, news] = await Promise.all([getRun(context.run, "fleet", { since: newest() }), getRun(context.run, "events", { since: cursor })]);
+    const [{ actors }, news] = await Promise.all([
+      getRun(context.run, "fleet", { since: newest() }),
+      getRun(context.run, "events", { since: cursor }),
+    ]);
     cursor = news.cursor;
     if (news.events.length || !events.length) {
       events = [...events, ...news.events].slice(-MOST_EVENTS);
@@ -43,7 +72,10 @@ export const fleet = {
     for (const actor of actors) {
       const known = histories.get(actor.actor) ?? [];
       const last = known.at(-1)?.[0] ?? -Infinity;
-      histories.set(actor.actor, (actor.history = [...known, ...actor.history.filter(([time]) => time > last)].slice(-MOST_BEATS)));
+      histories.set(
+        actor.actor,
+        (actor.history = [...known, ...actor.history.filter(([time]) => time > last)].slice(-MOST_BEATS)),
+      );
     }
     drawWorkers(actors, context.summary);
   },
@@ -63,18 +95,40 @@ function drawWorkers(actors, summary) {
   if (!actors.length) {
     fleet.hide();
     holders.lines.replaceChildren();
-    holders.workers.replaceChildren(empty("No heartbeats in this run",
-      "Workers write them to RUN/actors/ every monitoring.heartbeat_s seconds; 0 turns them off, and runs of older versions have none."));
+    holders.workers.replaceChildren(
+      empty(
+        "No heartbeats in this run",
+        "Workers write them to RUN/actors/ every monitoring.heartbeat_s seconds; 0 turns them off, and runs of older versions have none.",
+      ),
+    );
     return;
   }
   const running = summary.run.status === "running";
   const rows = actors.map((actor) => [
-    actor.actor, actor.role ?? "–",
-    el("span", { class: "state" }, el("i", { class: `swatch block c-${hueOf(actor.state)}`, "aria-hidden": "true" }), actor.state ?? "–"),
+    actor.actor,
+    actor.role ?? "–",
+    el(
+      "span",
+      { class: "state" },
+      el("i", { class: `swatch block c-${hueOf(actor.state)}`, "aria-hidden": "true" }),
+      actor.state ?? "–",
+    ),
     el("span", { class: running && actor.age_s > 30 ? "bad" : null }, duration(actor.age_s)),
-    num(actor.policy_version, 7), num(actor.restarts), num(actor.tokens_per_s), num(actor.images_per_s), num(actor.queue)]);
-  holders.workers.replaceChildren(table("Workers",
-    ["worker", "role", "state", "last heartbeat", "weights", "restarts", "tokens/s", "images/s", "queue"], rows, { words: 3 }));
+    num(actor.policy_version, 7),
+    num(actor.restarts),
+    num(actor.tokens_per_s),
+    num(actor.images_per_s),
+    num(actor.queue),
+  ]);
+  if (!holders.workers.contains(document.activeElement))
+    holders.workers.replaceChildren(
+      table(
+        "Workers",
+        ["worker", "role", "state", "last heartbeat", "weights", "restarts", "tokens/s", "images/s", "queue"],
+        rows,
+        { words: 3 },
+      ),
+    );
   holders.lines.replaceChildren(timeline(actors));
   drawRates(actors);
 }
@@ -84,7 +138,10 @@ function timeline(actors) {
   const times = actors.flatMap((actor) => actor.history.map(([time]) => time));
   if (!times.length) return "";
   const from = times.reduce((a, b) => Math.min(a, b));
-  const to = Math.max(times.reduce((a, b) => Math.max(a, b)), from + 1);
+  const to = Math.max(
+    times.reduce((a, b) => Math.max(a, b)),
+    from + 1,
+  );
   const lane = 18;
   const seen = new Set();
   const lanes = actors.map(({ actor, history }, row) => {
@@ -92,20 +149,49 @@ function timeline(actors) {
     const bars = history.map(([time, state], i) => {
       const end = history[i + 1]?.[0] ?? Math.min(to, time + 5);
       seen.add(state);
-      return svg("rect", { class: `c-${hueOf(state)}`, x: x(time), width: Math.max(1, x(end) - x(time)), y: row * lane + 2, height: lane - 4 });
+      return svg("rect", {
+        class: `c-${hueOf(state)}`,
+        x: x(time),
+        width: Math.max(1, x(end) - x(time)),
+        y: row * lane + 2,
+        height: lane - 4,
+      });
     });
     return [actor, bars];
   });
-  const drawing = svg("svg", { class: "lanes", viewBox: `0 0 1000 ${actors.length * lane}`, preserveAspectRatio: "none", role: "img",
-    "aria-label": `State of ${actors.length} workers from ${clock(from)} to ${clock(to)}; the table above says the present state` },
-  lanes.map(([, bars]) => bars));
+  const drawing = svg(
+    "svg",
+    {
+      class: "lanes",
+      viewBox: `0 0 1000 ${actors.length * lane}`,
+      preserveAspectRatio: "none",
+      role: "img",
+      "aria-label": `State of ${actors.length} workers from ${clock(from)} to ${clock(to)}; the table above says the present state`,
+    },
+    lanes.map(([, bars]) => bars),
+  );
   drawing.style.height = `${actors.length * lane}px`;
-  const names = el("div", { class: "lane-names" }, actors.map(({ actor }) => el("span", {}, actor)));
-  return el("figure", { class: "chart" }, el("figcaption", {}, "State over time"),
+  const names = el(
+    "div",
+    { class: "lane-names" },
+    actors.map(({ actor }) => el("span", {}, actor)),
+  );
+  return el(
+    "figure",
+    { class: "chart" },
+    el("figcaption", {}, "State over time"),
     el("div", { class: "lane-box" }, names, drawing),
     el("div", { class: "lane-ends" }, el("span", {}, clock(from)), el("span", {}, clock(to))),
-    el("ul", { class: "legend" }, [...STATES, ...[...seen].filter((state) => !STATES.includes(state))].filter((state) => seen.has(state)).map((state) =>
-      el("li", {}, el("i", { class: `swatch block c-${hueOf(state)}`, "aria-hidden": "true" }), String(state)))));
+    el(
+      "ul",
+      { class: "legend" },
+      [...STATES, ...[...seen].filter((state) => !STATES.includes(state))]
+        .filter((state) => seen.has(state))
+        .map((state) =>
+          el("li", {}, el("i", { class: `swatch block c-${hueOf(state)}`, "aria-hidden": "true" }), String(state)),
+        ),
+    ),
+  );
 }
 
 function drawRates(actors) {
@@ -119,24 +205,54 @@ function drawRates(actors) {
   const key = JSON.stringify(shown.map(([title, some]) => [title, some.map(({ actor }) => actor)]));
   if (charts?.key !== key) {
     fleet.hide();
-    const lines = (some) => some.map(({ actor }, i) => ({ label: actor, colour: HUES[i % HUES.length], dash: i % 2 ? [5, 3] : null }));
-    charts = { key, made: shown.map(([title, some, column]) =>
-      new Chart(title, lines(some), { unit: UNITS[title], height: 150, x: "time", floor: column === 3, synced: false })) };
+    const lines = (some) =>
+      some.map(({ actor }, i) => ({ label: actor, colour: HUES[i % HUES.length], dash: i % 2 ? [5, 3] : null }));
+    charts = {
+      key,
+      made: shown.map(
+        ([title, some, column]) =>
+          new Chart(title, lines(some), {
+            unit: UNITS[title],
+            height: 150,
+            x: "time",
+            floor: column === 3,
+            synced: false,
+          }),
+      ),
+    };
     holders.rates.replaceChildren(...charts.made.map((chart) => chart.figure));
   }
   shown.forEach(([, some, column], i) => {
-    const [xs, ...columns] = window.uPlot.join(some.map(({ history }) => {
-      const ascending = history.filter(([time], j) => j === 0 || time > history[j - 1][0]);
-      return [ascending.map(([time]) => time), ascending.map((point) => point[column] ?? null)];
-    }));
+    const [xs, ...columns] = window.uPlot.join(
+      some.map(({ history }) => {
+        const ascending = history.filter(([time], j) => j === 0 || time > history[j - 1][0]);
+        return [ascending.map(([time]) => time), ascending.map((point) => point[column] ?? null)];
+      }),
+    );
     charts.made[i].draw(xs, columns);
   });
 }
 
 function drawEvents() {
-  holders.events.replaceChildren(events.length
-    ? table("Events, newest first", ["when", "kind", "step", "what"],
-      [...events].reverse().map((event) => [clock(event.time), el("span", { class: event.kind === "alert" || event.kind === "stall" ? "bad" : null }, String(event.kind ?? "–")),
-        event.step ?? "–", String(event.message ?? [event.actor, event.state].filter(Boolean).join(" "))]), { words: 4 })
-    : empty("No event yet"));
+  holders.events.replaceChildren(
+    events.length
+      ? table(
+          "Events, newest first",
+          ["when", "kind", "step", "what"],
+          [...events]
+            .reverse()
+            .map((event) => [
+              clock(event.time),
+              el(
+                "span",
+                { class: event.kind === "alert" || event.kind === "stall" ? "bad" : null },
+                String(event.kind ?? "–"),
+              ),
+              event.step ?? "–",
+              String(event.message ?? [event.actor, event.state].filter(Boolean).join(" ")),
+            ]),
+          { words: 4 },
+        )
+      : empty("No event yet"),
+  );
 }

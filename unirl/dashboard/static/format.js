@@ -31,17 +31,20 @@ export function duration(seconds) {
 
 export const hours = (value) => (value < 10 ? value.toFixed(2) : Math.round(value).toLocaleString("en"));
 
-export const clock = (unix) => new Date(unix * 1000).toLocaleString("en-GB", { dateStyle: "short", timeStyle: "medium" });
+export const clock = (unix) =>
+  new Date(unix * 1000).toLocaleString("en-GB", { dateStyle: "short", timeStyle: "medium" });
 
 const near = (value) => (Math.abs(value) < 1e-9 ? "0" : num(value));
 
 /** An estimate with its interval, where it has one. */
-export const interval = ({ value, low, high }) => (low === null || high === null ? num(value) : `${near(value)} [${near(low)}, ${near(high)}]`);
+export const interval = ({ value, low, high }) =>
+  low === null || high === null ? num(value) : `${near(value)} [${near(low)}, ${near(high)}]`;
 
 /** Marks of an axis, with as many digits as tell neighbours apart. */
 export function ticks(values) {
   const most = Math.max(...values.map(Math.abs));
-  if (most < 1e-3 || most >= 1e6) return values.map((value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toExponential().replace("e+", "e")));
+  if (most < 1e-3 || most >= 1e6)
+    return values.map((value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toExponential().replace("e+", "e")));
   const room = Math.abs(values[1] - values[0]) / 1000 || 1e-9;
   let digits = 0;
   while (digits < 9 && values.some((value) => Math.abs(value - Number(value.toFixed(digits))) > room)) digits++;
@@ -56,7 +59,8 @@ export function timeTicks(values) {
   return values.map((value, i) => {
     const at = new Date(value * 1000);
     const before = i ? new Date(values[i - 1] * 1000) : null;
-    if (before && before.getDate() !== at.getDate()) return at.toLocaleDateString("en-GB", { day: "numeric", month: "short" });
+    if (before && before.getDate() !== at.getDate())
+      return at.toLocaleDateString("en-GB", { day: "numeric", month: "short" });
     return at.toLocaleTimeString("en-GB", fine ? time : { hour: "2-digit", minute: "2-digit" });
   });
 }
@@ -64,4 +68,5 @@ export function timeTicks(values) {
 export const plural = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
 /** A setting as it would stand on the command line. */
-export const setting = (value) => (value === null || value === undefined ? "null" : typeof value === "object" ? JSON.stringify(value) : String(value));
+export const setting = (value) =>
+  value === null || value === undefined ? "null" : typeof value === "object" ? JSON.stringify(value) : String(value);

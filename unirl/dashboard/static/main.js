@@ -110,9 +110,13 @@ function nothingYet() {
   close();
   drawNavigation(overview);
   byId("strip").replaceChildren();
-  byId("panel").replaceChildren(empty("No run here yet",
-    "Start one, for example unirl train -c configs/rl/lab.yaml, and it appears within ten seconds.",
-    "Runs are folders with a run.json; unirl dashboard FOLDER shows those below FOLDER."));
+  byId("panel").replaceChildren(
+    empty(
+      "No run here yet",
+      "Start one, for example unirl train -c configs/rl/lab.yaml, and it appears within ten seconds.",
+      "Runs are folders with a run.json; unirl dashboard FOLDER shows those below FOLDER.",
+    ),
+  );
 }
 
 function drawRuns() {
@@ -120,8 +124,15 @@ function drawRuns() {
   const key = JSON.stringify([context.run, context.runs.map((run) => [run.id, run.status, run.stalled])]);
   if (select.dataset.key === key || document.activeElement === select) return;
   select.dataset.key = key;
-  select.replaceChildren(...context.runs.map((run) =>
-    el("option", { value: run.id, selected: run.id === context.run }, `${run.id} · ${run.stalled ? "stalled" : run.status ?? "?"}`)));
+  select.replaceChildren(
+    ...context.runs.map((run) =>
+      el(
+        "option",
+        { value: run.id, selected: run.id === context.run },
+        `${run.id} · ${run.stalled ? "stalled" : (run.status ?? "?")}`,
+      ),
+    ),
+  );
 }
 
 function drawNavigation(current) {
@@ -142,9 +153,12 @@ function lost(error) {
   const was = lostAt;
   lostAt ??= performance.now();
   const gone = error.status === 0;
-  setText(banner, gone
-    ? `Connection lost ${duration((performance.now() - lostAt) / 1000)} ago; trying again every 2 s. What you see is what was there before. Is unirl dashboard still running?`
-    : error.message);
+  setText(
+    banner,
+    gone
+      ? `Connection lost ${duration((performance.now() - lostAt) / 1000)} ago; trying again every 2 s. What you see is what was there before. Is unirl dashboard still running?`
+      : error.message,
+  );
   banner.hidden = false;
   document.body.classList.toggle("disconnected", gone);
   if (was === null) announce(banner.textContent);
@@ -154,7 +168,10 @@ function connected(absent) {
   if (lostAt !== null) announce("Connected again.");
   lostAt = null;
   byId("connection").hidden = !absent.length;
-  setText(byId("connection"), absent.length ? `Not among these runs: ${absent.join(", ")}. Choose another one above.` : "");
+  setText(
+    byId("connection"),
+    absent.length ? `Not among these runs: ${absent.join(", ")}. Choose another one above.` : "",
+  );
   document.body.classList.remove("disconnected");
 }
 
@@ -166,19 +183,37 @@ function setTheme(theme) {
 
 function onKey(event) {
   if (event.key === "Escape" && event.target.matches("input, select")) event.target.blur();
-  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || byId("help").open || !byId("keys-on").checked) return;
+  if (
+    event.defaultPrevented ||
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    byId("help").open ||
+    !byId("keys-on").checked
+  )
+    return;
   const typing = event.target.matches("input:not([type=checkbox], [type=range]), textarea, select");
   const arrow = event.key.startsWith("Arrow");
   if (typing || (arrow && event.target.closest("input, summary, .scroll, [tabindex='0']"))) return;
-  const keys = { ...VIEWS[state.view]?.keys, "?": () => byId("help").showModal(),
-    ...Object.fromEntries(Object.keys(VIEWS).map((view, i) => [String(i + 1), () => go({ view })])) };
+  const keys = {
+    ...VIEWS[state.view]?.keys,
+    "?": () => byId("help").showModal(),
+    ...Object.fromEntries(Object.keys(VIEWS).map((view, i) => [String(i + 1), () => go({ view })])),
+  };
   if (!keys[event.key]) return;
   event.preventDefault();
   keys[event.key]();
 }
 
 function start() {
-  byId("run").addEventListener("change", (event) => go({ runs: [event.target.value, ...state.runs.slice(1).filter((run) => run !== event.target.value)], step: null, pair: null, range: null }));
+  byId("run").addEventListener("change", (event) =>
+    go({
+      runs: [event.target.value, ...state.runs.slice(1).filter((run) => run !== event.target.value)],
+      step: null,
+      pair: null,
+      range: null,
+    }),
+  );
   const theme = byId("theme");
   theme.value = document.documentElement.dataset.theme ?? "";
   theme.addEventListener("change", () => {

@@ -10,6 +10,8 @@ export class Series {
     this.run = run;
     this.range = range;
     this.names = [];
+    /** Grows with each change. */
+    this.revision = 0;
     this.clear();
   }
 
@@ -46,7 +48,9 @@ export class Series {
     if (first) this.clear();
     this.cursor = answer.cursor;
     answer.steps.forEach((step, i) => this.put(step, answer, i));
-    return first || answer.steps.length > 0;
+    const changed = first || answer.steps.length > 0;
+    if (changed) this.revision++;
+    return changed;
   }
 
   /** One row; of a step that comes again, the later one stays. */

@@ -1,8 +1,21 @@
 // What is shown stands in the URL hash, so that a link shows a colleague the same thing.
 
 const DEFAULTS = {
-  view: "overview", runs: [], step: null, pair: null, smooth: 0, x: "step", range: null, shown: [],
-  kind: "", zero: "", task: "", min: "", max: "", text: "", at: "",
+  view: "overview",
+  runs: [],
+  step: null,
+  pair: null,
+  smooth: 0,
+  x: "step",
+  range: null,
+  shown: [],
+  kind: "",
+  zero: "",
+  task: "",
+  min: "",
+  max: "",
+  text: "",
+  at: "",
 };
 const LISTS = new Set(["runs", "shown"]);
 const NUMBERS = new Set(["step", "smooth"]);
