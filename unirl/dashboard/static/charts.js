@@ -21,6 +21,9 @@ function colour(name, opacity = 1) {
 
 const charts = new Set();
 
+/** Series that were joined have undefined where only another one has a value. */
+const isKnown = (value) => value !== null && value !== undefined;
+
 /** The theme changed: draw everything again. */
 export function recolour() {
   colours = new Map();
@@ -140,7 +143,7 @@ export class Chart {
       width,
       height,
       legend: { show: false },
-      padding: [6, 8, 0, 0],
+      padding: [6, x === "time" ? 26 : 8, 0, 0],
       cursor: {
         points: { size: 5 },
         drag: { x: Boolean(onRange), y: false, setScale: false },
@@ -272,7 +275,7 @@ export class Chart {
   writeLegend(index) {
     const at = (column) => {
       if (index !== null && index !== undefined) return column[index];
-      return this.options.stacked ? column.at(-1) : column.findLast((value) => value !== null);
+      return this.options.stacked ? column.at(-1) : column.findLast(isKnown);
     };
     const { digits } = this.options;
     this.columns.forEach((column, i) => setText(this.values[i], num(at(column), digits)));
@@ -326,10 +329,11 @@ export class Chart {
   }
 }
 
-/** Whether single values need a dot to be seen: there are few of them, and gaps between. */
+/** Whether single values need a dot to be seen: there are few of them, with empty steps between. */
 function isSparse(column) {
-  const present = column.filter((value) => value !== null).length;
-  return present < 2 || (present < 60 && present < column.length / 2);
+  const present = column.filter(isKnown).length;
+  const gaps = column.filter((value) => value === null).length;
+  return present < 2 || (present < 60 && gaps > present);
 }
 
 function swatch({ colour: name, dash }) {

@@ -64,20 +64,18 @@ function build(key, context) {
       runs.map((run, i) => ({ label: run, colour: hue(i), dash: i % 2 ? [6, 3] : null })),
       { height: 190, x, unit: units.get(name) === "1" ? "" : units.get(name), synced: false },
     );
-    chart.figure
-      .querySelector("figcaption")
-      .append(
-        el(
-          "button",
-          {
-            type: "button",
-            class: "quiet",
-            "aria-label": `Remove ${name}`,
-            on: { click: () => go({ shown: shown.filter((other) => other !== name) }) },
-          },
-          "×",
-        ),
-      );
+    chart.figure.querySelector("figcaption").append(
+      el(
+        "button",
+        {
+          type: "button",
+          class: "quiet",
+          "aria-label": `Remove ${name}`,
+          on: { click: () => go({ shown: shown.filter((other) => other !== name) }) },
+        },
+        "×",
+      ),
+    );
     return chart;
   });
   tables = { holder: el("div", { class: "tables" }), key: null };

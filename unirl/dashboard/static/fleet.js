@@ -16,6 +16,9 @@ const STATE_HUE = {
   loading: "e",
   down: "bad",
   // Phases of the driver.
+  start: "e",
+  pairs: "f",
+  evaluate: "g",
   rollout: "a",
   text_rollout: "a",
   image_rollout: "g",
@@ -195,8 +198,9 @@ function timeline(actors) {
 }
 
 function drawRates(actors) {
-  const samples = ({ role }) => String(role).startsWith("rollout");
-  const working = actors.filter(({ history }) => history.some((point) => point[3]));
+  const samples = ({ tokens_per_s: rate }) => rate !== null && rate !== undefined;
+  // What the driver counts is what its workers do.
+  const working = actors.filter(({ role, history }) => role !== "driver" && history.some((point) => point[3]));
   const shown = [
     ["Tokens per second", working.filter(samples), 3],
     ["Other work per second", working.filter((actor) => !samples(actor)), 3],
