@@ -137,6 +137,8 @@ def test_keys_lead_from_pair_to_pair_and_the_newest_is_followed(live, watched):
     page.keyboard.press("Escape")
     page.keyboard.press("?")
     assert page.locator("dialog").is_visible()
+    page.get_by_role("button", name="Close").click()
+    assert not page.locator("dialog").is_visible()
 
 
 def test_two_runs_are_compared(live, watched):

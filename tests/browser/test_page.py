@@ -90,6 +90,22 @@ def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):
         assert said == [["0", ""], ["0.25", "+0.25"], ["0.5", "+0.50"], ["1", "+1.00"]]
 
 
+def test_theme_and_keys_are_the_readers_choice(url, watched):
+    page = watched.open(f"{url}#runs=one")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").select_option("dark")
+    page.reload()
+    page.wait_for_selector(READY)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.keyboard.press("?")
+    page.get_by_label("keys work").uncheck()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("2")
+    page.keyboard.press("?")
+    assert not page.locator("dialog").is_visible()
+    assert "view=pairs" not in page.url
+
+
 def test_an_empty_folder_says_what_to_do_and_shows_the_first_run(tmp_path, watched):
     with serving(tmp_path) as url:
         watched.page.goto(url)
