@@ -12,7 +12,7 @@ const FIRST_SFT = ["sft/nats/text", "sft/nats/image", "learner/loss"];
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h"];
 const MOST = 8;
 
-let root, here, all, charts, tables;
+let root, here, current, all, charts, tables;
 
 export const compare = {
   title: "Compare",
@@ -26,8 +26,9 @@ export const compare = {
   },
   async update(context) {
     here = new Set(context.runs.map((run) => run.id));
+    current = context.run;
     const key = JSON.stringify([
-      state.runs,
+      compared(),
       state.shown,
       state.x,
       context.runs.map((run) => [run.id, run.status]),
@@ -42,7 +43,11 @@ export const compare = {
   },
 };
 
-const compared = () => state.runs.filter((run) => here.has(run)).slice(0, MOST);
+/** The runs that the hash names, else the one that the other views show. */
+function compared() {
+  const named = state.runs.filter((run) => here.has(run)).slice(0, MOST);
+  return named.length ? named : [current];
+}
 const hue = (i) => HUES[i % HUES.length];
 
 function metricsOf({ summary }) {
@@ -88,13 +93,11 @@ function build(key, context) {
       el(
         "div",
         {},
-        runs.length
-          ? el(
-              "div",
-              { class: "charts wide" },
-              made.map((chart) => chart.figure),
-            )
-          : empty("No run chosen", "Tick runs on the left."),
+        el(
+          "div",
+          { class: "charts wide" },
+          made.map((chart) => chart.figure),
+        ),
         tables.holder,
       ),
     ),
@@ -149,7 +152,7 @@ function toolbar(names, shown) {
 function chooser(runs) {
   const chosen = compared();
   const toggle = (id) => (event) =>
-    go({ runs: event.target.checked ? [...state.runs, id] : state.runs.filter((run) => run !== id) });
+    go({ runs: event.target.checked ? [...chosen, id] : chosen.filter((run) => run !== id) });
   return el(
     "fieldset",
     { class: "chooser" },
@@ -221,7 +224,7 @@ async function drawTables() {
   const runs = compared();
   const key = JSON.stringify(runs);
   const mine = tables;
-  if (mine.key === key || !runs.length) return;
+  if (mine.key === key) return;
   mine.key = key;
   const { config, evaluations } = await get("compare", { runs: runs.join(",") });
   const tasks = [...new Set(runs.flatMap((run) => Object.keys(evaluations[run] ?? {})))].sort();

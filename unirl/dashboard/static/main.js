@@ -60,8 +60,9 @@ async function refresh() {
     runsAt = now;
     drawRuns();
   }
-  const run = state.runs.find(isHere) ?? latest();
+  const run = state.runs.find(isHere) ?? (isHere(context.run) ? context.run : latest());
   if (!run) return nothingYet();
+  if (!state.runs.length) go({ runs: [run] }, { replace: true }); // so that the address names what is shown
   if (run !== context.run) {
     Object.assign(context, { run, summary: null, series: new Series(run) });
     close();
@@ -139,7 +140,7 @@ function drawNavigation(current) {
   const nav = byId("views");
   Object.entries(VIEWS).forEach(([name, view], i) => {
     const anchor = nav.children[i] ?? nav.appendChild(el("a", {}, view.title));
-    anchor.href = link({ view: name, runs: state.runs.length || !context.run ? state.runs : [context.run] });
+    anchor.href = link({ view: name });
     if (view === current) anchor.setAttribute("aria-current", "page");
     else anchor.removeAttribute("aria-current");
   });
