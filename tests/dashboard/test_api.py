@@ -197,17 +197,6 @@ def test_a_pair_is_told_whole(client, finished_run):
     assert client.get(f"{RUN}/pair", params={"step": 3, "pair_id": "pair-3-0"}).status_code == 404
 
 
-def test_answers_come_with_what_the_reward_reads_off_them(finished_runs):
-    from unirl.jobs.dashboard import extracted
-
-    client = ask(finished_runs, extract=extracted)
-    samples = client.get(f"{RUN}/pair?step=2&pair_id=pair-2-0").json()["understanding"]["samples"]
-    for sample in samples:
-        formatted = sample["parts"]["accuracy/formatted"]
-        assert (sample["extracted"] in list("ABCDEFG")) == bool(formatted)
-        assert (sample["extracted"] is None) == (not formatted)
-
-
 def test_a_picture_is_sent_once(client, finished_run):
     name = next((finished_run / "images").iterdir()).name
     address = f"/files/grid~seed~~0/images/{name}"

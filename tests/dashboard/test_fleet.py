@@ -129,7 +129,7 @@ def test_hostile_heartbeats_are_counted_or_cut(live):
 
 def test_a_run_in_one_process_costs_that_process(tmp_path):
     config = make_config(50)
-    facts = {"local": True, "learner_threads": 2}
+    facts = {"resources": {"CPU": 2.0, "GPU": 1.0}}
     with RunLog(tmp_path / "live", config, config.monitoring, facts=facts) as log:
         (log.run_dir / "actors").mkdir()
         add_lines(log.run_dir / "actors/driver.jsonl", beat(time.time(), "driver", "driver"))
@@ -137,4 +137,4 @@ def test_a_run_in_one_process_costs_that_process(tmp_path):
         add_lines(log.run_dir / "events.jsonl", {"attempt": 0, "time": 0}, {"attempt": 0, "time": 3600})
         strip = strip_of(log)
     assert strip["workers"] == {"driver": [1, 1]}
-    assert strip["cost"]["cpu_hours"] == pytest.approx(2.0, abs=0.1)
+    assert strip["cost"] == pytest.approx({"cpu_hours": 2.0, "gpu_hours": 1.0}, abs=0.1)

@@ -19,9 +19,9 @@ except SystemExit as end:
 from pathlib import Path
 from starlette.testclient import TestClient
 from unirl.dashboard.app import create_app
-from unirl.jobs.dashboard import extracted
+import unirl.jobs.dashboard
 runs = Path(sys.argv[1])
-client = TestClient(create_app(runs, extract=extracted), base_url="http://127.0.0.1")
+client = TestClient(create_app(runs), base_url="http://127.0.0.1")
 run = "/api/run/grid~seed~~0"
 for address in ("/api/runs", run, run + "/strip", run + "/metrics?names=learner/loss", run + "/events", run + "/fleet",
                 run + "/pairs?text=a", run + "/pair?step=2&pair_id=pair-2-0", run + "/similarities",

@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from unirl.dashboard.access import Access
 from unirl.dashboard.pictures import TooLargeError, read_picture
-from unirl.dashboard.run_view import Extract, RunView
+from unirl.dashboard.run_view import RunView
 from unirl.dashboard.runs import Runs
 from unirl.dashboard.shown_pairs import PairFilter
 
@@ -35,21 +35,18 @@ _SMALL = 1400
 Step = Annotated[int | None, Query(ge=0, lt=1 << 53)]
 
 
-def create_app(
-    runs_dir: Path, token: str | None = None, *, root_path: str = "", extract: Extract | None = None
-) -> FastAPI:
+def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "") -> FastAPI:
     """The dashboard of a folder of runs, as an ASGI application.
 
     Args:
         runs_dir: folder of runs at any depth down to 4, or a run.
         token: asked of everybody; None answers requests to loopback names only.
         root_path: prefix that a proxy in front leaves in the paths.
-        extract: reads the result off an answer; None shows none.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    runs = Runs(runs_dir, extract=extract)
+    runs = Runs(runs_dir)
     app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads)
     app.add_middleware(Access, token=token or None)
     app.add_exception_handler(HTTPException, _http_error)

@@ -15,7 +15,7 @@ NUM_ALERTS = 20
 MAX_EVENTS = 1000
 """Events of one answer, newest ones."""
 MAX_TEXT = 2000
-_WAITING = ("stall", "alert")
+_WAITING = ("stall", "alert", "alert over")
 """Kinds that say that nothing happens, or may come while nothing does."""
 
 

@@ -35,22 +35,17 @@ LONG_STEP = 3.0
 """A step that takes so many times the usual counts as stalled, if that is longer than `monitoring.stall_after_s`."""
 _FILES = ("run.json", "metrics.jsonl", "used_pairs.jsonl", "pairs.jsonl", "events.jsonl")
 
-Extract = Callable[[str, cost.Settings], str | None]
-"""What an answer gives as its result under the settings of a run."""
-
 
 class RunView:
     """One run directory. May be asked by several threads: they take turns."""
 
-    def __init__(self, folder: Path, *, extract: Extract | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         """Remember the directory; nothing is read yet.
 
         Args:
             folder: the run directory, without links in its path.
-            extract: reads the result off an answer; None shows none.
         """
         self.folder = folder
-        self._extract = extract
         self._turn = threading.RLock()
         self._facts: dict[str, tuple[tuple[int, int], Any]] = {}
         self._events = EventLog(folder)
@@ -181,10 +176,6 @@ class RunView:
             samples = [s for t in TASKS for s in _samples(line, t)]
             versions = [s["policy_version"] for s in samples if type(s.get("policy_version")) is int]
             line["policy_version"] = min(versions, default=self._version(step))
-            if self._extract is not None:
-                for sample in _samples(line, "understanding"):
-                    if isinstance(sample.get("text"), str):
-                        sample["extracted"] = self._extract(sample["text"], self._config())
             return line
 
     def pair_history(self, pair_id: str) -> list[dict[str, Any]]:
@@ -303,18 +294,17 @@ class RunView:
         up: dict[str, int] = {}
         for role, is_up in beats:
             up[role] = up.get(role, 0) + is_up
-        planned = {} if self._is_local() or not up else cost.planned_workers(self._config()) | self._events.scaled
+        # A run in one process has the driver alone.
+        planned = cost.planned_workers(self._config()) | self._events.scaled if up.keys() - {"driver"} else {}
         totals = {role: max(planned.get(role, 1), up.get(role, 0)) for role in (*up, *planned)}
         return {role: [up.get(role, 0), total] for role, total in totals.items() if total}
 
-    def _is_local(self) -> bool:
-        return self._run().get("local") is True
-
     def _cost(self, *, running: bool) -> dict[str, float]:
-        """CPU- and GPU-hours; of a run in one process the threads of that process."""
+        """CPU- and GPU-hours of what the run says it holds, or what its settings ask for."""
         cpus, gpus = cost.resources(self._config())
-        if self._is_local():
-            cpus, gpus = as_number(self._run().get("learner_threads")) or 1.0, min(gpus, 1.0)
+        held = self._run().get("resources")
+        if isinstance(held, dict):
+            cpus, gpus = (as_number(held.get(name)) or 0.0 for name in ("CPU", "GPU"))
         since = time.time() - self._written() if running else 0.0
         hours = cost.spent_s(self._events.attempts, self._metrics.attempts, max(0.0, since)) / 3600
         return {"cpu_hours": round(hours * cpus, 4), "gpu_hours": round(hours * gpus, 4)}

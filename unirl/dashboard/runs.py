@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unirl.dashboard.run_view import Extract, RunView
+from unirl.dashboard.run_view import RunView
 
 MAX_DEPTH = 4
 """Folders between RUNS_DIR and a run: name, arm and seed of an ablation, and one more."""
@@ -30,12 +30,11 @@ class Runs:
     not followed.
     """
 
-    def __init__(self, folder: Path, *, extract: Extract | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         """Look for runs.
 
         Args:
             folder: the runs' folder, or a run.
-            extract: see `RunView`.
 
         Raises:
             FileNotFoundError: there is no such folder.
@@ -44,7 +43,7 @@ class Runs:
             raise FileNotFoundError(
                 f"dashboard: expected a folder of runs; got {folder}; name the folder that holds them"
             )
-        self._folder, self._extract = folder.resolve(), extract
+        self._folder = folder.resolve()
         self._turn = threading.Lock()
         self._views: dict[str, RunView] = {}
         self._held: OrderedDict[str, RunView] = OrderedDict()
@@ -86,7 +85,7 @@ class Runs:
         before = self._views
         self._views = {}
         for name, folder in self._folders():
-            self._views[name] = before.get(name) or RunView(folder, extract=self._extract)
+            self._views[name] = before.get(name) or RunView(folder)
             if len(self._views) == MAX_RUNS:
                 break
 

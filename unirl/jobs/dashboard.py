@@ -12,8 +12,6 @@ from pathlib import Path
 import uvicorn
 
 from unirl.dashboard.app import create_app
-from unirl.dashboard.cost import Settings
-from unirl.rewards.accuracy import extract_answer
 
 _M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
 
@@ -48,7 +46,7 @@ def main(
             "UNIRL_DASHBOARD_TOKEN, or listen on 127.0.0.1 and use the ssh line that is printed"
         )
     _keep_one_heap()
-    app = create_app(runs_dir, token or None, root_path=root_path.rstrip("/"), extract=extracted)
+    app = create_app(runs_dir, token or None, root_path=root_path.rstrip("/"))
     with _listen(host, port) as listener:
         address, port = listener.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
@@ -69,15 +67,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def extracted(text: str, settings: Settings) -> str | None:
-    """The result that the accuracy reward reads off an answer; None when a run has no such reward, or reads none."""
-    options = "rewards.understanding.accuracy.options"
-    if not any(key.startswith("rewards.understanding.accuracy.") for key in settings):
-        return None
-    form = settings.get(f"{options}.answer_format", "tagged")
-    return extract_answer(text, form if form in ("tagged", "free") else "tagged")
 
 
 def _listen(host: str, port: int) -> socket.socket:

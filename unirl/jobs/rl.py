@@ -176,8 +176,8 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
 
 
 def facts_of(local: bool) -> dict[str, object]:
-    """What a replay must know, as sums depend on how many threads share them, and an actor has one; and what costs."""
-    return {"learner_threads": torch.get_num_threads() if local else 1, "local": local}
+    """What a replay must know: sums depend on how many threads share them, and an actor has one."""
+    return {"learner_threads": torch.get_num_threads() if local else 1}
 
 
 def check_local(config: RlConfig) -> None:

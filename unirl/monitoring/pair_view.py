@@ -98,7 +98,6 @@ def _show_samples(group: WeightedGroup, names: ImageNames) -> Iterator[dict[str,
             "reward": float(scored.rewards[index]) if scored.judged[index] else None,
             "advantage": float(group.advantages[index]),
             "parts": reward_parts(group, index),
-            "policy_version": trajectory.policy_version,
         }
 
 
