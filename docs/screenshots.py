@@ -37,7 +37,7 @@ def main(url: str, run: str, other: str) -> None:
 def save(page: Page, path: Path) -> None:
     """A picture of what is in sight."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
