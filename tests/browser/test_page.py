@@ -43,6 +43,12 @@ def test_the_address_shows_a_colleague_the_same(url, made, watched):
     page.locator(f"[data-pair='{line['pair_id']}']").wait_for()
 
 
+def test_a_step_in_the_address_lists_its_pairs(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one&step=7", "pairs")
+    page.locator("[data-step='7']").wait_for()
+    assert {text.split("\n")[0] for text in page.locator(".pair-name").all_inner_texts()} == {"step 7"}
+
+
 def test_zooming_keeps_only_the_steps_in_the_address(url, watched):
     page = watched.open(f"{url}#runs=one&range=4-8")
     page.locator("figure summary").first.click()

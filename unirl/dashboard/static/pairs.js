@@ -50,7 +50,7 @@ export const pairs = {
   },
   /** Look for new pairs at little cost; the list is asked for again only when there are some. */
   async update() {
-    const filter = JSON.stringify(FILTERS.map((name) => state[name]));
+    const filter = JSON.stringify([...FILTERS.map((name) => state[name]), atStep()]);
     const probe = found?.filter === filter ? await ask({ limit: 1 }) : null;
     if (!probe || probe.total !== found.total || keyOf(probe.pairs[0]) !== keyOf(found.pairs[0])) {
       const limit = Math.max(PAGE, found?.filter === filter ? Math.min(found.pairs.length, 500) : 0);
@@ -74,6 +74,9 @@ export const pairs = {
 
 const keyOf = (pair) => (pair ? `${pair.step} ${pair.pair_id}` : "");
 
+/** The step whose pairs are listed: that of the filter, or of a link that names a step without a pair. */
+const atStep = () => state.at || (state.step !== null && !state.pair ? state.step : "");
+
 const ask = (params) =>
   getRun(run, "pairs", {
     kind: state.kind,
@@ -82,7 +85,7 @@ const ask = (params) =>
     min_reward: state.min,
     max_reward: state.max,
     text: state.text,
-    step: state.at,
+    step: atStep(),
     ...params,
   });
 
