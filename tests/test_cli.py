@@ -18,6 +18,7 @@ COMMANDS = [
     "data validate", "data show", "lab data", "lab pretrain",
     "lab show", "bench diffusion", "bench shape", "bench sft", "bench sft-shape",
     "bench rollout", "bench reward", "bench learner", "bench sync", "bench step", "bench rl-shape", "bench all",
+    "dashboard", "bench dashboard",
     "config show", "config validate", "config keys", "config diff",
     "runs list", "runs show", "runs compare", "runs tail", "export",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "unirl"
 MATH = ("types", "algorithms", "pairing")
 PARTS = ("models", "rollout", "rewards", "learner", "data", "evaluation", "monitoring", "lab")
 CONFIG = ("config", "config_rules", "config_keys", "config_loading")
-WHOLE = (*CONFIG, *MATH, *PARTS, "cluster", "torchvision_hook")
+WHOLE = (*CONFIG, *MATH, *PARTS, "cluster", "dashboard", "torchvision_hook")
 # Room -> rooms it may import, itself aside.
 MAY_IMPORT = (
     {"types": (), "torchvision_hook": (), "config": ("types",)}
@@ -20,6 +20,7 @@ MAY_IMPORT = (
     | {"lab": (*CONFIG, *MATH, "models", "rollout"), "rewards": (*CONFIG, *MATH, "lab")}  # the lab's verifier
     | {
         "cluster": (*CONFIG, *MATH, *PARTS),
+        "dashboard": (*CONFIG, "types", "evaluation", "monitoring"),
         "benchmarks": WHOLE,
         "jobs": (*WHOLE, "benchmarks"),
         "cli": (*WHOLE, "jobs"),
@@ -33,6 +34,7 @@ KEPT_TO = {
     "faiss": ("pairing",),
     "omegaconf": ("config_loading",),
     "typer": ("cli",),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("dashboard", "jobs")),
 }
 PURE = {room: ("ray", "vllm", "deepspeed", "transformers", "omegaconf") for room in ("algorithms", "pairing", "types")}
 

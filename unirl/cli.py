@@ -321,6 +321,28 @@ def scale(
     raise typer.Exit(job.main(run, job.parse_counts(workers), timeout_s=timeout, as_json=as_json))
 
 
+@app.command()
+def dashboard(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS_DIR", help="Folder of runs, or a run.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback only with a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="UNIRL_DASHBOARD_TOKEN", help="Asked of everybody; other users can read it here, so better set:"
+        ),
+    ] = None,
+    root_path: Annotated[str, typer.Option(metavar="PREFIX", help="That a proxy in front leaves in paths.")] = "",
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser here.")] = False,
+) -> None:
+    """Watch runs in a browser: curves, pairs, workers, alerts. Reads run directories only; needs no torch."""
+    start_logging(None)
+    from unirl.jobs import dashboard as job
+
+    served = job.main(runs, host=host, port=port, token=token, root_path=root_path, open_page=open_page)
+    raise typer.Exit(served)
+
+
 @pair_app.command("make")
 def pair_make(overrides: Overrides = None, config: Files = None, verbose: Loudness = None) -> None:
     """Complete, embed, cluster and match samples into a certified pair set."""
@@ -872,6 +894,20 @@ def bench_rl_shape(  # noqa: PLR0913 - one option each
         baseline=baseline,
     )
     raise typer.Exit(job.show(job.rl_shape(chosen), as_json=as_json, save=save))
+
+
+@bench_app.command("dashboard")
+def bench_dashboard(
+    steps: Annotated[int, typer.Option(min=4, help="Of the made run.")] = 20_000,
+    pairs: Annotated[int, typer.Option(min=1, help="Shown pairs of the made run, with pictures.")] = 10_000,
+    save: SaveResult = False,
+    as_json: AsJson = False,
+) -> None:
+    """The dashboard before a long run: first page, pair switch, bytes of a poll, memory of the server."""
+    start_logging(None)
+    from unirl.jobs import bench_dashboard as job
+
+    raise typer.Exit(job.main(steps=steps, pairs=pairs, as_json=as_json, save=save))
 
 
 @bench_app.command("all")

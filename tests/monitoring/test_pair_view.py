@@ -1,5 +1,8 @@
 from dataclasses import replace
 
+import numpy as np
+from PIL import Image
+
 from tests.monitoring.made_run import make_step
 from unirl.monitoring.pair_view import used_pairs, write_pairs
 
@@ -10,6 +13,13 @@ def test_unjudged_completions_show_no_reward(tmp_path):
     assert [sample["reward"] is None for sample in samples] == [index == 3 for index in range(8)]
     assert samples[3]["parts"]["lab_verifier/exact"] is None
     assert samples[3]["advantage"] == 0.0
+
+
+def test_the_picture_of_a_prompt_is_shown_as_its_reference(tmp_path):
+    data = make_step(1, num_pairs=1)
+    lines, _ = write_pairs(tmp_path, data, 1)
+    shown = Image.open(tmp_path / lines[0]["generation"]["image"]).convert("RGB")
+    assert (np.asarray(shown) == data.groups[1].pair.generation.image).all()
 
 
 def test_every_pair_is_listed_with_what_it_earned():

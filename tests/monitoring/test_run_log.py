@@ -44,7 +44,7 @@ def test_shown_pairs_name_images_that_exist_and_the_journal_names_them_too(open_
         log.record_step(data)
     (first, second), _ = read_lines(tmp_path / "run" / "pairs.jsonl")
     shown = [sample["image"] for line in (first, second) for sample in line["generation"]["samples"]]
-    names = [*shown, first["understanding"]["image"], second["understanding"]["image"]]
+    names = [*shown, *(line[task]["image"] for line in (first, second) for task in ("understanding", "generation"))]
     assert sorted(names) == sorted(file.name for file in (tmp_path / "run" / "images").iterdir())
     assert first["understanding"]["gold"] == data.groups[0].pair.understanding.answer
     assert first["generation"]["samples"][0]["parts"].keys() == {

@@ -73,10 +73,12 @@ def _show_group(folder: Path, prefix: str, group: WeightedGroup, names: ImageNam
             names[request.request_id, index] = name
     samples = list(_show_samples(group, names))
     sample = request.sample
+    image = f"{prefix}_u.webp" if isinstance(sample, UnderstandingSample) else f"{prefix}_r.webp"
+    if sample.image is not None:
+        write_atomic(folder / image, encode_webp(sample.image), sync=False)
     if not isinstance(sample, UnderstandingSample):
-        return {"id": sample.id, "prompt": sample.prompt, "samples": samples}
-    image = f"{prefix}_u.webp"
-    write_atomic(folder / image, encode_webp(sample.image), sync=False)
+        reference = image if sample.image is not None else None
+        return {"id": sample.id, "prompt": sample.prompt, "image": reference, "samples": samples}
     return {
         "id": sample.id,
         "image": image,

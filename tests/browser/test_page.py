@@ -1,0 +1,207 @@
+"""The page before made runs: addresses, empty folders, a lost server, a prefix, and content that means harm."""
+
+import json
+import shutil
+import struct
+import zlib
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from tests.browser.watching import READY, assert_accessible, serving, until
+from tests.monitoring.made_run import make_run
+
+HARM = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'><svg onload='window.hit = 1'>"
+RTL, ZERO_WIDTH = "\u202egnp.exe", "pass\u200bword"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    make_run(folder / "one", num_steps=12, num=5, pairs_every=1, pairs_per_step=2)
+    shutil.copytree(folder / "one", folder / "arm" / "seed-1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(made):
+    with serving(made) as url:
+        yield url
+
+
+def test_the_address_shows_a_colleague_the_same(url, made, watched):
+    line = json.loads((made / "one" / "pairs.jsonl").read_text().splitlines()[3])
+    chosen = f"kind={line['kind']}&step={line['step']}&pair={line['pair_id']}"
+    page = watched.open(f"{url}#view=pairs&runs=arm/seed-1&{chosen}", "pairs")
+    page.locator(f"[data-pair='{line['pair_id']}']").wait_for()
+    assert page.locator("#run").input_value() == "arm/seed-1"
+    assert {text.split()[0] for text in page.locator(".pair-facts").all_inner_texts()} == {line["kind"]}
+    page.get_by_role("link", name="Overview").click()
+    page.wait_for_selector(f"{READY}[data-view='overview']")
+    page.go_back()
+    page.locator(f"[data-pair='{line['pair_id']}']").wait_for()
+
+
+def test_a_step_in_the_address_lists_its_pairs(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one&step=7", "pairs")
+    page.locator("[data-step='7']").wait_for()
+    assert {text.split("\n")[0] for text in page.locator(".pair-name").all_inner_texts()} == {"step 7"}
+
+
+def test_zooming_keeps_only_the_steps_in_the_address(url, watched):
+    page = watched.open(f"{url}#runs=one&range=4-8")
+    page.locator("figure summary").first.click()
+    steps = page.locator("details[open] .scroll").last.locator("tbody th").all_inner_texts()
+    assert steps == ["8", "7", "6", "5", "4"]
+    page.get_by_role("button", name="show all").click()
+    until(page, "!location.hash.includes('range')")
+
+
+def test_a_chart_says_its_values_without_being_seen(url, made, watched):
+    page = watched.open(f"{url}#runs=one")
+    last = json.loads((made / "one" / "metrics.jsonl").read_text().splitlines()[-1])
+    chart = page.get_by_role("img", name="Understanding reward, chart")
+    assert f"group {last['reward/understanding']:.3g}" in chart.get_attribute("aria-label")
+
+
+def test_filters_find_pairs(url, made, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
+    lines = [json.loads(line) for line in (made / "one" / "pairs.jsonl").read_text().splitlines()]
+    words = lines[5]["generation"]["prompt"]
+    page.get_by_label("Search").fill(words)
+    page.keyboard.press("Enter")
+    expected = sum(words in json.dumps(line) for line in lines)
+    until(page, f"document.querySelectorAll('.pair-list a').length === {expected}")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("Zero variance").select_option("1")
+    groups = [[line[task]["samples"] for task in ("understanding", "generation")] for line in lines]
+    flat = sum(any(len({s["reward"] for s in samples}) == 1 for samples in both) for both in groups)
+    until(page, f"document.querySelectorAll('.pair-list a').length === {flat}")
+
+
+def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):
+    folder = make_run(tmp_path / "runs" / "one", num_steps=4, num=5)
+    lines = [json.loads(line) for line in (folder / "used_pairs.jsonl").read_text().splitlines()]
+    name = lines[0]["pairs"][0]["pair_id"]
+    for line, reward in zip(lines, (0.0, 0.25, 0.5, 1.0), strict=True):
+        line["pairs"][0] |= {"pair_id": name, "understanding": reward}
+    (folder / "used_pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=pairs&step=1&pair={name}", "pairs")
+        page.get_by_text("History of this pair").click()
+        rows = page.locator(".history tbody tr")
+        rows.nth(3).wait_for()
+        said = [row.split("\t")[1:3] for row in rows.all_inner_texts()]
+        assert said == [["0", ""], ["0.25", "+0.25"], ["0.5", "+0.50"], ["1", "+1.00"]]
+
+
+def test_theme_and_keys_are_the_readers_choice(url, watched):
+    page = watched.open(f"{url}#runs=one")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").select_option("dark")
+    page.reload()
+    page.wait_for_selector(READY)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.keyboard.press("?")
+    page.get_by_label("keys work").uncheck()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("2")
+    page.keyboard.press("?")
+    assert not page.locator("dialog").is_visible()
+    assert "view=pairs" not in page.url
+
+
+def test_an_empty_folder_says_what_to_do_and_shows_the_first_run(tmp_path, watched):
+    with serving(tmp_path) as url:
+        watched.page.goto(url)
+        watched.page.get_by_text("No run here yet").wait_for()
+        watched.page.wait_for_selector(READY, state="attached")
+        assert_accessible(watched.page)
+        make_run(tmp_path / "first", num_steps=2, num=5)
+        watched.page.locator("canvas").first.wait_for(timeout=10_000)
+
+
+def test_a_lost_server_is_said_and_found_again(made, watched):
+    with serving(made) as url:
+        page = watched.open(url)
+    page.locator("#connection", has_text="Connection lost").wait_for(timeout=10_000)
+    assert page.locator("canvas").count() > 3, "what was there stays"
+    with serving(made, int(url.rstrip("/").rpartition(":")[2])):
+        page.locator("#connection", has_text="Connection lost").wait_for(state="hidden", timeout=10_000)
+    watched.errors = [error for error in watched.errors if "ERR_CONNECTION_REFUSED" not in error]
+
+
+def test_the_page_works_below_a_prefix(made, watched):
+    with serving(made, wrap=lambda app: Starlette(routes=[Mount("/lab/runs", app)])) as url:
+        page = watched.open(f"{url}lab/runs/#view=pairs&runs=one", "pairs")
+        page.locator("[data-pair] img").first.wait_for()
+        assert page.locator("[data-pair] img").first.evaluate("(img) => img.decode().then(() => img.naturalWidth)") > 0
+
+
+def png(width, height):
+    """A file that claims so many pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A run in which everything that can be text means harm."""
+    runs = tmp_path / "runs"
+    folder = make_run(runs / "<b onclick=hit()>&~ 'x'", num_steps=3, num=5)
+    lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    bad = lines[-1] | {"pair_id": HARM, "kind": "aligned"}
+    bad["understanding"] |= {
+        "question": HARM + RTL,
+        "choices": [HARM],
+        "gold": ZERO_WIDTH,
+        "image": "../../run.json.png",
+    }
+    bad["understanding"]["samples"][0] |= {"text": HARM, "parts": {HARM: 1.0}}
+    bad["understanding"]["samples"][1] |= {"text": "א" * 500_000 + HARM}
+    bad["generation"] |= {"prompt": HARM}
+    bad["generation"]["samples"][0] |= {"image": "huge.png", "reward": None}
+    bad["generation"]["samples"][1] |= {"image": "javascript:alert(1).png"}
+    (folder / "images" / "huge.png").write_bytes(png(20_000, 5_000))
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write(json.dumps(bad | {"step": 4}) + "\n")
+    alert = {
+        "v": 1,
+        "time": 1.0,
+        "kind": "alert",
+        "step": 2,
+        **dict.fromkeys(("sentinel", "severity", "message", "remedy"), HARM),
+    }
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(alert) + "\n")
+    metrics = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    metrics |= {"step": 4, f"reward/{HARM}": 1.0, f"reward/{HARM}/group_std": 0.1, "policy/kl": float("nan")}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics) + "\n")
+    run = json.loads((folder / "run.json").read_text()) | dict.fromkeys(("reason", "status", "host"), HARM)
+    (folder / "run.json").write_text(json.dumps(run | {"changed": {HARM: [HARM, HARM]}}))
+    return runs
+
+
+def test_nothing_that_a_run_says_is_executed(hostile, watched):
+    with serving(hostile) as url:
+        for view in ("overview", "compare", "fleet", "pairs"):
+            page = watched.open(f"{url}#view={view}", view)
+            assert page.evaluate("window.hit") is None
+            assert page.locator("main script, main [onerror], main [onclick], svg[onload]").count() == 0
+        card = page.locator("[data-pair]")
+        assert card.get_attribute("data-pair") == HARM
+        assert card.locator(".und .question bdi").text_content() == HARM + "U+202Egnp.exe", "shown, not obeyed"
+        assert card.locator(".gold").inner_text() == "passU+200Bword"
+        assert card.locator(".answer").nth(0).locator(".answer-text").text_content() == HARM
+        assert len(card.locator(".answer").nth(1).locator("bdi").first.text_content()) == 20_000
+        assert card.locator(".answer").nth(1).get_by_text("cut at 20,000 characters").is_visible()
+        assert card.locator(".und .asked .missing").is_visible()
+        card.locator(".drawing").nth(0).get_by_text("too large to show").wait_for()
+        assert card.locator(".drawing").nth(1).locator(".missing").is_visible()
+        assert page.evaluate("getComputedStyle(document.querySelector('.answer bdi')).unicodeBidi") == "isolate"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing widens the page"
+        assert_accessible(page)
+    watched.errors = [error for error in watched.errors if "413" not in error]

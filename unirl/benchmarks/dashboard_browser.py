@@ -1,0 +1,104 @@
+"""The dashboard's page in a headless Chromium: how soon it is drawn, how long another pair takes, what it asks for."""
+
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unirl.benchmarks.report import Goal, Row
+
+NUM_VISITS, NUM_SWITCHES, IDLE_S = 3, 30, 10.0
+READY_S, SWITCH_S, POLL_BYTES = 3.0, 0.3, 5000.0
+POLL_S = 2.0
+VIEWPORT = {"width": 1400, "height": 900}
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+READY = "body[data-ready='1'][data-view='{}']"
+# Presses a key, and waits until another pair with all its pictures is on the page.
+_SWITCH = """async (key) => {
+  const shown = () => document.querySelector("[data-pair]");
+  const before = shown();
+  const started = performance.now();
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  const there = (img) => img.complete && img.naturalWidth;
+  const done = () => shown() !== before && [...shown().querySelectorAll("img")].every(there);
+  while (!done()) await new Promise((resume) => requestAnimationFrame(resume));
+  return (performance.now() - started) / 1000;
+}"""
+
+
+def find_chromium() -> str | None:
+    """The browser's program; None where it, or playwright that drives it, is missing."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return found if find_spec("playwright") else None
+
+
+def measure_page(url: str, run_dir: Path) -> "tuple[list[Row], list[Goal]]":
+    """Figures of the page at an address, and which of the goals they meet.
+
+    Args:
+        url: of the dashboard.
+        run_dir: of the run to look at.
+    """
+    from unirl.benchmarks.report import Goal  # imports torch, which tests of the page can do without
+
+    run = f"runs={run_dir.name}"
+    with _chromium() as chromium:
+        pages = [
+            chromium.new_page(viewport=VIEWPORT) for _ in range(NUM_VISITS)
+        ]  # nothing is kept from one to the next
+        visits = [_open(page, f"{url}#{run}", "overview") for page in pages]
+        page = pages.pop()
+        for other in pages:
+            other.close()
+        heap = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
+        polls = _idle_bytes(page)
+        _open(page, f"{url}#view=pairs&{run}", "pairs")
+        switches = [page.evaluate(_SWITCH, "j") for _ in range(NUM_SWITCHES)]
+    rows: list[Row] = [
+        {"figure": "page drawn, first visit, median, s", "value": statistics.median(visits)},
+        {"figure": "page drawn, first visit, longest, s", "value": max(visits)},
+        {"figure": "another pair with its pictures, median, s", "value": statistics.median(switches)},
+        {"figure": "another pair with its pictures, longest, s", "value": max(switches)},
+        {"figure": "bytes every 2 s with nothing new", "value": polls},
+        {"figure": "JavaScript heap, MB", "value": heap},
+    ]
+    goals = [
+        Goal(text="page drawn in a browser, longest, s", wanted=READY_S, got=max(visits), at_most=True),
+        Goal(text="pair switch in a browser, longest, s", wanted=SWITCH_S, got=max(switches), at_most=True),
+        Goal(text="poll of the page with nothing new, bytes", wanted=POLL_BYTES, got=polls, at_most=True),
+    ]
+    return rows, goals
+
+
+@contextmanager
+def _chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def _open(page: Any, url: str, view: str) -> float:
+    """Seconds until the page is drawn."""
+    started = time.perf_counter()
+    page.goto(url)
+    page.wait_for_selector(READY.format(view), state="attached")
+    return time.perf_counter() - started
+
+
+def _idle_bytes(page: Any) -> float:
+    """Bytes of answers, headers left out, per poll while nothing new comes."""
+    answers = []
+    page.on("requestfinished", answers.append)
+    page.wait_for_timeout(IDLE_S * 1000)
+    return sum(request.sizes()["responseBodySize"] for request in answers) / (IDLE_S / POLL_S)

@@ -1,0 +1,111 @@
+"""What happened in a run: events.jsonl as places of lines, and the few facts that are asked for again and again."""
+
+import secrets
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unirl.dashboard.metric_table import as_number
+from unirl.dashboard.shown_pairs import cut_texts
+from unirl.dashboard.tail import Record, Tail, parse
+
+NUM_ALERTS = 20
+MAX_EVENTS = 1000
+"""Events of one answer, newest ones."""
+MAX_TEXT = 2000
+_WAITING = ("stall", "alert", "alert over")
+"""Kinds that say that nothing happens, or may come while nothing does."""
+
+
+@dataclass(slots=True)
+class _Facts:
+    offsets: array = field(default_factory=lambda: array("q"))
+    lengths: array = field(default_factory=lambda: array("q"))
+    alerts: deque[Record] = field(default_factory=lambda: deque(maxlen=NUM_ALERTS))
+    num_alerts: int = 0
+    attempts: dict[int, tuple[float, float]] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+    last_kind: str = ""
+
+
+class EventLog:
+    """events.jsonl of one run, kept up to date. Not for several threads at once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the run directory; `refresh` reads."""
+        self.tail = Tail(folder, "events.jsonl")
+        self._facts, self._label = _Facts(), secrets.token_hex(4)
+
+    def refresh(self) -> None:
+        """Take in what was added since; start again when the file is another one."""
+        if self.tail.restarted():
+            self._facts, self._label = _Facts(), secrets.token_hex(4)
+        for offset, length, record in self.tail.records():
+            self._facts.offsets.append(offset)
+            self._facts.lengths.append(length)
+            self._note(record)
+
+    def _note(self, record: Record) -> None:
+        facts, kind = self._facts, record.get("kind")
+        facts.last_kind = kind if isinstance(kind, str) else ""
+        attempt, time = record.get("attempt"), as_number(record.get("time"))
+        if type(attempt) is int and time is not None:
+            facts.attempts[attempt] = (facts.attempts.get(attempt, (time, time))[0], time)
+        if kind == "alert":
+            facts.num_alerts += 1
+            facts.alerts.append(cut_texts(record, MAX_TEXT))
+        elif kind == "scale" and isinstance(record.get("workers"), dict):
+            facts.scaled = {str(role): n for role, n in record["workers"].items() if type(n) is int}
+        elif kind in ("restart", "actor") and record.get("state") in (None, "restart"):
+            actor = record.get("actor")
+            if isinstance(actor, str):
+                facts.restarts[actor] = facts.restarts.get(actor, 0) + 1
+
+    @property
+    def num_alerts(self) -> int:
+        """Alerts so far."""
+        return self._facts.num_alerts
+
+    @property
+    def alerts(self) -> list[Record]:
+        """The last of them."""
+        return list(self._facts.alerts)
+
+    @property
+    def attempts(self) -> dict[int, tuple[float, float]]:
+        """Unix time of the first and the last event of each start."""
+        return self._facts.attempts
+
+    @property
+    def scaled(self) -> dict[str, int]:
+        """Workers by role since they were last scaled; empty when they never were."""
+        return self._facts.scaled
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each actor was started anew, as far as events name it."""
+        return self._facts.restarts
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the last event is no sign of progress."""
+        return self._facts.last_kind in _WAITING
+
+    def since(self, cursor: str | None) -> dict[str, Any]:
+        """Events after a cursor of before, or the newest ones; `left_out` says how many earlier ones there are."""
+        facts = self._facts
+        label, _, row = (cursor or "").partition(".")
+        known = label == self._label and row.isascii() and row.isdigit() and len(row) < 12
+        start = min(int(row), len(facts.offsets)) if known else 0
+        first = max(start, len(facts.offsets) - MAX_EVENTS)
+        places = ((facts.offsets[n], facts.lengths[n]) for n in range(first, len(facts.offsets)))
+        events = [cut_texts(record, MAX_TEXT) for line in self.tail.lines_at(places) if (record := parse(line))]
+        return {
+            "cursor": f"{self._label}.{len(facts.offsets)}",
+            "reset": cursor is not None and not known,
+            "left_out": first - start,
+            "events": events,
+        }

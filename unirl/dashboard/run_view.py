@@ -1,0 +1,357 @@
+"""One run as the page shows it. Reads its directory and nothing else, and only what changed since it was last read."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import yaml
+
+from unirl.config import MonitoringConfig
+from unirl.dashboard import cost
+from unirl.dashboard.evaluations import Evaluations
+from unirl.dashboard.event_log import EventLog
+from unirl.dashboard.fleet import Fleet, last_beats
+from unirl.dashboard.metric_table import MetricTable, as_number, plain
+from unirl.dashboard.shown_pairs import PairFilter, ShownPairs, as_list, cut_texts
+from unirl.dashboard.tail import Record, last_record, read_inside
+from unirl.dashboard.used_pairs import UsedPairs
+from unirl.monitoring.folder_lock import is_locked
+from unirl.monitoring.metrics import lookup
+from unirl.types import TASKS
+
+MAX_FACTS_BYTES = 1 << 18
+QUICK_BYTES = 4 << 20
+WARM_AFTER_S = 1.5
+RECENT_STEPS = 20
+LONG_STEP = 3.0
+"""A step that takes so many times the usual counts as stalled, if that is longer than `monitoring.stall_after_s`."""
+_FILES = ("run.json", "metrics.jsonl", "used_pairs.jsonl", "pairs.jsonl", "events.jsonl")
+
+
+class RunView:
+    """One run directory. May be asked by several threads: they take turns."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the directory; nothing is read yet.
+
+        Args:
+            folder: the run directory, without links in its path.
+        """
+        self.folder = folder
+        self._turn = threading.RLock()
+        self._facts: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._events = EventLog(folder)
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back the memory of what was read; it is read again when asked for."""
+        with self._turn:
+            self._metrics = MetricTable(self.folder)
+            self._shown = ShownPairs(self.folder)
+            self._used = UsedPairs(self.folder)
+            self._evaluations = Evaluations(self.folder)
+            self._fleet = Fleet(self.folder)
+            self._is_warm = False
+
+    # What stands in the list of runs.
+
+    def brief(self) -> dict[str, Any]:
+        """Status, progress and alerts, without reading the whole of any file but the events."""
+        with self._turn:
+            self._events.refresh()
+            last = last_record(self.folder, "metrics.jsonl")
+            return {
+                "status": self._status(),
+                "stalled": self._is_stalled(None),
+                "step": last["step"] if type(last.get("step")) is int else 0,
+                "num_steps": self._num_steps(),
+                "updated": self._written() or None,
+                "num_alerts": self._events.num_alerts,
+            }
+
+    def overview(self) -> dict[str, Any]:
+        """All but the curves, pairs and workers."""
+        with self._turn:
+            strip = self.strip()
+            self._evaluations.refresh()
+            return {
+                "run": cut_texts(self._run()),
+                "config": cut_texts(self._config()),
+                "strip": strip,
+                "metrics": [_describe(name) for name in self._metrics.names],
+                "evaluations": self._evaluations.all(),
+                "skipped": strip["skipped"],
+            }
+
+    def strip(self) -> dict[str, Any]:
+        """The status strip."""
+        with self._turn:
+            self._metrics.refresh()
+            self._events.refresh()
+            for part in (self._shown, self._used):
+                if part.tail.unread() < QUICK_BYTES:  # else they are read in a while, see `warm_later`
+                    part.refresh()
+            status, stalled, num_steps = self._status(), self._is_stalled(self._usual_step_s()), self._num_steps()
+            beats = last_beats(self.folder, self._setting("monitoring.heartbeat_s", 5.0))
+            versions = [beat.policy_version for beat in beats if beat.policy_version is not None]
+            lags = {
+                beat.actor: max(versions) - beat.policy_version
+                for beat in beats
+                if beat.up and beat.role.startswith("rollout") and beat.policy_version is not None
+            }
+            written, step = self._written(), self._metrics.step
+            usual = self._usual_step_s()
+            left = num_steps - step if status == "running" and num_steps is not None else None
+            return {
+                "status": status,
+                "step": step,
+                "num_steps": num_steps,
+                "eta_s": None if left is None or usual is None else round(max(0, left) * usual, 1),
+                "age_s": round(max(0.0, time.time() - written), 1) if written else None,
+                "stalled": stalled,
+                "workers": self._workers([(beat.role, beat.up) for beat in beats]),
+                "version": max(versions, default=self._version(None)),
+                "lag": {"max": max(lags.values(), default=None), "by_actor": lags},
+                "num_alerts": self._events.num_alerts,
+                "alerts": self._events.alerts,
+                "cost": self._cost(running=status == "running" and not stalled),
+                "skipped": self._skipped(),
+            }
+
+    # What the curves, the pair view and the fleet ask for.
+
+    def metrics(
+        self, names: list[str], since: str | None, window: tuple[int | None, int | None], points: int
+    ) -> dict[str, Any]:
+        """Columns of metrics; see `MetricTable.query`."""
+        with self._turn:
+            self._metrics.refresh()
+            found = self._metrics.query(names, since=since, window=window, points=points)
+            per_step = self._samples_per_step()
+        steps = found["steps"].tolist()
+        return found | {
+            "steps": steps,
+            "times": np.round(found["times"], 2).tolist(),
+            "samples": [None if per_step is None else step * per_step for step in steps],
+            "values": {name: plain(values) for name, values in found["values"].items()},
+        }
+
+    def events(self, since: str | None) -> dict[str, Any]:
+        """Events after a cursor; see `EventLog.since`."""
+        with self._turn:
+            self._events.refresh()
+            return self._events.since(since)
+
+    def fleet(self, since: float | None) -> dict[str, Any]:
+        """Every worker, with what it did after `since`."""
+        with self._turn:
+            self._events.refresh()
+            actors = self._fleet.describe(since)
+            for actor in actors:
+                actor["restarts"] = max(actor["restarts"], self._events.restarts.get(actor["actor"], 0))
+            return {"now": round(time.time(), 2), "actors": actors}
+
+    def pairs(self, asked: PairFilter, *, offset: int, limit: int) -> dict[str, Any]:
+        """Shown pairs that fit; see `ShownPairs.find`."""
+        with self._turn:
+            self._shown.refresh()
+            return self._shown.find(asked, offset=offset, limit=limit)
+
+    def pair(self, step: int, pair_id: str) -> Record | None:
+        """One shown pair with all that is known of it; None when it was not shown."""
+        with self._turn:
+            self._shown.refresh()
+            self._metrics.refresh()
+            line = self._shown.line(step, pair_id)
+            if line is None:
+                return None
+            samples = [s for t in TASKS for s in _samples(line, t)]
+            versions = [s["policy_version"] for s in samples if type(s.get("policy_version")) is int]
+            line["policy_version"] = min(versions, default=self._version(step))
+            return line
+
+    def pair_history(self, pair_id: str) -> list[dict[str, Any]]:
+        """Every use of a pair, and whether it can be looked at."""
+        with self._turn:
+            self._shown.refresh()
+            return [use | {"shown": self._shown.is_shown(use["step"], pair_id)} for use in self._used.history(pair_id)]
+
+    def similarities(self, step: int | None, window: int) -> dict[str, Any]:
+        """Histogram by kind; see `UsedPairs.similarities`."""
+        with self._turn:
+            return self._used.similarities(step, window)
+
+    def summary(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings, and the means of the last evaluation."""
+        with self._turn:
+            self._evaluations.refresh()
+            evaluations = self._evaluations.all()
+            return cut_texts(self._config()), evaluations[-1]["tasks"] if evaluations else {}
+
+    def warm_later(self) -> None:
+        """Read what will be asked for soon, once the page had time to draw what it asked for first."""
+        with self._turn:
+            if not self._is_warm:
+                self._is_warm = True
+                timer = threading.Timer(WARM_AFTER_S, self._warm)
+                timer.daemon = True
+                timer.start()
+
+    def _warm(self) -> None:
+        for part in (self._shown, self._used):
+            with self._turn:
+                part.refresh()
+
+    # Facts.
+
+    def _fact(self, name: str, read: Callable[[str], Any]) -> Any:
+        """A small file as `read` makes it, read again only when it changed; {} when it cannot be read."""
+        try:
+            facts = (self.folder / name).stat()
+        except OSError:
+            return {}
+        state = (facts.st_mtime_ns, facts.st_size)
+        if self._facts.get(name, (None,))[0] != state:
+            try:
+                self._facts[name] = (state, read(read_inside(self.folder, name, MAX_FACTS_BYTES).decode()))
+            except (OSError, ValueError, RecursionError, yaml.YAMLError):
+                self._facts[name] = (state, {})
+        return self._facts[name][1]
+
+    def _run(self) -> Record:
+        run = self._fact("run.json", json.loads)
+        return run if isinstance(run, dict) else {}
+
+    def _config(self) -> Record:
+        return self._fact("config.yaml", _read_settings)
+
+    def _setting(self, key: str, default: float) -> float:
+        value = as_number(self._config().get(key))
+        return default if value is None else value
+
+    def _status(self) -> str:
+        status = self._run().get("status")
+        return status[:40] if isinstance(status, str) else "unknown"
+
+    def _num_steps(self) -> int | None:
+        found = (as_number(self._config().get(key)) for key in ("train.num_steps", "train.max_steps"))
+        return next((int(value) for value in found if value is not None), None)
+
+    def _samples_per_step(self) -> int | None:
+        """Completions of a step, or conversations of a fine-tuning step; None when the settings do not say."""
+        own = as_number(self._config().get("train.samples_per_step"))
+        names = ("pairs_per_step", "num_understanding", "num_generation")
+        pairs, answers, drawings = (as_number(self._config().get(f"rollout.{name}")) for name in names)
+        if own is None and pairs is not None and answers is not None and drawings is not None:
+            own = pairs * (answers + drawings)
+        return None if own is None else int(own)
+
+    def _written(self) -> float:
+        """Unix time of the newest write; 0 without any."""
+        times = [self._modified(name) for name in _FILES]
+        with suppress(OSError):
+            times += [entry.stat().st_mtime for entry in os.scandir(self.folder / "actors")]
+        return max(times)
+
+    def _modified(self, name: str) -> float:
+        try:
+            return (self.folder / name).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _is_stalled(self, usual_step_s: float | None) -> bool:
+        """Whether a run that says it is running is not: nobody holds its lock, or nothing came of it for too long.
+
+        Heartbeats and the word that nothing happens are no progress. A lock can be asked for on its machine only.
+        """
+        if self._status() != "running":
+            return False
+        if self._run().get("host") == socket.gethostname() and not is_locked(self.folder):
+            return True
+        files = [name for name in _FILES if not (name == "events.jsonl" and self._events.is_waiting)]
+        patience = self._setting("monitoring.stall_after_s", MonitoringConfig().stall_after_s)
+        patience = max(patience, LONG_STEP * (usual_step_s or 0.0))
+        return time.time() - max(self._modified(name) for name in files) > patience
+
+    def _usual_step_s(self) -> float | None:
+        seconds = self._metrics.recent("time/step_s", RECENT_STEPS)
+        return median(seconds) if seconds else None
+
+    def _version(self, step: int | None) -> int | None:
+        version = self._metrics.last_value("rollout/policy_version", step)
+        return None if version is None else int(version)
+
+    def _workers(self, beats: list[tuple[str, bool]]) -> dict[str, list[int]]:
+        """Workers that are up, and those that there should be, by role."""
+        up: dict[str, int] = {}
+        for role, is_up in beats:
+            up[role] = up.get(role, 0) + is_up
+        # A run in one process has the driver alone.
+        planned = cost.planned_workers(self._config()) | self._events.scaled if up.keys() - {"driver"} else {}
+        totals = {role: max(planned.get(role, 1), up.get(role, 0)) for role in (*up, *planned)}
+        return {role: [up.get(role, 0), total] for role, total in totals.items() if total}
+
+    def _cost(self, *, running: bool) -> dict[str, float]:
+        """CPU- and GPU-hours of what the run says it holds, or what its settings ask for."""
+        cpus, gpus = cost.resources(self._config())
+        held = self._run().get("resources")
+        if isinstance(held, dict):
+            cpus, gpus = (as_number(held.get(name)) or 0.0 for name in ("CPU", "GPU"))
+        since = time.time() - self._written() if running else 0.0
+        hours = cost.spent_s(self._events.attempts, self._metrics.attempts, max(0.0, since)) / 3600
+        return {"cpu_hours": round(hours * cpus, 4), "gpu_hours": round(hours * gpus, 4)}
+
+    def _skipped(self) -> dict[str, int]:
+        tails = [part.tail for part in (self._metrics, self._shown, self._used, self._events)]
+        return {
+            "bad_lines": sum(tail.bad_lines for tail in tails) + self._fleet.bad_lines,
+            "bad_files": self._evaluations.bad_files,
+            "refused_files": sum(tail.refused for tail in tails),
+            "missing_images": self._shown.missing_images,
+            "refused_images": self._shown.refused_images,
+            **self._metrics.skipped,
+        }
+
+
+def _describe(name: str) -> dict[str, str]:
+    try:
+        metric = lookup(name)
+    except ValueError:
+        return {"name": name, "unit": "", "meaning": ""}
+    return {"name": name, "unit": metric.unit, "meaning": metric.meaning}
+
+
+def _samples(line: Record, task: str) -> list[Record]:
+    side = line.get(task)
+    return [s for s in as_list(side.get("samples")) if isinstance(s, dict)] if isinstance(side, dict) else []
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases: a short file of them grows without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases")
+        return super().compose_node(parent, index)
+
+
+def _read_settings(text: str) -> Record:
+    return dict(_flatten(yaml.load(text, _PlainLoader)))
+
+
+def _flatten(tree: Any, prefix: str = "") -> Any:
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | dict | str | int | float | None):
+            yield f"{prefix}{key}", value
+        else:  # dates
+            yield f"{prefix}{key}", str(value)

@@ -1,0 +1,104 @@
+"""The runs below a folder, and the name of each in an address."""
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unirl.dashboard.run_view import RunView
+
+MAX_DEPTH = 4
+"""Folders between RUNS_DIR and a run: name, arm and seed of an ablation, and one more."""
+MAX_RUNS = 1000
+MAX_HELD = 6
+"""Runs whose tables stay in memory."""
+LOOK_EVERY_S = 2.0
+
+
+def quoted(name: str) -> str:
+    """A run's id as one segment of a path: "/" becomes "~", and "~" becomes "~~"."""
+    return name.replace("~", "~~").replace("/", "~")
+
+
+class Runs:
+    """Every run below a folder; the folder may itself be a run, whose id then is the folder's name.
+
+    Runs are looked up among those that were found, so that no address leads to any other place. Links to folders are
+    not followed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Look for runs.
+
+        Args:
+            folder: the runs' folder, or a run.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"dashboard: expected a folder of runs; got {folder}; name the folder that holds them"
+            )
+        self._folder = folder.resolve()
+        self._turn = threading.Lock()
+        self._views: dict[str, RunView] = {}
+        self._held: OrderedDict[str, RunView] = OrderedDict()
+        self._looked = float("-inf")
+        self._look()
+
+    def list(self) -> list[dict[str, Any]]:
+        """Id and state of each run, the newest first."""
+        with self._turn:
+            self._look()
+            views = list(self._views.items())
+        rows = [{"id": name} | view.brief() for name, view in views]
+        return sorted(rows, key=lambda row: row["updated"] or 0.0, reverse=True)
+
+    def find(self, name: str) -> RunView | None:
+        """The run of this id, quoted or plain."""
+        with self._turn:
+            found = self._known(name)
+            if found is None:
+                self._look()
+                found = self._known(name)
+            if found is None:
+                return None
+            key, view = found
+            self._held[key] = view
+            self._held.move_to_end(key)
+            idle = self._held.popitem(last=False)[1] if len(self._held) > MAX_HELD else None
+        if idle is not None:
+            idle.forget()
+        return view
+
+    def _known(self, name: str) -> tuple[str, RunView] | None:
+        return next(((key, view) for key, view in self._views.items() if name in (quoted(key), key)), None)
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        before = self._views
+        self._views = {}
+        for name, folder in self._folders():
+            self._views[name] = before.get(name) or RunView(folder)
+            if len(self._views) == MAX_RUNS:
+                break
+
+    def _folders(self) -> Iterator[tuple[str, Path]]:
+        if (self._folder / "run.json").is_file():
+            yield self._folder.name or "run", self._folder
+            return
+        for place, folders, files in os.walk(self._folder):
+            path = Path(place)
+            depth = len(path.relative_to(self._folder).parts)
+            if "run.json" in files:
+                yield path.relative_to(self._folder).as_posix(), path
+                folders.clear()
+            elif depth >= MAX_DEPTH:
+                folders.clear()
+            folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -1,0 +1,514 @@
+// A pair: its question and prompt, its K answers and K images, and what each of them earned.
+
+import { getRun, imageUrl } from "./api.js";
+import { Chart } from "./charts.js";
+import { byId, el, empty, table, untrusted } from "./dom.js";
+import { num, plural, signed } from "./format.js";
+import { kindColour } from "./overview.js";
+import { go, link, state } from "./state.js";
+
+const PAGE = 50;
+const FILTERS = ["kind", "zero", "task", "min", "max", "text", "at"];
+
+let root, run, list, found, shownKey, historyOpen, historyChart;
+
+export const pairs = {
+  title: "Pairs",
+  names: () => [],
+  async show(panel, context) {
+    root = panel;
+    run = context.run;
+    found = null;
+    shownKey = null;
+    list = el("ol", { class: "pair-list", "aria-label": "Pairs, newest first" });
+    root.replaceChildren(
+      filters(),
+      el(
+        "div",
+        { class: "pair-view" },
+        el(
+          "nav",
+          { class: "pair-side", "aria-label": "Pairs" },
+          el(
+            "div",
+            { class: "pair-steps" },
+            el("button", { type: "button", on: { click: () => move(-1) } }, "↑ Previous"),
+            el("button", { type: "button", on: { click: () => move(1) } }, "↓ Next"),
+            el(
+              "button",
+              { type: "button", id: "newest", on: { click: () => go({ step: null, pair: null }) } },
+              "Newest",
+            ),
+          ),
+          el("p", { class: "note", id: "pair-count", role: "status" }),
+          list,
+        ),
+        el("div", { id: "pair-card", class: "pair-card-holder" }),
+      ),
+    );
+    await this.update(context);
+  },
+  /** Look for new pairs at little cost; the list is asked for again only when there are some. */
+  async update() {
+    const filter = JSON.stringify([...FILTERS.map((name) => state[name]), atStep()]);
+    const probe = found?.filter === filter ? await ask({ limit: 1 }) : null;
+    if (!probe || probe.total !== found.total || keyOf(probe.pairs[0]) !== keyOf(found.pairs[0])) {
+      const limit = Math.max(PAGE, found?.filter === filter ? Math.min(found.pairs.length, 500) : 0);
+      found = { ...(await ask({ limit })), filter };
+      drawList();
+    }
+    await drawChosen();
+  },
+  hide: dropChart,
+  keys: {
+    j: () => move(1),
+    ArrowDown: () => move(1),
+    ArrowRight: () => move(1),
+    k: () => move(-1),
+    ArrowUp: () => move(-1),
+    ArrowLeft: () => move(-1),
+    "/": () => byId("filter-text")?.focus(),
+    n: () => go({ step: null, pair: null }),
+  },
+};
+
+const keyOf = (pair) => (pair ? `${pair.step} ${pair.pair_id}` : "");
+
+/** The step whose pairs are listed: that of the filter, or of a link that names a step without a pair. */
+const atStep = () => state.at || (state.step !== null && !state.pair ? state.step : "");
+
+const ask = (params) =>
+  getRun(run, "pairs", {
+    kind: state.kind,
+    zero_variance: state.zero,
+    task: state.task,
+    min_reward: state.min,
+    max_reward: state.max,
+    text: state.text,
+    step: atStep(),
+    ...params,
+  });
+
+function filters() {
+  const change = (name) => (event) =>
+    go({ [name]: event.target.value.trim(), step: null, pair: null }, { replace: true });
+  const select = (name, label, choices) =>
+    el(
+      "label",
+      {},
+      label,
+      el(
+        "select",
+        { on: { change: change(name) } },
+        choices.map(([value, text]) => el("option", { value, selected: state[name] === value }, text)),
+      ),
+    );
+  const input = (name, label, props) =>
+    el(
+      "label",
+      { class: props.class },
+      label,
+      el("input", { id: `filter-${name}`, value: state[name], on: { change: change(name) }, ...props, class: null }),
+    );
+  return el(
+    "form",
+    {
+      class: "toolbar",
+      role: "search",
+      "aria-label": "Filter pairs",
+      on: { submit: (event) => event.preventDefault() },
+    },
+    select("kind", "Kind", [
+      ["", "all"],
+      ["aligned", "aligned"],
+      ["retrieved", "retrieved"],
+    ]),
+    select("zero", "Zero variance", [
+      ["", "any"],
+      ["1", "only"],
+      ["0", "without"],
+    ]),
+    select("task", "Reward of", [
+      ["", "either side"],
+      ["understanding", "understanding"],
+      ["generation", "generation"],
+    ]),
+    input("min", "from", { type: "number", step: "any", class: "short" }),
+    input("max", "to", { type: "number", step: "any", class: "short" }),
+    input("at", "Step", { type: "number", min: 0, class: "short" }),
+    input("text", "Search", { type: "search", placeholder: "question, prompt, answer", class: "grow" }),
+    el(
+      "button",
+      {
+        type: "button",
+        on: {
+          click: () => go(Object.fromEntries([...FILTERS, "pair"].map((name) => [name, ""]).concat([["step", null]]))),
+        },
+      },
+      "Clear",
+    ),
+  );
+}
+
+function drawList() {
+  const { total, pairs: shown } = found;
+  byId("pair-count").textContent = plural(total, "pair");
+  const focused = list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  list.replaceChildren(
+    ...shown.map((pair) =>
+      el(
+        "li",
+        {},
+        el(
+          "a",
+          { href: link({ step: pair.step, pair: pair.pair_id }), "data-key": keyOf(pair) },
+          el("span", { class: "pair-name" }, el("span", {}, `step ${pair.step}`), untrusted(pair.pair_id)),
+          el(
+            "span",
+            { class: "pair-facts" },
+            el("i", { class: `swatch block c-${kindColour(pair.kind)}`, "aria-hidden": "true" }),
+            `${pair.kind || "–"} · und ${num(pair.understanding, 2)} gen ${num(pair.generation, 2)}`,
+            pair.zero_variance?.length
+              ? el("span", { class: "flag", title: `all rewards equal: ${pair.zero_variance.join(", ")}` }, "zero var")
+              : null,
+          ),
+        ),
+      ),
+    ),
+    total > shown.length
+      ? el(
+          "li",
+          {},
+          el("button", { type: "button", on: { click: more } }, `${plural(total - shown.length, "more", "more")}`),
+        )
+      : "",
+  );
+  if (focused) [...list.querySelectorAll("a")].find((anchor) => anchor.dataset.key === focused)?.focus();
+}
+
+async function more() {
+  const { pairs: next } = await ask({ offset: found.pairs.length, limit: PAGE });
+  const known = new Set(found.pairs.map(keyOf));
+  found.pairs.push(...next.filter((pair) => !known.has(keyOf(pair))));
+  drawList();
+  markChosen();
+}
+
+/** The pair that the hash names, else the newest. */
+const chosen = () =>
+  state.pair !== null && state.pair !== "" && state.step !== null
+    ? { step: state.step, pair_id: state.pair }
+    : found?.pairs[0];
+
+async function move(by) {
+  if (!found) return;
+  const at = found.pairs.findIndex((pair) => keyOf(pair) === keyOf(chosen()));
+  if (by > 0 && at === found.pairs.length - 1 && found.total > found.pairs.length) await more();
+  const next = found.pairs[Math.max(0, at + by)];
+  if (next) go({ step: next.step, pair: next.pair_id }, { replace: true });
+}
+
+function markChosen() {
+  const key = keyOf(chosen());
+  for (const anchor of list.querySelectorAll("a")) {
+    const current = anchor.dataset.key === key;
+    if (current) {
+      anchor.setAttribute("aria-current", "true");
+      anchor.scrollIntoView({ block: "nearest" });
+    } else anchor.removeAttribute("aria-current");
+  }
+}
+
+async function drawChosen() {
+  const pair = chosen();
+  const holder = byId("pair-card");
+  if (!pair) {
+    shownKey = null;
+    holder.replaceChildren(noPairs());
+    return;
+  }
+  if (keyOf(pair) === shownKey) return;
+  const key = keyOf(pair);
+  markChosen();
+  const line = await getRun(run, "pair", { step: pair.step, pair_id: pair.pair_id });
+  if (keyOf(chosen()) !== key) return; // The reader has moved on.
+  shownKey = key;
+  dropChart();
+  holder.replaceChildren(card(line));
+}
+
+function noPairs() {
+  if (FILTERS.some((name) => state[name]))
+    return empty("No pair matches the filter", "Clear it, or widen the reward range.");
+  return empty(
+    "No pair has been shown yet",
+    "A run shows the first pairs of a step as monitoring.pairs_every and monitoring.pairs_per_step say; 0 shows none. Fine-tuning runs have no pairs.",
+  );
+}
+
+function card(line) {
+  const understanding = line.understanding;
+  const generation = line.generation;
+  return el(
+    "article",
+    {
+      class: "pair-card",
+      "data-pair": line.pair_id,
+      "data-step": line.step,
+      "aria-label": `Pair of step ${line.step}`,
+    },
+    el(
+      "header",
+      {},
+      el("h2", {}, untrusted(line.pair_id)),
+      el("span", { class: `badge c-${kindColour(line.kind)}` }, String(line.kind ?? "unknown kind")),
+      el(
+        "dl",
+        { class: "facts" },
+        [
+          ["step", line.step],
+          ["similarity s_p", num(line.similarity, 4)],
+          ["weight w_p", num(line.weight, 4)],
+          ["policy version", versions(line)],
+        ].map(([name, fact]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(fact)))),
+      ),
+    ),
+    el(
+      "div",
+      { class: "sides" },
+      understanding ? understandingSide(understanding) : null,
+      generation ? generationSide(generation) : null,
+    ),
+    history(line),
+  );
+}
+
+/** Updates behind the weights that sampled: one number, or the least and the greatest. */
+function versions(line) {
+  const all = ["understanding", "generation"]
+    .flatMap((task) => line[task]?.samples ?? [])
+    .map((sample) => sample.policy_version)
+    .filter(Number.isInteger);
+  const [least, greatest] = all.length
+    ? [Math.min(...all), Math.max(...all)]
+    : [line.policy_version, line.policy_version];
+  return least === greatest ? (least ?? "–") : `${least} to ${greatest}`;
+}
+
+function picture(name, alt, missing) {
+  if (missing || !name) return el("div", { class: "missing" }, name ? "image deleted or missing" : "no image");
+  const image = el("img", {
+    src: imageUrl(run, name),
+    alt,
+    loading: "eager",
+    decoding: "sync",
+    on: {
+      load: () => image.classList.toggle("pixel", image.naturalWidth < 128),
+      error: () => image.replaceWith(el("div", { class: "missing" }, "image missing, or too large to show")),
+    },
+  });
+  return image;
+}
+
+const missingOf = (side) => side.image_missing ?? side.missing ?? false;
+
+function understandingSide(side) {
+  return el(
+    "section",
+    { class: "side und", "aria-label": "Understanding" },
+    el("h3", {}, "Understanding"),
+    el(
+      "div",
+      { class: "asked" },
+      picture(side.image, "the picture that the question is about", missingOf(side)),
+      el(
+        "div",
+        {},
+        el("p", { class: "question" }, untrusted(side.question), cut(side)),
+        side.choices?.length
+          ? el(
+              "ol",
+              { class: "choices" },
+              side.choices.map((choice) => el("li", {}, untrusted(choice))),
+            )
+          : null,
+        el("p", {}, "gold ", el("span", { class: "gold" }, untrusted(side.gold))),
+      ),
+    ),
+    el(
+      "ol",
+      { class: "answers" },
+      side.samples.map((sample, i) =>
+        el(
+          "li",
+          { class: "answer", "data-sample": i },
+          el(
+            "div",
+            { class: "answer-text", tabindex: String(sample.text ?? "").length > 400 ? 0 : null },
+            sample.text === null ? el("em", {}, "no text") : untrusted(sample.text),
+            cut(sample),
+          ),
+          el(
+            "div",
+            { class: "earned" },
+            sample.extracted === undefined || sample.extracted === null
+              ? null
+              : el("span", {}, "says ", el("b", {}, untrusted(sample.extracted))),
+            verdict(sample),
+          ),
+          components(sample),
+        ),
+      ),
+    ),
+  );
+}
+
+function generationSide(side) {
+  return el(
+    "section",
+    { class: "side gen", "aria-label": "Generation" },
+    el("h3", {}, "Generation"),
+    el(
+      "div",
+      { class: "asked" },
+      side.image
+        ? el(
+            "figure",
+            {},
+            picture(side.image, "the reference picture of the prompt", missingOf(side)),
+            el("figcaption", {}, "reference"),
+          )
+        : null,
+      el("p", { class: "question" }, untrusted(side.prompt), cut(side)),
+    ),
+    el(
+      "ol",
+      { class: "drawings" },
+      side.samples.map((sample, i) =>
+        el(
+          "li",
+          { class: "drawing", "data-sample": i },
+          picture(
+            sample.image,
+            `drawing ${i + 1} of ${side.samples.length}, reward ${num(sample.reward)}`,
+            missingOf(sample),
+          ),
+          sample.text ? el("div", { class: "answer-text" }, untrusted(sample.text), cut(sample)) : null,
+          el("div", { class: "earned" }, verdict(sample)),
+          components(sample),
+        ),
+      ),
+    ),
+  );
+}
+
+const cut = (side) => (side.cut ? el("span", { class: "flag" }, "cut at 20,000 characters") : null);
+
+function verdict({ reward, advantage }) {
+  const tone = advantage > 0 ? "up" : advantage < 0 ? "down" : "";
+  return [
+    el(
+      "span",
+      {},
+      "r ",
+      el("b", { "data-reward": reward ?? "" }, reward === null || reward === undefined ? "not judged" : num(reward)),
+    ),
+    el("span", {}, "A ", el("b", { class: tone, "data-advantage": advantage ?? "" }, signed(advantage))),
+  ];
+}
+
+function components({ parts }) {
+  const entries = Object.entries(parts ?? {});
+  if (!entries.length) return null;
+  const short = (name) => {
+    const cutAt = name.indexOf("/");
+    return cutAt > 0 && name.slice(0, cutAt) in parts ? `· ${name.slice(cutAt + 1)}` : name;
+  };
+  return el(
+    "dl",
+    { class: "components" },
+    entries.map(([name, value]) =>
+      el("div", { "data-part": name }, el("dt", {}, untrusted(short(name))), el("dd", {}, num(value))),
+    ),
+  );
+}
+
+/** The same pair over epochs, asked for when it is opened. */
+function history(line) {
+  const box = el(
+    "details",
+    {
+      class: "history card",
+      open: historyOpen,
+      on: {
+        toggle: () => {
+          historyOpen = box.open;
+          if (box.open && box.childElementCount === 1) fillHistory(box, line);
+        },
+      },
+    },
+    el("summary", {}, "History of this pair over epochs"),
+  );
+  if (historyOpen) fillHistory(box, line);
+  return box;
+}
+
+async function fillHistory(box, line) {
+  const body = el("div", {}, "…");
+  box.append(body);
+  try {
+    const { uses } = await getRun(run, "pair_history", { pair_id: line.pair_id });
+    const rows = uses.map((use) => [
+      use.shown
+        ? el("a", { href: link({ step: use.step, pair: line.pair_id }) }, `step ${use.step}`)
+        : `step ${use.step}`,
+      num(use.understanding),
+      change(uses, use, "understanding"),
+      num(use.generation),
+      change(uses, use, "generation"),
+      num(use.similarity, 4),
+      num(use.weight, 4),
+    ]);
+    if (!body.isConnected) return;
+    body.replaceChildren(
+      uses.length > 2 ? drawHistory(uses) : "",
+      uses.length
+        ? table(
+            "History of the pair",
+            ["used at", "understanding", "since first", "generation", "since first", "similarity", "weight"],
+            rows,
+          )
+        : empty("This pair was used once", "Its history grows with each epoch."),
+    );
+  } catch (error) {
+    body.replaceChildren(el("p", { class: "bad" }, error.message));
+  }
+}
+
+function drawHistory(uses) {
+  dropChart();
+  historyChart = new Chart(
+    "Mean reward of each use",
+    [
+      { label: "understanding", colour: "und" },
+      { label: "generation", colour: "gen", dash: [5, 3] },
+    ],
+    { height: 140, floor: true, synced: false },
+  );
+  historyChart.draw(
+    uses.map((use) => use.step),
+    ["understanding", "generation"].map((task) => uses.map((use) => use[task] ?? null)),
+  );
+  return historyChart.figure;
+}
+
+function dropChart() {
+  historyChart?.destroy();
+  historyChart = null;
+}
+
+function change(uses, use, task) {
+  const first = uses[0][task];
+  const by = use[task] === null || first === null || first === undefined ? null : use[task] - first;
+  return by === null || use === uses[0] ? "" : el("span", { class: by > 0 ? "up" : by < 0 ? "down" : "" }, signed(by));
+}

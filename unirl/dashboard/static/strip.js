@@ -1,0 +1,161 @@
+// The line that answers "is it alive and well": always in sight, whatever view is open.
+
+import { byId, el, setText } from "./dom.js";
+import { duration, hours, num, plural } from "./format.js";
+
+const AGED = { last: null, at: 0, running: false };
+
+/** The newest line of the run was written `age` seconds ago. */
+export function setAge(age, running) {
+  Object.assign(AGED, { last: age, at: performance.now(), running });
+  tick();
+}
+
+/** Count the age on between two answers of the server. */
+export function tick() {
+  const node = byId("age");
+  if (!node) return;
+  setText(
+    node,
+    AGED.last === null ? "–" : `${duration(AGED.last + (AGED.running ? (performance.now() - AGED.at) / 1000 : 0))} ago`,
+  );
+}
+
+export function drawStrip(summary) {
+  const { run, strip } = summary;
+  const status = strip.stalled ? "stalled" : (strip.status ?? run.status ?? "unknown");
+  const running = (strip.status ?? run.status) === "running";
+  const workers = Object.entries(strip.workers ?? {});
+  const down = workers.some(([, [up, total]]) => up < total);
+  const lag = strip.lag?.max ?? 0;
+  const cost = strip.cost ?? {};
+  const age = el("span", { id: "age" });
+  const tiles = [
+    ["Status", el("span", { class: `badge ${status}` }, status), run.reason || null],
+    [
+      "Step",
+      `${num(strip.step, 7)} / ${num(strip.num_steps, 7)}`,
+      el("progress", { max: strip.num_steps || 1, value: strip.step ?? 0, "aria-label": "Steps done" }),
+    ],
+    ["Time left", running ? duration(strip.eta_s) : "–"],
+    [running ? "Last write" : "Written", age, null, strip.stalled && "bad"],
+    ["Workers", ...crew(workers, running), down && running && "warn"],
+    [
+      "Weights",
+      `version ${num(strip.version, 7)}`,
+      typeof strip.lag?.max !== "number" ? null : lag ? `lag ${plural(lag, "update")}` : "no lag",
+      lag > 1 && "warn",
+    ],
+    ["Alerts", String(strip.num_alerts ?? 0), null, strip.num_alerts > 0 && "bad"],
+    [
+      "Cost",
+      cost.gpu_hours ? `${hours(cost.gpu_hours)} GPU-h` : `${hours(cost.cpu_hours ?? 0)} CPU-h`,
+      cost.gpu_hours && cost.cpu_hours ? `${hours(cost.cpu_hours)} CPU-h` : null,
+    ],
+  ];
+  byId("strip").replaceChildren(
+    ...tiles.map(([name, value, note, tone]) =>
+      el(
+        "div",
+        { class: [tone, name === "Workers" && "broad"].filter(Boolean).join(" ") || null },
+        el("dt", {}, name),
+        el(
+          "dd",
+          {},
+          value,
+          note && typeof note !== "string" ? note : null,
+          note && typeof note === "string" ? el("small", {}, note) : null,
+        ),
+      ),
+    ),
+  );
+  setAge(strip.age_s, running);
+  drawAlerts(strip.alerts ?? [], strip.num_alerts ?? 0);
+  drawSkipped(summary.skipped ?? {});
+}
+
+/** How many workers are up, and of which roles; of a run that has ended, which there were. */
+function crew(workers, running) {
+  if (!workers.length) return ["–", null];
+  const sum = (at) => workers.reduce((all, [, counts]) => all + counts[at], 0);
+  const parts = workers.map(([role, [up, total]]) =>
+    el(
+      "span",
+      { class: up < total && running ? "part bad" : "part" },
+      running ? `${role} ${up}/${total}` : `${role} ${total}`,
+    ),
+  );
+  return [running ? `${sum(0)} / ${sum(1)} up` : "ended", el("small", {}, parts)];
+}
+
+let announced = null;
+
+function drawAlerts(alerts, total) {
+  const box = byId("alerts");
+  box.hidden = !alerts.length;
+  if (!alerts.length) return;
+  const newest = alerts.at(-1);
+  const key = JSON.stringify([total, alerts]);
+  if (announced === key) return;
+  if (announced !== null) announce(`New alert: ${newest.message}`);
+  announced = key;
+  const items = [...alerts]
+    .reverse()
+    .map((alert) =>
+      el(
+        "li",
+        { class: alert.severity === "stop" ? "stop" : "" },
+        el(
+          "b",
+          {},
+          alert.step === undefined || alert.step === null
+            ? (alert.sentinel ?? alert.kind ?? "alert")
+            : `step ${alert.step} · ${alert.sentinel ?? alert.kind ?? "alert"}`,
+        ),
+        " ",
+        String(alert.message ?? ""),
+        alert.remedy ? el("span", { class: "remedy" }, ` ${alert.remedy}`) : null,
+      ),
+    );
+  const open = box.querySelector("details")?.open;
+  box.replaceChildren(
+    el("ul", {}, items[0]),
+    total > 1
+      ? el(
+          "details",
+          { open },
+          el(
+            "summary",
+            {},
+            `${plural(total - 1, "earlier alert")}${total > alerts.length ? `, the last ${alerts.length - 1} here` : ""}`,
+          ),
+          el("ul", {}, items.slice(1)),
+        )
+      : null,
+  );
+}
+
+const SKIPPED = {
+  bad_lines: ["unreadable line"],
+  bad_files: ["unreadable evaluation"],
+  refused_files: ["file that leads out of the run", "files that lead out of the run"],
+  refused_images: ["image name that is none", "image names that are none"],
+  values_beyond_limit: ["value beyond the limits", "values beyond the limits"],
+  missing_images: ["missing image"],
+  repeated_steps: ["repeated step"],
+  clock_jumps: ["jump of the clock", "jumps of the clock"],
+};
+
+function drawSkipped(skipped) {
+  const said = Object.entries(skipped)
+    .filter(([, n]) => n > 0)
+    .map(([name, n]) => plural(n, ...(SKIPPED[name] ?? [name.replaceAll("_", " "), name.replaceAll("_", " ")])));
+  const box = byId("skipped");
+  box.hidden = !said.length;
+  setText(box, said.length ? `Skipped in this run directory: ${said.join(", ")}.` : "");
+}
+
+/** Say it to a screen reader, once. */
+export function announce(text) {
+  setText(byId("announcer"), text);
+}
