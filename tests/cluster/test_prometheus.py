@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,12 @@ def process(folder, *command):
     try:
         yield started
     finally:
-        if started.poll() is None:
-            os.killpg(started.pid, signal.SIGTERM)
-            started.wait(60)
+        started.terminate()  # the driver alone: it ends its actors
+        try:
+            started.wait(150)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
 
 
 def one(server, expression):
