@@ -25,6 +25,7 @@ FAILED, USAGE, ENVIRONMENT, DATA, CLUSTER = 1, 2, 3, 4, 5
 # By name, because importing these classes would import the packages that raise them. First match along the ancestry.
 EXIT_CODES = {
     "ConfigError": USAGE,
+    "OptionError": USAGE,
     "ModuleNotFoundError": ENVIRONMENT,
     "DataError": DATA,
     "FileNotFoundError": DATA,

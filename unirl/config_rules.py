@@ -55,6 +55,10 @@ class ConfigError(Exception):
         return ConfigError, (self.problems,)
 
 
+class OptionError(ValueError):
+    """An option of a command that cannot be; says what was expected and what came."""
+
+
 _ABOVE_0 = math.nextafter(0.0, 1.0)
 _BELOW_1 = math.nextafter(1.0, 0.0)
 _SEEDS = 2**31 - 1

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from unirl.config_rules import OptionError
 from unirl.models.canvases import CellLaw, score_canvases
 from unirl.models.llada import LladaConfig, LladaForDiffusion
 from unirl.models.lumina_prompts import PUBLIC_IDS
@@ -45,7 +46,7 @@ class Shape:
         """Refuse what cannot be, before anything is built.
 
         Raises:
-            ValueError: a side that is no whole number of codes, more steps than codes, or another precision.
+            OptionError: a side that is no whole number of codes, more steps than codes, or another precision.
         """
         cells = (self.side // FACTOR) ** 2
         wrong = (
@@ -56,7 +57,7 @@ class Shape:
         )
         for is_wrong, message in wrong:
             if is_wrong:
-                raise ValueError(f"bench shape: {message}; correct the option")
+                raise OptionError(f"bench shape: {message}; correct the option")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from unirl.benchmarks.report import Goal, Report, Row, Table, median_ratio, take_turns
+from unirl.config_rules import OptionError
 from unirl.rewards.hpsv2 import Hpsv2Reward, Precision
 from unirl.types import GenerationSample, RolloutGroup, RolloutRequest, Trajectory
 
@@ -77,7 +78,9 @@ def write_random_clip(file: Path, model_name: str) -> Path:
 
 def _measure(name: str, bench: RewardBench) -> Row:
     if open_clip.get_model_config(name) is None:
-        raise ValueError(f"bench reward: expected open_clip architectures in --models; got {name!r}; HPSv2 is ViT-H-14")
+        raise OptionError(
+            f"bench reward: expected open_clip architectures in --models; got {name!r}; HPSv2 is ViT-H-14"
+        )
     with tempfile.TemporaryDirectory(prefix="unirl-bench-") as folder:
         checkpoint = bench.checkpoint or write_random_clip(Path(folder) / "clip.safetensors", name)
         reward = Hpsv2Reward(checkpoint=checkpoint, model_name=name, precision=bench.precision)

@@ -16,6 +16,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from unirl.algorithms.cross_entropy import sliced_cross_entropy
+from unirl.config_rules import OptionError
 from unirl.models.joint_policy import JointHead
 from unirl.models.packed_attention import document_arguments, use_packed_attention
 
@@ -61,7 +62,7 @@ class SftShape:
         """Refuse what cannot be, before anything is built.
 
         Raises:
-            ValueError: heads that do not divide the width, no room for the codes, or another precision.
+            OptionError: heads that do not divide the width, no room for the codes, or another precision.
         """
         wrong = (
             (self.width % self.heads != 0, f"expected --heads to divide --width {self.width}; got {self.heads}"),
@@ -72,7 +73,7 @@ class SftShape:
         )  # fmt: skip
         for is_wrong, message in wrong:
             if is_wrong:
-                raise ValueError(f"bench sft-shape: {message}; correct the option")
+                raise OptionError(f"bench sft-shape: {message}; correct the option")
 
     @property
     def layer_weights(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unirl.config import AblationConfig, RlConfig, SftConfig
 from unirl.config_loading import load_config, to_yaml
-from unirl.config_rules import ConfigError
+from unirl.config_rules import ConfigError, Problem
 from unirl.data.atomic import atomic_file
 from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of, training_rewards
 from unirl.evaluation.ablation_report import Ablation, Curve, write_ablation_report
@@ -104,10 +104,14 @@ def runs_of(config: AblationConfig, folder: Path) -> Iterator[ArmRun]:
                 is_sft = config.job == "sft"
                 loaded = load_config(files, settings, SftConfig) if is_sft else load_config(files, settings, RlConfig)
             except ConfigError as error:
-                raise ConfigError(
-                    [replace(problem, key=f"arm {name}: {problem.key}") for problem in error.problems]
-                ) from error
+                raise ConfigError([_of_arm(name, problem) for problem in error.problems]) from error
             yield ArmRun(arm=name, seed=seed, config=loaded, folder=folder / name)
+
+
+def _of_arm(name: str, problem: Problem) -> Problem:
+    """The problem of one arm, and what mends it in a grid."""
+    fix = f"add settings=[{problem.key}=VALUE], for every arm" if problem.value == "???" else problem.fix
+    return replace(problem, key=f"arm {name}: {problem.key}", fix=fix)
 
 
 def _make(
@@ -203,7 +207,9 @@ def _plan(config: AblationConfig, runs: Sequence[ArmRun]) -> str:
     reference = config.reference or next(iter(config.arms))
     lines = ["all arms: " + " ".join([*config.files, *config.settings])]
     for name, arm in config.arms.items():
-        lines.append(f"{name}{' (reference)' if name == reference else ''}: {' '.join([*arm.files, *arm.settings])}")
+        lines.append(
+            f"{name}{' (reference)' if name == reference else ''}: {' '.join([*arm.files, *arm.settings]) or 'nothing more'}"
+        )
     left = sum(not is_finished(run.run_dir) for run in runs)
     seeds = ", ".join(map(str, config.seeds))
     lines.append(f"{len(runs)} runs of `unirl {config.job}`: {len(config.arms)} arms, seeds {seeds}; {left} are left")

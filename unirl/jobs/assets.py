@@ -49,7 +49,7 @@ def resolve_checkpoint(name: str) -> Path:
         folder = _path(name, *(f"lab:{one}" for one in known))
     if not (folder / "config.json").is_file():
         raise DataError(
-            f"{folder}: expected a Hugging Face checkpoint folder with config.json; got none; correct model.path"
+            f"{folder}: expected a Hugging Face checkpoint folder with config.json; got none; correct the path"
         )
     try:
         stored_tensors(folder)

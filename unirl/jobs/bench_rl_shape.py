@@ -32,6 +32,7 @@ from unirl.config import (
     SamplingConfig,
     TextSampling,
 )
+from unirl.config_rules import OptionError
 from unirl.data.pair_source import StepResult
 from unirl.jobs.local import LocalPublication, LocalRewards, LocalRollouts
 from unirl.jobs.parts import Parts
@@ -79,10 +80,10 @@ class RlShape:
         """Refuse an unknown size.
 
         Raises:
-            ValueError: names the known ones.
+            OptionError: names the known ones.
         """
         if self.size not in SIZES:
-            raise ValueError(f"bench rl-shape: expected --shape {', '.join(SIZES)}; got {self.size}; correct it")
+            raise OptionError(f"bench rl-shape: expected --shape {', '.join(SIZES)}; got {self.size}; correct it")
 
 
 def measure_rl_shape(shape: RlShape) -> Report:
