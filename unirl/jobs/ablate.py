@@ -207,9 +207,8 @@ def _plan(config: AblationConfig, runs: Sequence[ArmRun]) -> str:
     reference = config.reference or next(iter(config.arms))
     lines = ["all arms: " + " ".join([*config.files, *config.settings])]
     for name, arm in config.arms.items():
-        lines.append(
-            f"{name}{' (reference)' if name == reference else ''}: {' '.join([*arm.files, *arm.settings]) or 'nothing more'}"
-        )
+        own = " ".join([*arm.files, *arm.settings]) or "nothing more"
+        lines.append(f"{name}{' (reference)' if name == reference else ''}: {own}")
     left = sum(not is_finished(run.run_dir) for run in runs)
     seeds = ", ".join(map(str, config.seeds))
     lines.append(f"{len(runs)} runs of `unirl {config.job}`: {len(config.arms)} arms, seeds {seeds}; {left} are left")
