@@ -74,7 +74,7 @@ def plain(lab_folder):
     return build_sampler(MODEL, lab_folder, engine_config(backend="torch"), "both")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(lab_folder):
     """The two-stream engine on the lab's checkpoint; whoever changes its weights puts them back."""
     return build_sampler(MODEL, lab_folder, engine_config(deterministic=False), "both")
