@@ -68,13 +68,16 @@ class Sentinels:
             self._read_conditions(read_lines(run_dir / "events.jsonl"))
 
     def _read_conditions(self, events: Iterable[Mapping[str, object]]) -> None:
+        asked = {sentinel.name for sentinel in SENTINELS if sentinel.find is not None}
         for event in events:
             name, step = event.get("sentinel"), event.get("step")
-            if isinstance(name, str) and isinstance(step, int) and event["kind"] == "alert":
+            if name not in asked or not isinstance(name, str) or not isinstance(step, int):
+                continue
+            if event.get("kind") == "alert over":
+                self._conditions.pop(name, None)
+            else:
                 since = event.get("since", step)
                 self._conditions[name] = _Condition(since if isinstance(since, int) else step, step, None)
-            elif isinstance(name, str) and event["kind"] == "alert over":
-                self._conditions.pop(name, None)
 
     def hold_out(self, samples: Iterable[UnderstandingSample | GenerationSample]) -> None:
         """Name the samples that evaluations use, so that training on them is seen."""
@@ -123,12 +126,11 @@ class Sentinels:
         return Alert(step, sentinel, message, condition.since)
 
     def _over(self, step: int) -> list[str]:
-        # A condition without a detector, such as a stall, is told anew each time it is seen.
         return [n for n, c in self._conditions.items() if step - c.seen >= QUIET_STEPS]
 
     def _end(self, name: str, step: int) -> Alert:
         condition = self._conditions.pop(name)
-        message = f"{name} is over: it held from step {condition.since} to {condition.seen}"
+        message = f"{name} is over; it began at step {condition.since}"
         return Alert(step, sentinel_of(name), message, condition.since)
 
     def _repeated(self, data: StepData) -> list[str]:

@@ -86,7 +86,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(plant=sampling.rollouts_from_tomorrow, sentinel="staleness"),
     Fault(plant=sampling.pictures_not_counted, sentinel="no_gradient"),
     Fault(plant=sampling.cut_short, sentinel="truncated_failures"),
-    Fault(plant=sampling.hangs, sentinel="stalled", settings=("monitoring.stall_after_s=6",)),
+    Fault(plant=sampling.hangs, sentinel="stalled", settings=("monitoring.stall_after_s=15",)),
     Fault(plant=sampling.pixels_lost, sentinel="unread_images"),
     Fault(plant=sampling.pixels_not_embedded, sentinel="unread_images"),
     Fault(plant=sampling.codes_lost, sentinel="unread_images", settings=DIFFUSION),

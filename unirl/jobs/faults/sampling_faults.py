@@ -205,7 +205,7 @@ def hangs() -> AbstractContextManager[None]:
     return replaced(LocalRollouts, "sample", make)
 
 
-HANG_S = 8.0
+HANG_S = 20.0
 
 
 def pixels_lost() -> AbstractContextManager[None]:
