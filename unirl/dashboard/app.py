@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from unirl.dashboard.access import Access
 from unirl.dashboard.pictures import TooLargeError, read_picture
 from unirl.dashboard.run_view import RunView
-from unirl.dashboard.runs import Runs
+from unirl.dashboard.runs import Runs, quoted
 from unirl.dashboard.shown_pairs import PairFilter
 
 STATIC = Path(__file__).with_name("static")
@@ -97,7 +97,7 @@ def _add_run(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/api/compare")
     def compare(request: Request, runs_asked: Annotated[str, Query(alias="runs")]) -> Response:
-        views = {name: _find(runs, name) for name in dict.fromkeys(runs_asked.split(",")) if name}
+        views = {name: _find(runs, quoted(name)) for name in dict.fromkeys(runs_asked.split(",")) if name}
         return _answer(request, _compare(views))
 
 
