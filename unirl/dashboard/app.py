@@ -35,7 +35,7 @@ _SMALL = 1400
 Step = Annotated[int | None, Query(ge=0, lt=1 << 53)]
 
 
-def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "") -> FastAPI:
+def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "") -> Access:
     """The dashboard of a folder of runs, as an ASGI application.
 
     Args:
@@ -48,14 +48,13 @@ def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "")
     """
     runs = Runs(runs_dir)
     app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads)
-    app.add_middleware(Access, token=token or None)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(Exception, _server_error)
     _add_run(app, runs)
     _add_pairs(app, runs)
     _add_files(app, runs)
-    return app
+    return Access(app, token or None, root_path)  # outermost, so that its headers stand on failures too
 
 
 def _add_run(app: FastAPI, runs: Runs) -> None:
