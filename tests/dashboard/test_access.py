@@ -35,6 +35,16 @@ def test_every_answer_carries_the_headers(finished_runs, address, token):
     assert "server" not in answer.headers
 
 
+def test_a_failure_of_ours_carries_the_headers_and_leaves_the_server_up(finished_runs, monkeypatch):
+    monkeypatch.setattr("unirl.dashboard.run_view.RunView.fleet", lambda *_: 1 / 0)
+    client = ask(finished_runs)
+    answer = client.get("/api/run/grid~seed~~0/fleet")
+    assert answer.status_code == 500
+    assert "ZeroDivisionError" in answer.json()["error"]
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert client.get("/api/runs").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

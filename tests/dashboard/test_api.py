@@ -1,6 +1,7 @@
 """Every answer against what the run directory says, as its own reader reads it."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -28,11 +29,38 @@ def test_a_folder_that_is_a_run_lists_itself(finished_run):
     assert client.get("/api/run/seed~~0").json()["run"]["status"] == "finished"
 
 
-def test_a_run_that_begins_later_is_found(own_runs, finished_run):
+def test_runs_of_like_names_are_told_apart(own_runs, tmp_path):
+    for name in ("a/b", "a~b"):
+        (own_runs / name).mkdir(parents=True)
+        (own_runs / name / "run.json").write_text(json.dumps({"id": name}))
+    client = ask(own_runs)
+    assert client.get("/api/run/a~b").json()["run"] == {"id": "a/b"}
+    assert client.get("/api/run/a~~b").json()["run"] == {"id": "a~b"}
+    assert client.get("/api/compare?runs=a/b,a~b").json()["evaluations"].keys() == {"a/b", "a~b"}
+
+
+def test_a_run_that_begins_later_is_found(own_runs, finished_run, monkeypatch):
+    monkeypatch.setattr("unirl.dashboard.runs.LOOK_EVERY_S", 0.0)
     client = ask(own_runs)
     assert client.get("/api/run/two").status_code == 404
-    (own_runs / "two").symlink_to(finished_run)
-    assert len(client.get("/api/runs").json()["runs"]) == 1, "links to folders are not followed"
+    config = make_config(3)
+    RunLog(own_runs / "two", config, config.monitoring).end("finished")
+    assert client.get("/api/run/two").json()["run"]["id"] == "two"
+    (own_runs / "linked").symlink_to(finished_run)
+    ids = {row["id"] for row in client.get("/api/runs").json()["runs"]}
+    assert ids == {"one", "two"}, "links to folders are not followed"
+
+
+def test_only_the_runs_that_were_looked_at_last_stay_in_memory(own_runs, finished_run, monkeypatch):
+    monkeypatch.setattr("unirl.dashboard.runs.MAX_HELD", 1)
+    shutil.copytree(finished_run, own_runs / "two")
+    client = ask(own_runs)
+    asked = "/api/run/{}/metrics?names=learner/loss&since={}"
+    cursor = client.get(asked.format("one", "")).json()["cursor"]
+    assert client.get(asked.format("one", cursor)).json()["reset"] is False
+    client.get(asked.format("two", ""))
+    again = client.get(asked.format("one", cursor)).json()
+    assert (again["reset"], len(again["steps"])) == (True, NUM_STEPS)
 
 
 def test_the_overview_says_what_the_files_say(client, finished_run):

@@ -25,7 +25,7 @@ client = TestClient(create_app(runs), base_url="http://127.0.0.1")
 run = "/api/run/grid~seed~~0"
 for address in ("/api/runs", run, run + "/strip", run + "/metrics?names=learner/loss", run + "/events", run + "/fleet",
                 run + "/pairs?text=a", run + "/pair?step=2&pair_id=pair-2-0", run + "/similarities",
-                run + "/pair_history?pair_id=pair-2-0", "/api/compare?runs=grid~seed~~0"):
+                run + "/pair_history?pair_id=pair-2-0", "/api/compare?runs=grid/seed~0"):
     answer = client.get(address)
     assert answer.status_code == 200, (address, answer.text)
 assert not set(sys.modules) & set({BLOCKED}), set(sys.modules) & set({BLOCKED})

@@ -33,14 +33,15 @@ class Access:
     everybody, as `Authorization: Bearer` or as the cookie that opening `/?token=...` leaves.
     """
 
-    def __init__(self, app: App, token: str | None) -> None:
+    def __init__(self, app: App, token: str | None, root_path: str = "") -> None:
         """Stand before `app`.
 
         Args:
             app: what answers.
             token: secret, or None.
+            root_path: prefix that may stand before the page's path.
         """
-        self._app, self._token = app, token
+        self._app, self._token, self._pages = app, token, ("", root_path.rstrip("/"))
         key = (token or "").encode()
         self._cookie = "unirl_" + hashlib.sha256(b"name" + key).hexdigest()[:8]
         self._proof = hmac.new(key, b"unirl dashboard", "sha256").hexdigest()
@@ -81,8 +82,7 @@ class Access:
             return _error(403, f"expected a request to {names}; got another host name; serve other names with a token")
         # A token in the page's address is exchanged for a cookie, so that it stays in no history.
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
-        is_page = scope["path"].rstrip("/") in ("", scope.get("root_path", "").rstrip("/"))
-        if given and is_page and self._is_token(given[-1]):
+        if given and scope["path"].rstrip("/") in self._pages and self._is_token(given[-1]):
             cookie = f"{self._cookie}={self._proof}; HttpOnly; SameSite=Lax"
             return 303, [(b"location", b"."), (b"set-cookie", cookie.encode())], b""
         kind, _, bearer = headers.get(b"authorization", "").partition(" ")

@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from unirl.dashboard.access import Access
 from unirl.dashboard.pictures import TooLargeError, read_picture
 from unirl.dashboard.run_view import RunView
-from unirl.dashboard.runs import Runs
+from unirl.dashboard.runs import Runs, quoted
 from unirl.dashboard.shown_pairs import PairFilter
 
 STATIC = Path(__file__).with_name("static")
@@ -35,7 +35,7 @@ _SMALL = 1400
 Step = Annotated[int | None, Query(ge=0, lt=1 << 53)]
 
 
-def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "") -> FastAPI:
+def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "") -> Access:
     """The dashboard of a folder of runs, as an ASGI application.
 
     Args:
@@ -48,14 +48,13 @@ def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "")
     """
     runs = Runs(runs_dir)
     app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads)
-    app.add_middleware(Access, token=token or None)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(Exception, _server_error)
     _add_run(app, runs)
     _add_pairs(app, runs)
     _add_files(app, runs)
-    return app
+    return Access(app, token or None, root_path)  # outermost, so that its headers stand on failures too
 
 
 def _add_run(app: FastAPI, runs: Runs) -> None:
@@ -97,7 +96,7 @@ def _add_run(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/api/compare")
     def compare(request: Request, runs_asked: Annotated[str, Query(alias="runs")]) -> Response:
-        views = {name: _find(runs, name) for name in dict.fromkeys(runs_asked.split(",")) if name}
+        views = {name: _find(runs, quoted(name)) for name in dict.fromkeys(runs_asked.split(",")) if name}
         return _answer(request, _compare(views))
 
 

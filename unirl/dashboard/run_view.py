@@ -30,6 +30,7 @@ from unirl.types import TASKS
 MAX_FACTS_BYTES = 1 << 18
 QUICK_BYTES = 4 << 20
 WARM_AFTER_S = 1.5
+WARM_BYTES = 1 << 20
 RECENT_STEPS = 20
 LONG_STEP = 3.0
 """A step that takes so many times the usual counts as stalled, if that is longer than `monitoring.stall_after_s`."""
@@ -70,7 +71,7 @@ class RunView:
             last = last_record(self.folder, "metrics.jsonl")
             return {
                 "status": self._status(),
-                "stalled": self._is_stalled(None),
+                "stalled": self._is_stalled(as_number(last.get("time/step_s"))),
                 "step": last["step"] if type(last.get("step")) is int else 0,
                 "num_steps": self._num_steps(),
                 "updated": self._written() or None,
@@ -207,8 +208,12 @@ class RunView:
 
     def _warm(self) -> None:
         for part in (self._shown, self._used):
-            with self._turn:
-                part.refresh()
+            before = -1
+            while part.tail.position > before and part.tail.unread():
+                before = part.tail.position
+                with self._turn:
+                    part.refresh(WARM_BYTES)
+                time.sleep(0.01)  # whoever waits for its turn gets it
 
     # Facts.
 

@@ -46,6 +46,7 @@ class Runs:
         self._folder = folder.resolve()
         self._turn = threading.Lock()
         self._views: dict[str, RunView] = {}
+        self._segments: dict[str, str] = {}
         self._held: OrderedDict[str, RunView] = OrderedDict()
         self._looked = float("-inf")
         self._look()
@@ -58,25 +59,20 @@ class Runs:
         rows = [{"id": name} | view.brief() for name, view in views]
         return sorted(rows, key=lambda row: row["updated"] or 0.0, reverse=True)
 
-    def find(self, name: str) -> RunView | None:
-        """The run of this id, quoted or plain."""
+    def find(self, segment: str) -> RunView | None:
+        """The run that a segment of a path names; see `quoted`."""
         with self._turn:
-            found = self._known(name)
-            if found is None:
+            if segment not in self._segments:
                 self._look()
-                found = self._known(name)
-            if found is None:
+            name = self._segments.get(segment)
+            if name is None:
                 return None
-            key, view = found
-            self._held[key] = view
-            self._held.move_to_end(key)
+            view = self._held[name] = self._views[name]
+            self._held.move_to_end(name)
             idle = self._held.popitem(last=False)[1] if len(self._held) > MAX_HELD else None
         if idle is not None:
             idle.forget()
         return view
-
-    def _known(self, name: str) -> tuple[str, RunView] | None:
-        return next(((key, view) for key, view in self._views.items() if name in (quoted(key), key)), None)
 
     def _look(self) -> None:
         if time.monotonic() - self._looked < LOOK_EVERY_S:
@@ -88,6 +84,7 @@ class Runs:
             self._views[name] = before.get(name) or RunView(folder)
             if len(self._views) == MAX_RUNS:
                 break
+        self._segments = {quoted(name): name for name in self._views}
 
     def _folders(self) -> Iterator[tuple[str, Path]]:
         if (self._folder / "run.json").is_file():

@@ -77,11 +77,11 @@ class ShownPairs:
         self._rows = _Columns()
         self._missing, self._looked, self._seen = 0, 0.0, (0, 0)
 
-    def refresh(self) -> None:
-        """Take in what was added since; start again when the file is another one."""
+    def refresh(self, most: int | None = None) -> None:
+        """Take in what was added since, or about `most` bytes of it; start again when the file is another one."""
         if self.tail.restarted():
             self._rows, self._seen = _Columns(), (0, 0)
-        for offset, length, record in self.tail.records():
+        for offset, length, record in self.tail.records(most=most):
             if not self._add(offset, length, record):
                 self.tail.bad_lines += 1
 

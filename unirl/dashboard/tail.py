@@ -133,18 +133,21 @@ class Tail:
         finally:
             os.close(file)
 
-    def records(self, every: int = 1) -> Iterator[tuple[int, int, Record]]:
+    def records(self, every: int = 1, most: int | None = None) -> Iterator[tuple[int, int, Record]]:
         """(offset, length, object) of each line that was completed since the last call; call `restarted` before.
 
         Args:
             every: take one line of so many, and pass the others over unread.
+            most: stop after about so many bytes; None goes on to the end.
         """
-        file = self._open()
+        file, begun = self._open(), self.position
         if file is None:
             return
         try:
             size = _CHUNK
             while data := os.pread(file, size, self.position):
+                if most is not None and self.position - begun >= most:
+                    break
                 end = data.rfind(b"\n") + 1
                 if self._skipping:
                     self._skip(data)

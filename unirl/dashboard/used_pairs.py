@@ -31,11 +31,11 @@ class UsedPairs:
         self._places = (array("q"), array("q"))  # offset and length of each line
         self._uses = (array("q"), array("i"))  # hash of a pair's id, line that names it
 
-    def refresh(self) -> None:
-        """Take in what was added since; start again when the file is another one."""
+    def refresh(self, most: int | None = None) -> None:
+        """Take in what was added since, or about `most` bytes of it; start again when the file is another one."""
         if self.tail.restarted():
             self._start()
-        for offset, length, record in self.tail.records():
+        for offset, length, record in self.tail.records(most=most):
             step = _step(record)
             if step is None:
                 self.tail.bad_lines += 1
