@@ -1,10 +1,13 @@
 """What `unirl bench dashboard` measures in a browser, at a small size."""
 
+import pytest
+
 from tests.browser.watching import require_browser, serving
 from tests.monitoring.made_run import make_run
 from unirl.benchmarks import dashboard_browser
 
 
+@pytest.mark.slow
 def test_the_page_is_measured(tmp_path, monkeypatch):
     require_browser()
     for name, small in {"NUM_VISITS": 1, "NUM_SWITCHES": 3, "IDLE_S": 3.0}.items():
