@@ -205,3 +205,19 @@ def test_a_file_cut_or_scribbled_on_anywhere_keeps_the_page_up(finished_run, tmp
 
 JUNK = (b"\n", b"\n\n{}\n", b"null\n", b"\x00" * 30, b"[" * 3000, b'{"a":' * 2000, b"1e999", b"NaN", b"-Infinity",
         b'"\\ud800"', b"9" * 5000, b'{"step":1e3}\n', b'\n{"step":true,"pairs":7}\n', b"&a [*a]\n")  # fmt: skip
+
+
+def test_of_a_pair_that_was_shown_again_the_later_line_counts(own_runs):
+    client, file = ask(own_runs), own_runs / "one" / "pairs.jsonl"
+    before = client.get("/api/run/one/pairs").json()
+    line = json.loads(file.read_bytes().splitlines()[0])
+    add_lines(file, line | {"similarity": 0.125})
+    after = client.get("/api/run/one/pairs").json()
+    assert after["total"] == before["total"]
+    (fact,) = client.get("/api/run/one/pairs", params={"text": line["pair_id"], "step": line["step"]}).json()["pairs"]
+    assert fact["similarity"] == 0.125
+    asked = {"step": line["step"], "pair_id": line["pair_id"]}
+    assert client.get("/api/run/one/pair", params=asked).json()["similarity"] == 0.125
+    file.write_bytes(b"")
+    assert client.get("/api/run/one/pairs").json() == {"total": 0, "pairs": []}
+    assert client.get("/api/run/one/pair", params=asked).status_code == 404
