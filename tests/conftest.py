@@ -63,3 +63,10 @@ def ten_steps(tmp_path_factory):
     out = tmp_path_factory.mktemp("ten_steps")
     subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.ten_steps", str(out)], check=True, timeout=240)
     return out
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in red what was not tested for want of a browser."""
+    skipped = (str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()))
+    for reason in {reason for reason in skipped if "BROWSER TESTS" in reason}:
+        terminalreporter.write_line(reason, red=True, bold=True)

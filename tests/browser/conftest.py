@@ -1,6 +1,6 @@
 import pytest
 
-from tests.browser.watching import CHROMIUM, MISSING, Watched, require_browser
+from tests.browser.watching import CHROMIUM, Watched, require_browser
 from unirl.benchmarks.dashboard_browser import FLAGS
 
 
@@ -23,8 +23,3 @@ def watched(browser, request):
     yield watched
     watched.check()
     context.close()
-
-
-def pytest_terminal_summary(terminalreporter):
-    if MISSING and terminalreporter.stats.get("skipped"):
-        terminalreporter.write_line(f"BROWSER TESTS WERE SKIPPED: {MISSING}", red=True, bold=True)

@@ -9,7 +9,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tests.browser.watching import READY, assert_accessible, serving, until
+from tests.browser.watching import READY, assert_accessible, require_browser, serving, until
 from tests.monitoring.made_run import make_run
 
 HARM = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'><svg onload='window.hit = 1'>"
@@ -18,6 +18,7 @@ RTL, ZERO_WIDTH = "\u202egnp.exe", "pass\u200bword"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    require_browser()
     folder = tmp_path_factory.mktemp("made")
     make_run(folder / "one", num_steps=12, num=5, pairs_every=1, pairs_per_step=2)
     shutil.copytree(folder / "one", folder / "arm" / "seed-1")

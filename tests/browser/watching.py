@@ -20,7 +20,9 @@ MISSING = "" if CHROMIUM else "no chromium on PATH (apt-get install chromium), o
 def require_browser():
     """Skip what needs a browser where there is none, and fail there when UNIRL_REQUIRE_BROWSER=1."""
     if MISSING:
-        (pytest.fail if os.environ.get("UNIRL_REQUIRE_BROWSER") == "1" else pytest.skip)(f"BROWSER TESTS: {MISSING}")
+        (pytest.fail if os.environ.get("UNIRL_REQUIRE_BROWSER") == "1" else pytest.skip)(
+            f"BROWSER TESTS NOT RUN: {MISSING}"
+        )
 
 
 @contextmanager

@@ -99,6 +99,6 @@ def _open(page: Any, url: str, view: str) -> float:
 def _idle_bytes(page: Any) -> float:
     """Bytes of answers, headers left out, per poll while nothing new comes."""
     answers = []
-    page.on("requestfinished", answers.append)
+    page.on("requestfinished", lambda request: answers.append(request))
     page.wait_for_timeout(IDLE_S * 1000)
     return sum(request.sizes()["responseBodySize"] for request in answers) / (IDLE_S / POLL_S)

@@ -93,12 +93,14 @@ function latest() {
 
 async function show(view) {
   drawNavigation(view);
-  if (opened?.view === view && opened.run === context.run) return view.update(context);
-  close();
-  opened = { view, run: context.run };
-  const panel = byId("panel");
-  panel.className = `view-${view.title.toLowerCase()}`;
-  await view.show(panel, context);
+  if (opened?.view === view && opened.run === context.run) await view.update(context);
+  else {
+    close();
+    opened = { view, run: context.run };
+    const panel = byId("panel");
+    panel.className = `view-${view.title.toLowerCase()}`;
+    await view.show(panel, context);
+  }
   document.body.dataset.view = view.title.toLowerCase();
 }
 
@@ -234,6 +236,7 @@ function start() {
   document.addEventListener("visibilitychange", () => document.hidden || round());
   onChange((now, before) => {
     if (now.view === "overview" && now.range !== before.range) close();
+    if (opened?.view === VIEWS[now.view] && now.view === before.view && now.pair !== before.pair) opened.view.hurry?.();
     round();
   });
   setInterval(tick, 1000);

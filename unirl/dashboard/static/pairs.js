@@ -10,7 +10,7 @@ import { go, link, state } from "./state.js";
 const PAGE = 50;
 const FILTERS = ["kind", "zero", "task", "min", "max", "text", "at"];
 
-let root, run, list, found, shownKey, historyOpen, historyChart;
+let root, run, list, found, shownKey, asked, historyOpen, historyChart;
 
 export const pairs = {
   title: "Pairs",
@@ -20,6 +20,7 @@ export const pairs = {
     run = context.run;
     found = null;
     shownKey = null;
+    asked = null;
     list = el("ol", { class: "pair-list", "aria-label": "Pairs, newest first" });
     root.replaceChildren(
       filters(),
@@ -59,6 +60,8 @@ export const pairs = {
     }
     await drawChosen();
   },
+  /** The reader chose another pair: show it before anything else is asked for. */
+  hurry: () => found && drawChosen().catch(() => null), // the round that follows says what went wrong
   hide: dropChart,
   keys: {
     j: () => move(1),
@@ -227,11 +230,18 @@ async function drawChosen() {
     holder.replaceChildren(noPairs());
     return;
   }
-  if (keyOf(pair) === shownKey) return;
   const key = keyOf(pair);
+  if (key === shownKey) return;
   markChosen();
-  const line = await getRun(run, "pair", { step: pair.step, pair_id: pair.pair_id });
-  if (keyOf(chosen()) !== key) return; // The reader has moved on.
+  if (asked?.key !== key) asked = { key, line: getRun(run, "pair", { step: pair.step, pair_id: pair.pair_id }) };
+  const { line: answer } = asked;
+  let line;
+  try {
+    line = await answer;
+  } finally {
+    if (asked?.line === answer) asked = null;
+  }
+  if (keyOf(chosen()) !== key || shownKey === key) return; // The reader has moved on, or it stands there already.
   shownKey = key;
   dropChart();
   holder.replaceChildren(card(line));
