@@ -213,7 +213,6 @@ def shifted_codes(policy, codes):
 @pytest.mark.parametrize(
     ("method", "defect", "seen"),
     [
-        ("_pixels", no_pixels, ("fail", "pass")),
         ("unconditional", other_null_condition, ("pass", "fail")),
         ("embed_codes", shifted_codes, ("pass", "fail")),
     ],
@@ -224,6 +223,12 @@ def test_a_defect_that_sampler_and_learner_share_is_seen_in_greedy_tokens(still,
     # Up to guidance 3: at 5 the logits of a broken model are large enough to reach the limit by rounding.
     assert not failures(list(verify_gates.check_agreement(still))[:4])
     assert tuple(verdicts(verify_gates.check_greedy(still, independent))) == (*seen, "pass")
+
+
+def test_pictures_that_never_reach_the_prompt_are_refused_by_the_sampler(still, monkeypatch):
+    monkeypatch.setattr(JanusPro, "_pixels", no_pixels)
+    with pytest.raises(ValueError, match="placeholder tokens without pixels"):
+        list(verify_gates.check_agreement(still))
 
 
 def test_a_sampler_that_may_draw_any_id_is_seen_in_its_answers(still, pairs):

@@ -168,7 +168,12 @@ DEFECTS = [
     pytest.param(
         position_shift, [*[AGREEMENT] * 4, GREEDY, GREEDY, SYNC, SYNC], "masks and positions", id="position shift"
     ),
-    pytest.param(dropped_pixels, [GREEDY], "the pixels that reach the prompt", id="dropped pixels"),
+    pytest.param(
+        dropped_pixels,  # the sampler itself refuses, whatever it is asked for
+        [AGREEMENT, "batch company", "padding", GREEDY, SYNC, SYNC, SYNC, "learning rate 0", "gradient"],
+        "placeholder tokens without pixels",
+        id="dropped pixels",
+    ),
     pytest.param(
         dtype_of_the_sampler, [*[AGREEMENT] * 4, GREEDY, SYNC, SYNC], "compare temperature, precision", id="wrong dtype"
     ),
