@@ -53,7 +53,9 @@ def test_a_step_in_the_address_lists_its_pairs(url, watched):
 def test_zooming_keeps_only_the_steps_in_the_address(url, watched):
     page = watched.open(f"{url}#runs=one&range=4-8")
     page.locator("figure summary").first.click()
-    steps = page.locator("details[open] .scroll").last.locator("tbody th").all_inner_texts()
+    table = page.locator("details[open] .scroll").last
+    table.wait_for()
+    steps = table.locator("tbody th").all_inner_texts()
     assert steps == ["8", "7", "6", "5", "4"]
     page.get_by_role("button", name="show all").click()
     until(page, "!location.hash.includes('range')")

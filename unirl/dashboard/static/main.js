@@ -236,8 +236,9 @@ function start() {
   document.addEventListener("visibilitychange", () => document.hidden || round());
   onChange((now, before) => {
     if (now.view === "overview" && now.range !== before.range) close();
-    if (opened?.view === VIEWS[now.view] && now.view === before.view && now.pair !== before.pair) opened.view.hurry?.();
-    round();
+    const onlyPair = link({ ...before, step: now.step, pair: now.pair }) === link();
+    if (onlyPair && now.pair && before.pair !== now.pair && opened?.view.hurry?.()) drawNavigation(opened.view);
+    else round();
   });
   setInterval(tick, 1000);
   round();

@@ -60,8 +60,12 @@ export const pairs = {
     }
     await drawChosen();
   },
-  /** The reader chose another pair: show it before anything else is asked for. */
-  hurry: () => found && drawChosen().catch(() => null), // the round that follows says what went wrong
+  /** The reader chose another pair: show it and ask for nothing else. False when the list is not there yet. */
+  hurry() {
+    if (!found) return false;
+    drawChosen().catch(() => null); // the next round says what went wrong
+    return true;
+  },
   hide: dropChart,
   keys: {
     j: () => move(1),
