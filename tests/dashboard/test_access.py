@@ -35,6 +35,13 @@ def test_every_answer_carries_the_headers(finished_runs, address, token):
     assert "server" not in answer.headers
 
 
+def test_marks_in_place_of_letters_are_no_token(finished_runs):
+    client = ask(finished_runs, token="пароль")
+    assert client.get("/api/runs", headers={"Authorization": "Bearer ??????"}).status_code == 401
+    assert client.get("/", params={"token": "??????"}, follow_redirects=False).status_code == 401
+    assert client.get("/", params={"token": "пароль"}, follow_redirects=False).status_code == 303
+
+
 def test_a_failure_of_ours_carries_the_headers_and_leaves_the_server_up(finished_runs, monkeypatch):
     monkeypatch.setattr("unirl.dashboard.run_view.RunView.fleet", lambda *_: 1 / 0)
     client = ask(finished_runs)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import struct
 import zlib
 
@@ -201,6 +202,39 @@ def test_numbers_that_are_none_break_no_curve(hostile):
     assert values["a"] == [None] * 14
     assert not values.keys() & {"b", "c", "d"}
     assert client.get("/api/run/one").json()["skipped"]["bad_lines"] == 4
+
+
+def test_numbers_too_large_to_add_up_break_no_answer(hostile):
+    run = hostile / "one"
+    (run / "actors").mkdir(exist_ok=True)
+    beat = {"v": 1, "actor": "rollout-text-0", "role": "rollout.text", "state": "idle", "queue": 0, "num_images": 0}
+    beats = [beat | {"time": 100.0 + n, "num_done": 1e308 * n, "num_tokens": 1e308 * n} for n in range(2)]
+    add_lines(run / "actors" / "rollout-text-0.jsonl", *beats)
+    add_lines(run / "metrics.jsonl", {"step": 13, "time": 100.0, "time/step_s": 1e300, "learner/loss": 1.7e308})
+    samples = [{"text": "t", "reward": 1.7e308, "advantage": 0.0, "parts": {}} for _ in range(2)]
+    side = {"id": "q", "question": "?", "gold": "B", "samples": samples}
+    add_lines(run / "pairs.jsonl", {"v": 1, "step": 13, "pair_id": "big", "kind": "aligned", "understanding": side})
+    client = ask(hostile)
+    for path in ("", "/strip", "/fleet", "/pairs", "/metrics?names=learner/loss", "/pair?step=13&pair_id=big"):
+        answer = client.get(f"/api/run/one{path}")
+        assert answer.status_code == 200, path
+        json.loads(answer.text, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to itself", "folder"])
+def test_a_lock_that_is_none_takes_no_run_down(hostile, kind):
+    run = hostile / "one"
+    (run / "lock").unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / "lock")
+    elif kind == "folder":
+        (run / "lock").mkdir()
+    else:
+        (run / "lock").symlink_to("lock")
+    document = json.loads((run / "run.json").read_text()) | {"status": "running", "host": socket.gethostname()}
+    (run / "run.json").write_text(json.dumps(document))
+    runs = {found["id"]: found for found in ask(hostile).get("/api/runs").json()["runs"]}
+    assert runs["one"]["stalled"]
 
 
 def test_memory_is_bounded_by_neither_names_nor_lines(hostile):

@@ -52,7 +52,7 @@ class Prometheus:
 
     def _keep_up(self) -> None:
         """Repeat the gauges, and take in heartbeats, until the run ends."""
-        looked = 0.0
+        looked, complained = 0.0, False
         while not self._ended.wait(REFRESH_EVERY_S):
             try:
                 if time.monotonic() - looked >= LOOK_EVERY_S:
@@ -60,8 +60,9 @@ class Prometheus:
                     self._record(self._fleet.samples(read_heartbeats(self._run.run_dir), time.time()))
                 self._set_gauges()
             except Exception:
-                log.warning("Prometheus: gauges are no longer repeated; the run goes on", exc_info=True)
-                return
+                if not complained:
+                    log.warning("Prometheus: gauges were not repeated; run and mirror go on", exc_info=True)
+                complained = True
 
     def _record(self, samples: Iterable[Sample]) -> None:
         if not ray.is_initialized():  # before its start and after its end nobody could ask

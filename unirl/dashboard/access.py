@@ -94,7 +94,7 @@ class Access:
                       "/?token=TOKEN, or send it as Authorization: Bearer")  # fmt: skip
 
     def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode("latin-1", "replace"), (self._token or "").encode("latin-1", "replace"))
+        return hmac.compare_digest(given.encode(errors="replace"), (self._token or "").encode(errors="replace"))
 
     def _has_cookie(self, header: str) -> bool:
         try:

@@ -18,6 +18,8 @@ MAX_NAME = 200
 _FACTS = frozenset(("v", "step", "time", "attempt", "nonfinite"))
 _NAN = math.nan
 _JUMP_S = 60.0
+MOST = 1e30
+"""Sizes from here on are taken for damage: their sums and products would be infinite."""
 
 Floats = NDArray[np.float64]
 
@@ -217,10 +219,10 @@ class MetricTable:
 
 
 def as_number(value: object) -> float | None:
-    """A JSON number as a finite float; None for anything else, truth values and NaN too."""
-    if type(value) is int:
-        return float(value) if abs(value) < 1 << 1000 else None
-    return value if type(value) is float and math.isfinite(value) else None
+    """A JSON number as a float, if its size is below `MOST`; None for anything else, truth values and NaN too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < MOST else None
 
 
 def thin(columns: Sequence[tuple[str, Floats]], num: int, points: int) -> tuple[NDArray[np.int64], dict[str, Floats]]:
@@ -253,12 +255,12 @@ def thin(columns: Sequence[tuple[str, Floats]], num: int, points: int) -> tuple[
 
 
 def plain(values: Floats, digits: int = 7) -> list[float | None]:
-    """Numbers for JSON with so many digits that count; None for NaN."""
+    """Numbers for JSON with so many digits that count; None for NaN and infinity."""
     with np.errstate(all="ignore"):
         scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(values))))
         usable = np.isfinite(scale) & (scale > 0)
         rounded = np.where(usable, np.round(values * np.where(usable, scale, 1)) / np.where(usable, scale, 1), values)
-    return [None if value != value else value for value in rounded.tolist()]
+    return [value if math.isfinite(value) else None for value in rounded.tolist()]
 
 
 def mean_of(values: Iterable[float]) -> float:

@@ -416,5 +416,5 @@ def _number(line: Mapping[str, Any], name: str) -> float | None:
 def _unix(stamp: str) -> float:
     try:
         return datetime.fromisoformat(stamp).timestamp()
-    except ValueError:
+    except (TypeError, ValueError):
         return 0.0

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 
 # POSIX locks belong to the process: they do not survive in forked children, but do not refuse this process either.
@@ -47,15 +48,18 @@ class FolderLock:
 def is_locked(folder: Path) -> bool:
     """Whether a process is writing the folder.
 
-    Takes a reader's lock for an instant, which refuses nobody but a writer that starts in that instant.
+    Takes a reader's lock for an instant, which refuses nobody but a writer that starts in that instant. What is no
+    plain file of the folder's own, or cannot be read, is nobody's lock.
     """
     if folder.resolve() in _held:
         return True
     try:
-        file = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        file = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
         return False
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return False
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True

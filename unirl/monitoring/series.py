@@ -85,7 +85,7 @@ SERIES: tuple[Series, ...] = (
     _gauge("sft_accuracy", "sft/accuracy/(?P<modality>text|image)", "Targets that were the likeliest.", "modality"),
     _counter("rollout_samples", "rollout/num_completions/(?P<modality>text|image)", "Completions sampled.", "modality"),
     _counter("rollout_quarantined", "rollout/num_quarantined", "Requests that were given up."),
-    _counter("actor_restarts", "(?P<role>rollout|reward)/num_restarts", "Workers that were replaced.", "role"),
+    _counter("actor_restarts", "(?P<role>rollout|reward|learner)/num_restarts", "Workers that were replaced.", "role"),
     _counter("skipped_updates", "learner/skipped_updates", "Updates left out for want of a signal."),
     _histogram("step_seconds", "time/step_s", "Seconds of a step."),
     _histogram("rollout_seconds", "time/rollout_s", "Seconds of a step's rollout."),
@@ -138,13 +138,14 @@ def read_heartbeats(run_dir: Path) -> list[dict[str, Any]]:
     for path in sorted((run_dir / "actors").glob("*.jsonl")):
         if path.stem.endswith(".1"):  # rotated away
             continue
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().split(b"\n")[:-1]
         try:
-            beats.append(json.loads(lines[-1]))
-        except (IndexError, ValueError):
-            continue  # just begun, or torn
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 4096))
+                beat = json.loads(file.read().split(b"\n")[-2])
+        except (OSError, IndexError, ValueError):
+            continue  # rotated meanwhile, just begun, or torn
+        if isinstance(beat, dict) and "actor" in beat:
+            beats.append(beat)
     return beats
 
 

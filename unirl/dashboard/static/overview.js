@@ -8,7 +8,7 @@ import { Series, smooth } from "./series.js";
 import { go, state } from "./state.js";
 
 const PHASES = ["text_rollout", "image_rollout", "decode", "reward", "score", "backward", "sync", "idle", "other"];
-const HUES = ["a", "b", "c", "d", "e", "f", "g", "h"];
+const HUES = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
 export const taskColour = (task) => ({ understanding: "und", generation: "gen" })[task] ?? "c";
 export const kindColour = (kind) => (kind === "aligned" ? "aligned" : "retrieved");
 
