@@ -51,7 +51,9 @@ def one(server, expression):
     return value
 
 
-def test_before_ray_is_up_and_after_its_end_nothing_is_written_and_nothing_fails(tmp_path):
+def test_before_ray_is_up_and_after_its_end_nothing_is_written_and_nothing_fails(tmp_path, monkeypatch):
+    # Other tests of this process may have a Ray.
+    monkeypatch.setattr("unirl.cluster.prometheus.ray.is_initialized", lambda: False)
     mirror = Prometheus()
     mirror.open(MirroredRun(run_dir=tmp_path, id="run", created="", settings=""))
     mirror.write(1, {"policy/kl": 0.1, "time/step_s": 2.0, "learner/skipped_updates": 1.0})

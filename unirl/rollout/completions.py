@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -100,7 +101,8 @@ def reads_image(policy: Any, request: RolloutRequest, ids: NDArray[np.int32], sa
     """
     sample = request.sample
     assert isinstance(sample, UnderstandingSample), "only questions have pictures"
-    noise = np.random.default_rng(0).integers(0, 256, sample.image.shape, dtype=np.uint8)
+    # Of the picture's own seed: no picture is its own noise.
+    noise = np.random.default_rng(crc32(sample.image.tobytes())).integers(0, 256, sample.image.shape, dtype=np.uint8)
     if not np.array_equal(ids, policy.encode(replace(sample, image=noise), sampling).ids):
         return True
     if not hasattr(policy, "embed_prompts"):
