@@ -82,7 +82,7 @@ def test_two_workers_give_the_tokens_of_one_process(pool, config, checkpoint, re
     assert pool.take_activities() == []
 
 
-def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, config, requests_of, kill_actor):
+def test_killed_workers_are_replaced_and_every_request_is_answered_once(pool, config, requests_of, kill_actor, events):
     requests = requests_of(8, 2)
     stream = pool.sample(requests, config.rollout.sampling)
     groups = [next(stream)]
