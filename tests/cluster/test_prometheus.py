@@ -69,6 +69,7 @@ def test_the_files_are_what_prometheus_takes():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_every_expression_has_values_in_a_real_prometheus(tmp_path):
     find_binary("prometheus")
     port, run_dir = free_port(), tmp_path / "made"
