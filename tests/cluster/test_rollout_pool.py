@@ -204,6 +204,16 @@ def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of,
     def heal(worker):
         type(worker._sampler).load_weights = worker.kept
 
+    def blind(worker):
+        def fail(self):
+            raise RuntimeError("no memory left to read weights")
+
+        worker.slices = type(worker._sampler).weight_slices
+        type(worker._sampler).weight_slices = fail
+
+    def see(worker):
+        type(worker._sampler).weight_slices = worker.slices
+
     def stale_after(publication, **settings):
         pool.load_weights(publication, **settings)
         list(pool.sample(requests_of(2, 2), config.rollout.sampling))
@@ -217,6 +227,10 @@ def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of,
     assert stale_after(published(22, factor=3), wait=False) == [deaf.name]
     ray_session.get(deaf.handle.__ray_call__.remote(heal))
     assert stale_after(published(23)) == []
+    ray_session.get(deaf.handle.__ray_call__.remote(blind))
+    assert stale_after(published(24)) == [deaf.name], "weights that cannot be compared are not taken for the same"
+    ray_session.get(deaf.handle.__ray_call__.remote(see))
+    assert stale_after(published(25)) == []
     assert pool.take_restarts() == 0
 
 

@@ -108,8 +108,12 @@ def test_answers_are_cut_off_in_two_steps_running():
 
 def test_one_task_dominates_in_two_steps_running():
     line = {"learner__grad_norm__understanding": 0.01, "learner__grad_norm__generation": 0.5}
-    assert heard([changed(1, **line), healthy(2), changed(3, **line)]) == []
+    alike = {"learner__grad_norm__understanding": 0.4, "learner__grad_norm__generation": 0.5}
+    assert heard([changed(1, **line), changed(2, **alike), changed(3, **line)]) == []
     assert heard([changed(1, **line), changed(2, **line)]) == ["dominating_modality"]
+    unmeasured = healthy(2)
+    assert not any("grad_norm/" in name for name in unmeasured[1]), "as of several ranks at ZeRO 0 or 1"
+    assert heard([changed(1, **line), unmeasured, changed(3, **line)]) == ["dominating_modality"]
 
 
 @pytest.mark.parametrize(

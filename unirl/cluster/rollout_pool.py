@@ -373,6 +373,10 @@ class RolloutPool:
             name, manifest = self._asked.pop(reference)
             try:
                 identity, held = ray.get(reference)
+            except RayTaskError:
+                log.warning("%s: its weights could not be compared with the published ones", name, exc_info=True)
+                stale.append(name)
+                continue
             except RayError:
                 continue  # the worker is gone, and replaced
             is_old = identity is None or identity[0] < manifest.policy_version

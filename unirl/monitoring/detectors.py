@@ -232,7 +232,9 @@ def dominating_modality(look: Look) -> Iterator[str]:
         norms = [line.get(f"learner/grad_norm/{task}") or 0.0 for task in TASKS]
         return min(norms) > 0 and max(norms) > DOMINANT * min(norms)
 
-    if look.lasts(2, dominates):
+    # Where norms cost traffic between ranks, they come in measured steps alone.
+    measured = (line for line in reversed(look.past) if all(f"learner/grad_norm/{task}" in line for task in TASKS))
+    if dominates(look.now) and (before := next(measured, None)) is not None and dominates(before):
         norms = {task: look.now[f"learner/grad_norm/{task}"] for task in TASKS}
         larger = max(norms, key=norms.__getitem__)
         times = max(norms.values()) / min(norms.values())

@@ -154,7 +154,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="dominating_modality",
-        watches="Gradient norms of the tasks: one 30 times as long as the other in two steps running.",
+        watches="Gradient norms of the tasks: one 30 times as long as the other in two measured steps running.",
         normal="Norms within a factor of 5 on the lab.",
         why="Clipping and Adam follow the longer one; the other task is not trained.",
         remedy="Look at token_aggregation, the tasks' numbers of completions, and their advantages' sizes.",
