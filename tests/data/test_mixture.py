@@ -90,3 +90,22 @@ def test_subsets_are_chosen_by_name():
 
 def test_all_is_an_unshuffled_epoch():
     assert mixture(y=SourceConfig(), x=SourceConfig(count=3)).all()[-12:] == [f"y{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("sources", "uses"),
+    [
+        ({"x": SourceConfig(), "y": SourceConfig(weight=0.5)}, 1),
+        ({"x": SourceConfig(weight=1.5)}, 2),
+        ({"x": SourceConfig(), "y": SourceConfig(count=30)}, 3),
+    ],
+)
+def test_a_sequence_comes_so_often_at_most(sources, uses):
+    made = mixture(**sources)
+    assert made.most_uses == uses == max(Counter(epoch(made)).values())
+
+
+def test_sources_of_one_store_may_overlap():
+    store, sources = Store("x", 30), {"all": SourceConfig(), "again": SourceConfig(subsets=("b",))}
+    made = Mixture(dict.fromkeys(sources, store), sources, seed=0, samples_per_step=8)
+    assert made.most_uses == 2 == max(Counter(epoch(made)).values())

@@ -15,7 +15,7 @@ from tests.sequences import random_sequences
 from unirl.config import LearnerConfig, ModelConfig, SftLossConfig
 from unirl.learner.engine import RankPlace
 from unirl.learner.sft_learner import SftLearner, SftSettings
-from unirl.learner.sft_targets import target_mask
+from unirl.learner.sft_targets import count_targets, target_mask
 from unirl.models import anole
 from unirl.models.policy import load_interleaved
 from unirl.types import TokenKind
@@ -106,6 +106,9 @@ def test_one_update_equals_a_plain_loop(make_learner, load, sequences, reduction
     assert metrics["sft/nats/text"] == pytest.approx(text.mean().item(), abs=1e-6)
     assert metrics["sft/nats/image"] == pytest.approx(image.mean().item(), abs=1e-6)
     assert metrics["sft/num_targets/text"] == len(text)
+    assert metrics["sft/num_lost_targets"] == 0
+    assert metrics["sft/num_learned/text"] == len(sequences) > metrics["sft/num_learned/image"] > 0
+    assert metrics["sft/moved_fraction"] > 0.5
     assert metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     expected = policy.module.state_dict()
     for name, value in weights(learner).items():
@@ -142,8 +145,40 @@ def test_text_alone_leaves_the_rows_of_codes_alone(make_learner, folder):
 def test_learning_rate_zero_changes_no_weight(make_learner, sequences):
     learner = make_learner(learner={"lr": 0.0})
     before = weights(learner)
-    learner.update(learner.prepare(sequences), 1)
+    metrics = learner.update(learner.prepare(sequences), 1)
     assert all(torch.equal(value, before[name]) for name, value in weights(learner).items())
+    assert metrics["sft/moved_fraction"] == 0
+
+
+@pytest.mark.parametrize("form", ["sliced", "masked"])
+def test_gradients_of_each_modality_at_the_states_that_predict(make_learner, load, sequences, form):
+    loss = {"form": form, "text_weight": 0.5, "rows_at_once": 5}
+    learner = make_learner(loss=loss)
+    found = learner.update(learner.prepare(sequences), 1)
+
+    module, squares = load().module, {"text": 0.0, "image": 0.0}
+    vocabulary, config = learner.policy.layout.vocabulary, learner._settings.loss
+    total = sum(sum(count_targets(sequence, config).values()) for sequence in sequences)
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence.ids).long()
+        states = module.model(input_ids=ids[None]).last_hidden_state[0].detach()
+        for place in np.flatnonzero(target_mask(sequence, config)):
+            is_code = bool(vocabulary.is_code[sequence.ids[place]])
+            state = states[place - 1].requires_grad_()
+            logits = functional.linear(state, module.lm_head.weight)[torch.from_numpy(vocabulary.is_code) == is_code]
+            target = functional.linear(state, module.lm_head.weight)[ids[place]]
+            (gradient,) = torch.autograd.grad(torch.logsumexp(logits, 0) - target, state)
+            weight = (1.0 if is_code else 0.5) / total
+            squares["image" if is_code else "text"] += float((weight * gradient).square().sum())
+    for name, square in squares.items():
+        assert found[f"sft/grad_norm/{name}"] == pytest.approx(square**0.5, rel=1e-5)
+
+
+def test_a_modality_that_weighs_nothing_has_no_norm(make_learner, sequences):
+    learner = make_learner(loss={"image_weight": 0.0})
+    found = learner.update(learner.prepare(sequences), 1)
+    assert found["sft/grad_norm/text"] > 0
+    assert "sft/grad_norm/image" not in found
 
 
 @pytest.mark.parametrize("case", CASES)

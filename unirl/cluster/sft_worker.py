@@ -7,6 +7,7 @@ from typing import Any
 from unirl.config import SftConfig, SourceConfig
 from unirl.data.mixture import Mixture
 from unirl.data.prefetch import Prefetch
+from unirl.data.seen_sequences import SeenSequences
 from unirl.data.token_store import TokenStore
 from unirl.learner.engine import RankPlace
 from unirl.learner.sft_learner import SftLearner, SftSettings, StepWork
@@ -51,16 +52,23 @@ class SftWorker:
         place = RankPlace(rank=rank, world_size=config.learner.num_ranks, address=address[0], port=address[1])
         policy = load_interleaved(config.model, checkpoint)
         self._learner = SftLearner(policy, SftSettings.of(config, self._num_steps), place)
-        self._ahead: Prefetch[StepWork] | None = None
+        heldout = self._heldout.all() if self._heldout else []
+        # One rank looks for all: every rank is given all sequences.
+        self._seen = SeenSequences(heldout, most_uses=self._mixture.most_uses) if rank == 0 else None
+        self._ahead: Prefetch[tuple[StepWork, dict[str, float]]] | None = None
 
     def update(self, step: int) -> dict[str, float]:
         """Learn from the sequences of step number `step`, counted from 1."""
         if self._ahead is None:
-            self._ahead = Prefetch(
-                lambda number: self._learner.prepare(self._mixture.step(number - 1)), step, self._num_steps
-            )
-        work = self._ahead.take(step)
-        return self._learner.update(work, step) | {"sft/data_wait_s": self._ahead.wait_s}
+            self._ahead = Prefetch(self._prepare, step, self._num_steps)
+        work, seen = self._ahead.take(step)
+        return self._learner.update(work, step) | seen | {"sft/data_wait_s": self._ahead.wait_s}
+
+    def _prepare(self, step: int) -> tuple[StepWork, dict[str, float]]:
+        """The work of a step, and what was seen in its sequences."""
+        sequences = self._mixture.step(step - 1)
+        epoch = (step - 1) // self._mixture.steps_per_epoch
+        return self._learner.prepare(sequences), self._seen.look(step, epoch, sequences) if self._seen else {}
 
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy over the held-out sequences; nothing when there are none."""
@@ -80,6 +88,11 @@ class SftWorker:
 
     def close(self) -> None:
         """End the thread and leave the process group."""
+        self.close_ahead()
+        self._learner.close()
+
+    def close_ahead(self) -> None:
+        """Forget what was made ahead; the next update begins anew."""
         if self._ahead is not None:
             self._ahead.close()
-        self._learner.close()
+            self._ahead = None

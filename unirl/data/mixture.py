@@ -1,8 +1,10 @@
 """Which sequences a step learns from: sources by weights and counts, in an order keyed by seed and epoch alone."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,9 +69,22 @@ class Mixture:
         chosen = self._order(epoch)[place * self._size : (place + 1) * self._size]
         return [self._sources[source].store[int(row)] for source, row in chosen]
 
+    @property
+    def most_uses(self) -> int:
+        """Times that a sequence may come in an epoch; sources of one store may overlap."""
+        uses = Counter[int]()
+        for source in self._sources:
+            uses[id(source.store)] += -(-len(source.epoch(self._seed, 0)) // len(source.rows))
+        return max(uses.values())
+
     def counts(self) -> dict[str, int]:
         """Sequences of each source in an epoch."""
         return {source.name: len(source.epoch(self._seed, 0)) for source in self._sources}
+
+    def rejected(self) -> dict[str, tuple[int, int, Path]]:
+        """Samples that were left out, all samples, and folder of the store of each source, whatever is taken of it."""
+        stores = {source.name: source.store for source in self._sources}
+        return {name: (store.num_rejected, store.num_samples, store.folder) for name, store in stores.items()}
 
     def all(self) -> list[TokenSequence]:
         """Every sequence of an epoch by source, unshuffled: what an evaluation scores."""

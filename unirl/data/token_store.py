@@ -227,6 +227,8 @@ class TokenStore:
         manifest = _read_manifest(folder, fingerprint)
         self._tables = [_open_shard(folder, facts) for facts in manifest["shards"] if facts["num_sequences"]]
         self.num_rejected: int = manifest["num_rejected"]
+        self.num_samples: int = sum(facts["num_samples"] for facts in manifest["shards"])
+        """Those that were left out among them."""
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.lengths = np.concatenate([_lengths(table) for table in self._tables])
         """[N] tokens of each sequence."""

@@ -15,6 +15,9 @@ from unirl.learner.gradient_parts import GradientParts, gradient_sums
 from unirl.learner.weights import Bucket, WeightExport
 from unirl.types import WeightsManifest
 
+SAMPLED = 64
+"""Values of a tensor that are looked at to see whether it moves."""
+
 
 class RankEngine:
     """All ranks call the same methods in the same order."""
@@ -95,6 +98,13 @@ class RankEngine:
                 "the last checkpoint"
             )
         return norm
+
+    @torch.no_grad()
+    def sampled_weights(self) -> Tensor:
+        """[n] up to 64 values of each trained tensor, of what this rank holds of it, in order; a copy."""
+        held = [getattr(parameter, "ds_tensor", parameter).flatten() for parameter in self._trainable]
+        picked = [values[:: max(1, len(values) // SAMPLED)][:SAMPLED] for values in held]
+        return torch.cat([values.to(self.device, torch.float32) for values in picked])
 
     def gather(self, own: Any) -> list[Any]:
         """What every rank gave, in their order."""

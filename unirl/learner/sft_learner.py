@@ -75,6 +75,8 @@ class StepWork:
     """Over all ranks."""
     num_tokens: int
     """Over all ranks."""
+    num_learned: dict[Modality, int]
+    """Sequences with a target of each modality, over all ranks."""
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ class _Sums:
     nats: float = 0.0
     hits: int = 0
     count: int = 0
+    square: float = 0.0
+    """Of the gradient at the states that predict them."""
 
     def add(self, loss: ModalityLoss) -> None:
         self.nats += float(loss.nats.detach().double().sum())
@@ -91,7 +95,9 @@ class _Sums:
         self.count += len(loss.hits)
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        return _Sums(self.nats + other.nats, self.hits + other.hits, self.count + other.count)
+        return _Sums(
+            self.nats + other.nats, self.hits + other.hits, self.count + other.count, self.square + other.square
+        )
 
 
 class SftLearner:
@@ -108,7 +114,11 @@ class SftLearner:
         self._engine = RankEngine(policy.module, settings.learner, place, keep_checkpoints=settings.keep_checkpoints)
         # Of one row on every rank.
         self._row_tokens = settings.learner.max_tokens_per_micro_batch * place.world_size
-        self._loss = RestrictedLoss(policy.layout, settings.loss, self._engine.device)
+        loss = settings.loss
+        self._weights: dict[Modality, float] = {"text": loss.text_weight, "image": loss.image_weight}
+        self._loss = RestrictedLoss(policy.layout, loss, self._engine.device)
+        self._squares = torch.zeros(len(MODALITIES), device=self._engine.device)
+        self._reached = False
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> StepWork:
         """This rank's share of a step on these sequences, which all ranks are given.
@@ -128,6 +138,7 @@ class SftLearner:
             num_targets=totals,
             num_sequences=len(sequences),
             num_tokens=sum(len(sequence.ids) for sequence in sequences),
+            num_learned={name: sum(count[name] > 0 for count in counts) for name in MODALITIES},
         )
 
     def update(self, work: StepWork, step: int) -> dict[str, float]:
@@ -148,25 +159,36 @@ class SftLearner:
         sums = _no_sums()
         problems: list[str] = []
         square = 0.0
+        self._squares.zero_()
+        self._reached = False
         for row in work.rows:
             losses = self._run(row, sums)
             square += self._engine.backward(self._total(losses, scales if row.counted else _NOTHING))
             problems += _problems(row, losses)
+        for name, own in zip(MODALITIES, self._squares.tolist(), strict=True):
+            sums[name].square = own
         everyone = self._engine.gather((problems, square, sums))
         self._refuse([p for found, _, _ in everyone for p in found], sum(s for _, s, _ in everyone), step)
+        before = self._engine.sampled_weights()
         norm = self._engine.step(step)
+        moved = (self._engine.sampled_weights() != before).float()
         self.num_updates += 1
         seconds = time.perf_counter() - started
-        return self._metrics(_added([own for _, _, own in everyone])) | {
-            "learner/grad_norm": norm,
-            "learner/lr": lr,
-            "learner/num_rows": float(work.num_sequences),
-            "learner/num_tokens": float(work.num_tokens),
-            "learner/num_micro_batches": float(len(work.rows)),
-            "learner/update_s": seconds,
-            "sft/fill_fraction": work.num_tokens / (len(work.rows) * self._row_tokens),
-            "sft/tokens_per_s": work.num_tokens / seconds,
-        }
+        total = _added([own for _, _, own in everyone])
+        return (
+            self._metrics(total)
+            | self._checks(work, total, moved)
+            | {
+                "learner/grad_norm": norm,
+                "learner/lr": lr,
+                "learner/num_rows": float(work.num_sequences),
+                "learner/num_tokens": float(work.num_tokens),
+                "learner/num_micro_batches": float(len(work.rows)),
+                "learner/update_s": seconds,
+                "sft/fill_fraction": work.num_tokens / (len(work.rows) * self._row_tokens),
+                "sft/tokens_per_s": work.num_tokens / seconds,
+            }
+        )
 
     @torch.no_grad()
     def evaluate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
@@ -210,27 +232,36 @@ class SftLearner:
         return losses
 
     def _compute(self, batch: Batch, num_parts: dict[Modality, int]) -> tuple[Tensor, ...]:
-        losses = self._loss(self.policy, batch, num_parts)
+        losses = self._loss(self.policy, batch, num_parts, partial(self._measure_gradient, batch.is_code))
         return losses["text"].nats, losses["text"].hits, losses["image"].nats, losses["image"].hits
+
+    def _measure_gradient(self, is_code: Tensor, gradient: Tensor) -> None:
+        """Add the squares of a row's gradient, told apart by what the states predict."""
+        self._reached = True
+        squares = torch.linalg.vector_norm(gradient.detach(), dim=-1, dtype=torch.float32).square()
+        self._squares += torch.stack([(squares * ~is_code).sum(), (squares * is_code).sum()])
 
     def _scales(self, counts: dict[Modality, int]) -> dict[Modality, float]:
         """Factor of a target's nats in the loss of the step."""
-        loss = self._settings.loss
-        weights: dict[Modality, float] = {"text": loss.text_weight, "image": loss.image_weight}
-        if loss.reduction == "tokens":
+        if self._settings.loss.reduction == "tokens":
             total = sum(counts.values())
-            return {name: weights[name] / total for name in MODALITIES}
-        return {name: weights[name] / max(1, counts[name]) for name in MODALITIES}
+            return {name: self._weights[name] / total for name in MODALITIES}
+        return {name: self._weights[name] / max(1, counts[name]) for name in MODALITIES}
 
     def _total(self, losses: dict[Modality, ModalityLoss], scales: dict[Modality, float]) -> Tensor:
         return losses["text"].nats.sum() * scales["text"] + losses["image"].nats.sum() * scales["image"]
 
     def _refuse(self, problems: list[str], square: float, step: int) -> None:
+        if detached := [problem for problem in problems if problem.startswith(_DETACHED)]:
+            raise RuntimeError(
+                f"learner, step {step}: expected a gradient from each modality; got {'; '.join(detached)}; check that "
+                "model.frozen leaves weights of both modalities, and resume from the last checkpoint"
+            )
         if problems or not math.isfinite(square):
             raise RuntimeError(
-                f"learner, step {step}: expected a finite loss with a gradient from each modality; got "
+                f"learner, step {step}: expected a finite loss and gradient; got "
                 f"{'; '.join(problems) or 'NaN or infinity in the gradient'}; look at these samples, lower learner.lr, "
-                "check that model.frozen leaves weights of both modalities, and resume from the last checkpoint"
+                "and resume from the last checkpoint"
             )
         if square == 0.0:
             raise RuntimeError(
@@ -248,6 +279,16 @@ class SftLearner:
                 metrics[f"sft/accuracy/{name}"] = sums[name].hits / sums[name].count
             metrics[f"sft/num_targets/{name}"] = float(sums[name].count)
         return metrics
+
+    def _checks(self, work: StepWork, total: dict[Modality, _Sums], moved: Tensor) -> dict[str, float]:
+        """What tells whether a step was learned from."""
+        checks = {"sft/num_lost_targets": float(sum(work.num_targets[name] - total[name].count for name in MODALITIES))}
+        for name in MODALITIES:
+            checks[f"sft/num_learned/{name}"] = float(work.num_learned[name])
+            if total[name].count and self._weights[name] and self._reached:
+                # The loss was multiplied by the number of ranks.
+                checks[f"sft/grad_norm/{name}"] = math.sqrt(total[name].square) / self._engine.place.world_size
+        return checks | ({"sft/moved_fraction": float(moved.mean())} if len(moved) else {})
 
     def export(self, folder: Path) -> None:
         """Write the policy as a checkpoint folder in its family's public layout. Rank 0 holds all weights meanwhile."""
@@ -280,6 +321,7 @@ class SftLearner:
         self._engine.close()
 
 
+_DETACHED = "no gradient of"
 _NOTHING: dict[Modality, float] = {"text": 0.0, "image": 0.0}
 
 
@@ -295,7 +337,7 @@ def _no_sums() -> dict[Modality, _Sums]:
 def _problems(row: _Row, losses: dict[Modality, ModalityLoss]) -> list[str]:
     """What is wrong with the loss of a row; reported rather than raised, since the other ranks would wait."""
     names = ", ".join(sequence.id for sequence in row.sequences)
-    found = [f"no gradient of {m} in {names}" for m in MODALITIES if not losses[m].nats.requires_grad]
+    found = [f"{_DETACHED} {m} in {names}" for m in MODALITIES if not losses[m].nats.requires_grad]
     return found + [f"NaN or infinity in {m} of {names}" for m in MODALITIES if not losses[m].nats.isfinite().all()]
 
 

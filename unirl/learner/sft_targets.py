@@ -1,6 +1,6 @@
 """Which tokens of a conversation are learned, and the restricted loss over them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,10 +95,23 @@ class RestrictedLoss:
         self._is_code = self._is_code.to(device)
 
     def __call__(
-        self, policy: InterleavedPolicy, batch: Batch, num_parts: dict[Modality, int]
+        self,
+        policy: InterleavedPolicy,
+        batch: Batch,
+        num_parts: dict[Modality, int],
+        on_gradient: Callable[[Tensor], None],
     ) -> dict[Modality, ModalityLoss]:
-        """Nats of every target of the batch, in as many parts of each modality as every rank makes here."""
+        """Nats of every target of the batch, in as many parts of each modality as every rank makes here.
+
+        Args:
+            policy: the model.
+            batch: what goes through it.
+            num_parts: of each modality.
+            on_gradient: is given the gradient [N, H] at the states that predict; not called without one.
+        """
         hidden = policy.hidden_states_of(batch.row)[batch.predictors]
+        if hidden.requires_grad:
+            hidden.register_hook(on_gradient)
         if self._config.form == "masked":
             logits = policy.logits(hidden, "both")
             nats, hits = masked_cross_entropy(logits, batch.targets, self._is_code, self._allowed)

@@ -91,6 +91,14 @@ ADVICE: dict[str, Advice] = {
     "sft/nats/<modality>": Advice("falls, then levels off", "rises: lower `learner.lr`"),
     "sft/accuracy/<modality>": Advice("rises", "as for the nats"),
     "sft/num_targets/<modality>": Advice("steady", "check the mixture's weights"),
+    "sft/num_learned/<modality>": Advice("steady", "check the mixture's weights, and `loss.targets`"),
+    "sft/num_lost_targets": Advice("0", "a defect of the packing: compare `learner/packing.py`"),
+    "sft/grad_norm/<modality>": Advice("both within a factor of 10", "see `loss.reduction` and the loss's weights"),
+    "sft/moved_fraction": Advice(
+        "most in float32, less in bfloat16 and while the rate is low", "0 is a run that learns nothing"
+    ),
+    "sft/repeated_fraction": Advice("0", "two sources that overlap, or rows that are there twice"),
+    "sft/num_leaked": Advice("0", "take the held-out conversations out of the training data"),
     "sft/tokens_per_s": Advice("steady", "see `sft/data_wait_s` and `sft/fill_fraction`"),
     "sft/fill_fraction": Advice("above 0.9", "raise `data.max_length`"),
     "sft/data_wait_s": Advice("near 0", "more `data.encoders`, or tokens encoded beforehand"),

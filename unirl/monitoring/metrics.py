@@ -124,6 +124,24 @@ METRICS: tuple[Metric, ...] = (
     Metric("sft/nats/<modality>", "nats", "mean", "Cross-entropy of a target among the ids of its own modality."),
     Metric("sft/accuracy/<modality>", "1", "mean", "Share of targets that were the likeliest of their modality."),
     Metric("sft/num_targets/<modality>", "tokens", "sum", "Targets of the step."),
+    Metric("sft/num_learned/<modality>", "sequences", "sum", "Sequences of the step with a target of it."),
+    Metric("sft/num_lost_targets", "tokens", "sum", "Targets of the step's sequences that did not reach the loss."),
+    Metric(
+        "sft/grad_norm/<modality>",
+        "1",
+        "mean",
+        "Norm of the loss's gradient at the states that predict its targets, over all rows and ranks, before clipping; "
+        "absent where its weight is 0 or nothing below the head is trained.",
+    ),
+    Metric(
+        "sft/moved_fraction",
+        "1",
+        "mean",
+        "Share of weights that the update changed, in their own precision: of 64 of each trained tensor of the first "
+        "rank.",
+    ),
+    Metric("sft/repeated_fraction", "1", "mean", "Share of sequences that came oftener than an epoch is to have them."),
+    Metric("sft/num_leaked", "sequences", "sum", "Sequences whose prompt, or all of which, is held out."),
     Metric(
         "sft/tokens_per_s", "tokens/s", "mean", "Tokens through the model, targets or not, per second of an update."
     ),
