@@ -392,7 +392,7 @@ class MonitoringConfig:
     """Say what is being waited for when nothing happened for this long."""
     on_alert: Literal["warn", "stop"] = "warn"
     """What an alert does (docs: sentinels): "warn" notes it in events.jsonl; "stop" saves a checkpoint and ends the run
-    with exit code 1 at the first one that says learning has gone wrong. PairGRPO only."""
+    with exit code 1 at the first one that says learning has gone wrong."""
     max_logprob_gap: float | None = None
     """Nats by which sampler and learner may differ on a token; null takes 1e-3 (2s - 1) in float32 and 2s - 1 in
     bfloat16, s the guidance scale. PairGRPO only."""

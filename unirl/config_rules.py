@@ -376,7 +376,6 @@ def _ignored(config: SftConfig) -> Iterator[Problem]:
         "cluster.placement": "fine-tuning has no rollout workers",
         "learner.max_restarts": "lost ranks end fine-tuning, which is then resumed",
         "cluster.weight_transport": "fine-tuning has no rollout workers",
-        "monitoring.on_alert": "fine-tuning has no sentinels",
         "monitoring.max_logprob_gap": "fine-tuning samples nothing",
         "monitoring.pairs_every": "fine-tuning shows no pairs",
         "monitoring.pairs_per_step": "fine-tuning shows no pairs",

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.config import MonitoringConfig, RlConfig
+from unirl.config import MonitoringConfig, RlConfig, SftConfig
 from unirl.config_loading import to_yaml
 from unirl.monitoring import journal, pair_view
 from unirl.monitoring.control import forget_orders
@@ -79,8 +79,9 @@ class RunLog:
         try:
             forget_orders(run_dir)
             before = _read_run(run_dir, resume)
-            self.sentinels = watch(config, run_dir, resumed=resume) if isinstance(config, RlConfig) else None
-            """None where none watch, as in fine-tuning."""
+            watched = isinstance(config, RlConfig | SftConfig)
+            self.sentinels = watch(config, run_dir, resumed=resume) if watched else None
+            """None where none watch."""
             self.attempt: int = before.get("attempt", -1) + 1
             """Starts of this run before the present one."""
             opening = {"v": 1, "id": run_dir.resolve().name, "created": _now()} | before | {"attempt": self.attempt}
@@ -148,6 +149,16 @@ class RunLog:
             journal.write_step(self.run_dir, data, images)
         return values
 
+    def record_sft_step(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the metrics of a step of fine-tuning, and ask the sentinels about it.
+
+        Raises:
+            ValueError: a metric that the table lacks.
+            OSError: the disk is full or refuses.
+        """
+        self.write_metrics(step, values)
+        self._ask_sentinels(StepData(step=step, groups=(), learner=values), values)
+
     def _ask_sentinels(self, data: StepData, values: Mapping[str, float]) -> None:
         if self.sentinels is None:
             return
@@ -172,6 +183,21 @@ class RunLog:
         self.event("alert", message, fields)
         if fields["severity"] == "stop":
             self.stopping = self.stopping or f"{sentinel}: {message}; {fields['remedy']}"
+
+    def check_alerts(self, job: str) -> None:
+        """End the run if an alert is to; the step is saved.
+
+        Args:
+            job: of the command that goes on with it.
+
+        Raises:
+            StoppedByAlertError: says which, and how to go on.
+        """
+        if self.stopping:
+            raise StoppedByAlertError(
+                f"monitoring.on_alert=stop: {self.stopping} Saved and ended; go on with: unirl {job} --resume "
+                f"{self.run_dir}, as it is or with monitoring.on_alert=warn"
+            )
 
     def write_quarantined(self, step: int, quarantined: Sequence[QuarantinedRequest]) -> None:
         """Name requests that could not be sampled, in quarantine.jsonl and in the events.

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from unirl.monitoring import detectors
+from unirl.monitoring import detectors, sft_detectors
 from unirl.monitoring.detectors import Look
 
 
@@ -13,15 +13,19 @@ class Sentinel:
     """One row of the table."""
 
     name: str
-    watches: str
-    """What it looks at, and from when on it speaks."""
     normal: str
     """What a healthy run shows."""
     why: str
     """What happens to a run in which it is not heard."""
     remedy: str
+    watches: str = ""
+    """What it looks at in PairGRPO, and from when on it speaks; empty where it has nothing to look at."""
     find: Callable[[Look], Iterator[str]] | None = None
-    """Says what is wrong with a step; None where it is seen elsewhere."""
+    """Says what is wrong with a step of PairGRPO; None where it is seen elsewhere, or of no meaning."""
+    sft: str = ""
+    """What it looks at in fine-tuning; empty where it has nothing to look at."""
+    find_sft: Callable[[Look], Iterator[str]] | None = None
+    """Says what is wrong with a step of fine-tuning; None as for `find`."""
     refusals: tuple[str, ...] = ()
     """Words of the errors by which a run that cannot go on says so."""
     stops: bool = True
@@ -41,6 +45,8 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="One NaN gradient makes every weight NaN. The learner refuses it before the optimizer moves.",
         remedy="Look at the rows the message names in the journal; lower learner.lr; resume from the last checkpoint.",
         find=detectors.nonfinite,
+        sft="Every metric, loss and gradient.",
+        find_sft=detectors.nonfinite,
         refusals=("expected finite", "expected a finite"),
     ),
     Sentinel(
@@ -85,7 +91,14 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="One side of the model silently stays as it was, and the method's point is lost.",
         remedy="See that model.frozen leaves weights this task passes through; look for a detached tensor.",
         find=detectors.no_gradient,
-        refusals=("expected a gradient from every task",),
+        sft="Each modality with targets: no gradient at the states that predict them. No target of a modality any "
+        "more, where by the steps before 20 sequences should have one.",
+        find_sft=sft_detectors.no_gradient,
+        refusals=(
+            "expected a gradient from every task",
+            "expected a gradient from each modality",
+            "expected a gradient; got none at all",
+        ),
     ),
     Sentinel(
         name="lost_rows",
@@ -94,6 +107,8 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="Samples that never reach the loss bias it towards those that do.",
         remedy="A defect between weigh_groups and the learner; compare unirl/learner/batching.py.",
         find=detectors.lost_rows,
+        sft="Targets of the step's sequences, against those that took part in its loss.",
+        find_sft=sft_detectors.lost_targets,
     ),
     Sentinel(
         name="learning_rate_zero",
@@ -102,6 +117,8 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="Steps cost as always and change nothing.",
         remedy="Set learner.lr, or a schedule that ends with the run (train.num_steps).",
         find=detectors.learning_rate_zero,
+        sft="The same.",
+        find_sft=detectors.learning_rate_zero,
     ),
     Sentinel(
         name="frozen_weights",
@@ -110,6 +127,9 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="The optimizer moves something else than what is published: nothing reaches the samplers.",
         remedy="See that the published module is the trained one; in bfloat16 raise learner.lr above rounding.",
         find=detectors.frozen_weights,
+        sft="64 values of each trained tensor before and after the update: none changed in three steps running, at a "
+        "rate of at least a tenth of the highest.",
+        find_sft=sft_detectors.frozen_weights,
         needs="one step of the same process",
     ),
     Sentinel(
@@ -159,6 +179,9 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="Clipping and Adam follow the longer one; the other task is not trained.",
         remedy="Look at token_aggregation, the tasks' numbers of completions, and their advantages' sizes.",
         find=detectors.dominating_modality,
+        sft="Gradients at the states that predict text and image codes: one 100 times shorter in two steps running, "
+        "though it has a tenth of the targets and 0.1 nats to learn.",
+        find_sft=sft_detectors.dominating_modality,
         needs=_LINES,
     ),
     Sentinel(
@@ -168,6 +191,8 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="One such step may undo many.",
         remedy="learner.max_grad_norm limits the harm; look at the step's pairs; lower learner.lr if it comes again.",
         find=detectors.gradient_spike,
+        sft="The same.",
+        find_sft=detectors.gradient_spike,
         stops=False,
         needs=_LINES,
     ),
@@ -250,6 +275,9 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="Evaluation then measures memory.",
         remedy="Make the pair set without the held-out samples, or name other evaluation.data.",
         find=detectors.evaluation_leak,
+        sft="Tokens and pictures before the first target of each sequence, or all of them: the same as of one of "
+        "`evaluation.sources`. A prompt that several of these share tells none of them.",
+        find_sft=sft_detectors.evaluation_leak,
     ),
     Sentinel(
         name="unread_images",
@@ -303,8 +331,75 @@ SENTINELS: tuple[Sentinel, ...] = (
         stops=False,
     ),
     Sentinel(
+        name="loss_spike",
+        sft="Nats of a target of either modality: in two steps running above all of the last 20, twice their median "
+        "and a nat more than it.",
+        normal="A fall, then a plateau with noise of tenths of a nat.",
+        why="What fine-tuning had taught, and what the model knew before it, is being lost.",
+        remedy="Look at the data from that step on; lower learner.lr; resume from a checkpoint before it.",
+        find_sft=sft_detectors.loss_spike,
+        needs="three steps; after a resume from metrics.jsonl",
+    ),
+    Sentinel(
+        name="flat_loss",
+        sft="Nats of a target of either modality: the same to the last digit in three steps running. Held-out nats of "
+        "both: within 0.1 % of those before training.",
+        normal="Other sequences have another loss, and held-out ones a lower one.",
+        why="Nothing is learned, or what is shown is not what is learned.",
+        remedy="See learner.lr and what of the model is trained; compare unirl/learner/sft_learner.py.",
+        find_sft=sft_detectors.flat_loss,
+        needs=_STEPS,
+    ),
+    Sentinel(
+        name="unlearned_modality",
+        sft="A modality of which nothing will be learned, told at the start: a weight of 0, or no target of it in the "
+        "first steps.",
+        normal="Both, but for runs on one modality alone.",
+        why="Data whose images nobody marked as targets teach text alone, and no curve says so.",
+        remedy="Nothing if it is meant; else mark what is to be learned, or set loss.targets=all.",
+        stops=False,
+    ),
+    Sentinel(
+        name="left_out",
+        sft="Conversations that could not become sequences, told at the start: over one in a thousand of a source.",
+        normal="None, or a handful. None is ever cut: a long one is split between two exchanges, or left out.",
+        why="Long conversations go first, so that what is left is other data than you gave.",
+        remedy="rejected.jsonl beside the tokens has the reasons; raise data.max_length, or repair the data.",
+        stops=False,
+    ),
+    Sentinel(
+        name="rate_jump",
+        sft="The learning rate of a resumed run of another length, told at the start: other than it would have been.",
+        normal="A resumed run has the length that it began with.",
+        why="A cosine that had come down rises again at once, which costs what the last steps had gained.",
+        remedy="Nothing if it is meant; else start a new run from the exported policy.",
+        stops=False,
+    ),
+    Sentinel(
+        name="repeated_conversations",
+        sft="Sequences of the same name and tokens in an epoch: a tenth of a step came oftener than weights and counts "
+        "ask for.",
+        normal="Each as often as its source's weight says.",
+        why="Some conversations are overlearned.",
+        remedy="Two sources may hold the same rows, or one holds them twice; to show a source oftener set its weight.",
+        find_sft=sft_detectors.repeated_conversations,
+        needs="to have seen them in this start of the run",
+    ),
+    Sentinel(
+        name="data_wait",
+        sft="Seconds that the slowest rank waited for its sequences: more than half a second, and more than the update "
+        "took, in three steps running.",
+        normal="Near 0: sequences are made two steps ahead.",
+        why="The GPUs idle while a thread reads a slow disk or decodes pictures.",
+        remedy="Put data.cache_dir on a local disk; give the ranks more CPUs (learner.num_cpus).",
+        find_sft=sft_detectors.data_wait,
+        stops=False,
+        needs=_STEPS,
+    ),
+    Sentinel(
         name="stalled",
         watches="Seconds without a sign from any worker: monitoring.stall_after_s.",
+        sft="The same.",
         normal="A sign every few seconds to minutes.",
         why="A hung worker costs the machine's hours and shows in no curve.",
         remedy="The message says what is waited for; read that worker's log. rollout.timeout_s replaces it in the end.",
@@ -347,8 +442,14 @@ def alert_fields(sentinel: Sentinel, step: int, on_alert: str = "warn") -> dict[
 def page() -> str:
     """docs/sentinels.md, made from the table."""
     lines = [PREFACE]
+    jobs = {"A PairGRPO run": [s for s in SENTINELS if s.watches], "Fine-tuning": [s for s in SENTINELS if s.sft]}
+    for job, own in jobs.items():
+        lines += [f"**{job} has {len(own)}:** {', '.join(s.name for s in own)}.", ""]
+    lines += ["## All of them", ""]
     for s in SENTINELS:
-        lines += [f"### {s.name}", "", s.watches + (f" {REFUSES}" if s.refusals else ""), ""]
+        watches = " ".join(filter(None, [s.watches, REFUSES if s.refusals else ""]))
+        lines += [f"### {s.name}", "", *([watches, ""] if watches else [])]
+        lines += [f"In fine-tuning: {s.sft}", ""] if s.sft else []
         lines += [f"- Normal: {s.normal}", f"- Otherwise: {s.why}", f"- What to do: {s.remedy}"]
         ends = "the run" if s.stops else "nothing"
         lines += [f"- Needs {s.needs}. With `monitoring.on_alert=stop` it ends {ends}.", ""]
@@ -362,8 +463,9 @@ PREFACE = """\
 Made from the table in `unirl/monitoring/sentinel_table.py` by
 `python -m unirl.monitoring.sentinel_table > docs/sentinels.md`.
 
-Sentinels look at every step of a PairGRPO run after it is recorded. What one of them finds is an `alert` in
-`events.jsonl`, a line in the terminal and in `logs/driver.log`, and red on the dashboard:
+Sentinels look at every step of a PairGRPO run (`unirl train`) and of fine-tuning (`unirl sft`) after it is recorded.
+What one of them finds is an `alert` in `events.jsonl`, a line in the terminal and in `logs/driver.log`, and red on the
+dashboard:
 
 ```json
 {"kind": "alert", "step": 120, "sentinel": "logprob_gap", "severity": "warn", "since": 120,
@@ -374,8 +476,8 @@ Sentinels look at every step of a PairGRPO run after it is recorded. What one of
 - **A condition that lasts is told when it begins**, then every 100 steps, and once in each new attempt of a run that is
   resumed, always with `since`, its first step. Three steps without it, and an event `alert over` ends it.
 - **`monitoring.on_alert`** is `warn` or `stop`. With `stop`, the first alert that says learning has gone wrong
-  (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1; `unirl train --resume RUN` goes on,
-  with `monitoring.on_alert=warn` if you know better.
+  (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1; `--resume RUN` goes on, with
+  `monitoring.on_alert=warn` if you know better.
 - **After a resume** they go on as if nothing had happened: what they compare with is read from `metrics.jsonl`,
   `used_pairs.jsonl` and `events.jsonl`. Steps that are made again replace what was noted of them.
 - **Limits** are no settings, but for `monitoring.max_logprob_gap`, which depends on the model, and
@@ -386,7 +488,6 @@ Sentinels look at every step of a PairGRPO run after it is recorded. What one of
 A sentinel reads what the run recorded and asks workers for nothing more, but for the checksums of their weights: 64
 values of each tensor at each sync.
 
-## All of them
 """
 
 

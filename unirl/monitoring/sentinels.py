@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unirl.config import RlConfig
+from unirl.config import RlConfig, SftConfig
 from unirl.monitoring.detectors import Line, Look, Rules
 from unirl.monitoring.durable_files import read_lines
 from unirl.monitoring.sentinel_table import SENTINELS, Sentinel, sentinel_of
@@ -47,14 +47,17 @@ class _Condition:
 class Sentinels:
     """Asks every sentinel after each step. A condition that lasts is told when it begins, then rarely."""
 
-    def __init__(self, rules: Rules, run_dir: Path | None = None) -> None:
+    def __init__(self, rules: Rules | None, run_dir: Path | None = None) -> None:
         """Watch a run.
 
         Args:
-            rules: what its settings say should hold.
+            rules: what the settings of PairGRPO say should hold; None watches fine-tuning.
             run_dir: of a run that goes on: what was seen and told before is read from its files.
         """
-        self._rules = rules
+        finders = {s.name: s.find if rules else s.find_sft for s in SENTINELS}
+        self._finders = {name: find for name, find in finders.items() if find is not None}
+        # Sentinels of fine-tuning read none.
+        self._rules = rules or Rules.of(RlConfig())
         self._lines: dict[int, Line] = {}
         self._used: dict[int, list[str]] = {}
         self._uses: Counter[str] = Counter()
@@ -68,10 +71,9 @@ class Sentinels:
             self._read_conditions(read_lines(run_dir / "events.jsonl"))
 
     def _read_conditions(self, events: Iterable[Mapping[str, object]]) -> None:
-        asked = {sentinel.name for sentinel in SENTINELS if sentinel.find is not None}
         for event in events:
             name, step = event.get("sentinel"), event.get("step")
-            if name not in asked or not isinstance(name, str) or not isinstance(step, int):
+            if name not in self._finders or not isinstance(name, str) or not isinstance(step, int):
                 continue
             if event.get("kind") == "alert over":
                 self._conditions.pop(name, None)
@@ -97,7 +99,7 @@ class Sentinels:
             repeated=self._repeated(data),
             leaked=self._leaked(data),
         )
-        found = {s.name: "; ".join(s.find(look)) for s in SENTINELS if s.find is not None}
+        found = {name: "; ".join(find(look)) for name, find in self._finders.items()}
         begun = [alert for s in SENTINELS if (alert := self._tell(s, data.step, found.get(s.name, "")))]
         over = [self._end(name, data.step) for name in self._over(data.step)]
         self._lines[data.step] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -167,6 +169,7 @@ def content_key(sample: UnderstandingSample | GenerationSample) -> str:
     return digest.hexdigest()
 
 
-def watch(config: RlConfig, run_dir: Path, *, resumed: bool) -> Sentinels:
+def watch(config: RlConfig | SftConfig, run_dir: Path, *, resumed: bool) -> Sentinels:
     """The sentinels of a run."""
-    return Sentinels(Rules.of(config), run_dir if resumed else None)
+    rules = Rules.of(config) if isinstance(config, RlConfig) else None
+    return Sentinels(rules, run_dir if resumed else None)
