@@ -19,6 +19,9 @@ from unirl.config_rules import ConfigError
 from unirl.data.atomic import DataError
 from unirl.data.interleaved import write_interleaved
 from unirl.jobs import sft
+from unirl.jobs.faults import sft_faults
+from unirl.jobs.run_dirs import last_step
+from unirl.monitoring.sentinels import StoppedByAlertError
 from unirl.types import InterleavedSample, Segment, Turn
 
 WORDS = ("draw", "a", "red", "green", "circle", "square")
@@ -94,6 +97,17 @@ def metrics(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def alerts(run_dir):
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == "alert"]
+
+
+def test_a_healthy_run_has_no_alarm_but_that_it_learns_what_is_held_out(side_by_side):
+    for run_dir in side_by_side.values():
+        assert {alert["sentinel"] for alert in alerts(run_dir)} == {"evaluation_leak"}
+    assert alerts(side_by_side["undisturbed"])[0]["step"] == 1
+
+
 def test_a_run_learns_and_records_what_it_did(undisturbed):
     steps = metrics(undisturbed)
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
@@ -142,7 +156,10 @@ def test_two_ranks_through_ray_learn_the_same(folder, undisturbed, cache):
     runs.finish(start(folder, "ray", *more), folder, "ray")
     for one, two in zip(metrics(undisturbed), metrics(run_dir), strict=True):
         assert two["learner/loss"] == pytest.approx(one["learner/loss"], abs=1e-4)
-        assert two["learner/grad_norm"] == pytest.approx(one["learner/grad_norm"], rel=1e-3)
+        for name in ("learner/grad_norm", "sft/grad_norm/text", "sft/grad_norm/image"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+        assert two["sft/num_lost_targets"] == two["sft/repeated_fraction"] == 0
+        assert two["sft/moved_fraction"] > 0.5
     one, two = (load_file(run / "policy" / "model.safetensors") for run in (undisturbed, run_dir))
     assert all(np.abs(one[name] - two[name]).max() < 1e-3 for name in one)
 
@@ -217,10 +234,47 @@ def test_a_driver_whose_workers_encode_leaves_the_gpu_alone(config, folder, monk
 def test_a_modality_of_which_nothing_is_learned_is_an_alert_of_the_run(config, tmp_path, capsys):
     loss = replace(config.loss, image_weight=0.0)
     assert sft.main(replace(config, loss=loss, train=replace(config.train, max_steps=1)), local=True) == 0
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    (alert,) = [event["message"] for event in events if event["kind"] == "alert"]
-    assert alert.startswith("no image will be learned: loss.image_weight is 0")
-    assert alert in capsys.readouterr().err
+    (alert,) = alerts(tmp_path / "run")
+    assert (alert["sentinel"], alert["severity"]) == ("unlearned_modality", "warn")
+    assert alert["message"].startswith("no image will be learned: loss.image_weight is 0")
+    assert alert["message"] in capsys.readouterr().err
+
+
+def test_conversations_that_are_left_out_are_an_alert_of_the_run(config, tmp_path):
+    data = replace(config.data, max_length=27, max_rejected_fraction=0.9)
+    assert sft.main(replace(config, data=data, train=replace(config.train, max_steps=1)), local=True) == 0
+    (alert,) = alerts(tmp_path / "run")
+    assert alert["sentinel"] == "left_out"
+    assert "of 60 conversations of source mine are left out" in alert["message"]
+
+
+def test_a_run_that_learns_nothing_says_so(config, tmp_path):
+    asleep = replace(
+        config,
+        learner=replace(config.learner, lr=1e-9),
+        evaluation=replace(config.evaluation, sources={"held": replace(config.data.sources["mine"], count=4)}),
+        data=replace(config.data, sources={"mine": replace(config.data.sources["mine"], count=50)}),
+        train=replace(config.train, num_epochs=5),
+    )
+    assert sft.main(asleep, local=True) == 0
+    assert {alert["sentinel"] for alert in alerts(tmp_path / "run")} == {"evaluation_leak", "flat_loss"}
+
+
+def test_an_alert_saves_and_ends_the_run_which_then_goes_on(config, tmp_path):
+    run_dir = tmp_path / "run"
+    strict = replace(
+        config,
+        monitoring=replace(config.monitoring, on_alert="stop"),
+        train=replace(config.train, max_steps=3),
+    )
+    with sft_faults.words_weigh_nothing(), pytest.raises(StoppedByAlertError, match="unirl sft --resume") as caught:
+        sft.main(strict, local=True)
+    assert "no_gradient: text has targets and no gradient" in str(caught.value)
+    assert last_step(run_dir) == 1
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "failed"
+    assert sft.main(strict, local=True, resume=str(run_dir)) == 0
+    assert [(line["step"], line["attempt"]) for line in metrics(run_dir)] == [(1, 0), (2, 1), (3, 1)]
+    assert [(alert["step"], alert["severity"]) for alert in alerts(run_dir)] == [(1, "stop")]
 
 
 def test_a_signal_amid_the_last_exam_ends_the_run_and_resuming_takes_it(config, tmp_path, monkeypatch, capfd):

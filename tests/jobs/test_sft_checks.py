@@ -7,7 +7,7 @@ import pytest
 
 from unirl.config import SftConfig, SftLossConfig
 from unirl.data.atomic import DataError
-from unirl.jobs.sft_checks import STEPS_LOOKED_AT, changed_rate, find_unlearned, what_ends
+from unirl.jobs.sft_checks import STEPS_LOOKED_AT, changed_rate, find_unlearned, unmoved, what_ends
 from unirl.types import TokenKind, TokenSequence
 
 
@@ -59,6 +59,14 @@ def of_length(*, schedule="cosine", **train):
     config = SftConfig()
     learner = replace(config.learner, schedule=schedule, lr=1e-3)
     return replace(config, learner=learner, train=replace(config.train, **train))
+
+
+def test_held_out_sequences_that_stay_as_likely_are_said():
+    before = {"sft/nats/text": 2.0, "sft/nats/image": 6.0, "sft/accuracy/text": 0.1}
+    assert "sft/nats/text was 2 and is 1.999, sft/nats/image was 6" in unmoved(
+        before, before | {"sft/nats/text": 1.999}
+    )
+    assert unmoved(before, before | {"sft/nats/image": 5.9}) == unmoved({}, before) == ""
 
 
 def test_the_setting_that_ends_a_run_is_named():

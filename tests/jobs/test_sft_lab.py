@@ -33,6 +33,11 @@ def run_dir(tmp_path_factory):
     return run_lab(tmp_path_factory.mktemp("lab"))
 
 
+def test_no_sentinel_speaks(run_dir):
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert [event for event in events if event["kind"] == "alert"] == []
+
+
 def document(run_dir, kind, place):
     return json.loads(sorted(run_dir.glob(f"evaluations/{kind}_*.json"))[place].read_text())
 

@@ -28,7 +28,6 @@ from unirl.monitoring.heartbeat import Heartbeat, driver_heartbeat
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
-from unirl.monitoring.sentinels import StoppedByAlertError
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
@@ -66,18 +65,6 @@ class Run:
                 parts.ahead.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 
-    def check_alerts(self) -> None:
-        """End the run if an alert is to; the step is saved.
-
-        Raises:
-            StoppedByAlertError: says which, and how to go on.
-        """
-        if self.record.stopping:
-            raise StoppedByAlertError(
-                f"monitoring.on_alert=stop: {self.record.stopping} Saved and ended; go on with: unirl train --resume "
-                f"{self.record.run_dir}, as it is or with monitoring.on_alert=warn"
-            )
-
     def note(self, parts: Parts, data: StepData) -> None:
         """Record a finished step, whose rollouts then need no place of their own."""
         self.beat.num_done = data.step
@@ -113,7 +100,7 @@ def train(parts: Parts, run: Run, first_step: int, *, owed: bool = False) -> Non
             if asked_to_end or last or run.record.stopping or is_due(step, config.train.save_every):
                 flow.settle()
                 run.save(parts, step)
-            run.check_alerts()
+            run.record.check_alerts("train")
             if asked_to_end:
                 run.interrupts.check()
         flow.settle()

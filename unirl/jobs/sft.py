@@ -33,7 +33,7 @@ from unirl.jobs.interrupts import Interrupted, Interrupts
 from unirl.jobs.mirrors import mirrors_of
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step, newest_commit
-from unirl.jobs.sft_checks import changed_rate, find_unlearned, what_ends
+from unirl.jobs.sft_checks import LEAST_STEPS, changed_rate, find_unlearned, left_out, unmoved, what_ends
 from unirl.models.policy import check_family
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.heartbeat import driver_heartbeat
@@ -95,6 +95,15 @@ class Run:
                 write_atomic(self._evaluation(f"heldout_{step:06d}.json"), json.dumps(result).encode())
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name.startswith("sft/n"))
                 log.info("held-out after step %d: %s", step, shown)
+                self._compare(result, step)
+
+    def _compare(self, result: dict[str, float], step: int) -> None:
+        """Say so if the held-out sequences are as likely as before training, though the run is half over."""
+        first = self._evaluation("heldout_000000.json")
+        half = step >= max(LEAST_STEPS, self.last / 2)
+        before = json.loads(first.read_text()) if half and first.is_file() else {}
+        if message := unmoved(before, result):
+            self.record.alert("flat_loss", message, step)
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the held-out sequences were scored after this step."""
@@ -128,6 +137,7 @@ def train(ranks: Ranks, run: Run, first_step: int) -> None:
 
     Raises:
         Interrupted: a signal came; the steps finished so far are saved.
+        StoppedByAlertError: a sentinel ended the run, which is saved.
     """
     config = run.config
     for step in range(first_step, run.last + 1):
@@ -139,11 +149,12 @@ def train(ranks: Ranks, run: Run, first_step: int) -> None:
         metrics |= {f"time/{phase}_s": value for phase, value in seconds.items()} | {
             "time/step_s": sum(seconds.values())
         }
-        run.record.write_metrics(step, metrics)
+        run.record.record_sft_step(step, metrics)
         run.terminal.step(step, metrics)
         asked_to_end = run.interrupts.received
-        if asked_to_end or step == run.last or is_due(step, config.train.save_every):
+        if asked_to_end or step == run.last or run.record.stopping or is_due(step, config.train.save_every):
             run.save(ranks, step)
+        run.record.check_alerts("sft")
         if asked_to_end:
             run.interrupts.check()
     if not run.is_evaluated(run.last):
@@ -198,7 +209,7 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         data = {"tokens": marks, "epoch_size": mixture.epoch_size}
         if resumed:
             _check_data(run_dir, data, config)
-        alerts = [*unlearned, *changed_rate(before, config, mixture, made=last_step(run_dir) or 0)]
+        rate = changed_rate(before, config, mixture, made=last_step(run_dir) or 0)
         record = stack.enter_context(
             RunLog(
                 run_dir,
@@ -217,11 +228,16 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
             record.event("settings", "resumed with other settings", {"changed": changed})
-        for message in alerts:
-            log.warning(message)
-            record.event("alert", message)
+        _say(record, {"unlearned_modality": unlearned, "left_out": left_out(mixture), "rate_jump": rate})
         run.terminal.banner(_banner(run_dir, mixture, last, local=local))
         return _learn(run, checkpoint, tokens, resumed=resumed, local=local)
+
+
+def _say(record: RunLog, alerts: dict[str, list[str]]) -> None:
+    """What is to be said before the first step, by sentinel."""
+    for sentinel, messages in alerts.items():
+        for message in messages:
+            record.alert(sentinel, message)
 
 
 def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, local: bool) -> int:

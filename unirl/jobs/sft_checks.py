@@ -1,4 +1,6 @@
-"""What a fine-tuning run would do in silence, said before it starts."""
+"""What a fine-tuning run would do, or did, in silence."""
+
+from collections.abc import Mapping
 
 from unirl.cluster.sft_worker import num_steps
 from unirl.config import SftConfig
@@ -9,6 +11,12 @@ from unirl.learner.sft_targets import MODALITIES, Modality, count_targets
 
 STEPS_LOOKED_AT = 50
 """Steps at the beginning in which each modality is looked for."""
+LEFT_OUT = 0.001
+"""Share of a source's conversations that may be left out without a word."""
+LEAST_STEPS = 20
+"""Steps before which none need differ."""
+UNMOVED = 0.001
+"""Share of their nats by which held-out sequences differ at least from before training."""
 
 
 def find_unlearned(config: SftConfig, mixture: Mixture) -> list[str]:
@@ -36,6 +44,24 @@ def find_unlearned(config: SftConfig, mixture: Mixture) -> list[str]:
             f"of image codes {reasons['image']}"
         )
     return [f"no {name} will be learned: {reason}, unless that is meant" for name, reason in reasons.items()]
+
+
+def left_out(mixture: Mixture) -> list[str]:
+    """What to say of each source of which too many conversations could not become sequences."""
+    return [
+        f"{rejected} of {samples} conversations of source {name} are left out; {folder}/rejected.jsonl has the reasons"
+        for name, (rejected, samples, folder) in mixture.rejected().items()
+        if rejected > LEFT_OUT * samples
+    ]
+
+
+def unmoved(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What to say of held-out sequences that are as likely after some steps as they were before all; or nothing."""
+    names = [f"sft/nats/{name}" for name in MODALITIES if f"sft/nats/{name}" in before]
+    if not names or any(abs(after[name] - before[name]) > UNMOVED * before[name] for name in names):
+        return ""
+    shown = ", ".join(f"{name} was {before[name]:.5g} and is {after[name]:.5g}" for name in names)
+    return f"held-out conversations are as likely as before training: {shown}"
 
 
 def what_ends(config: SftConfig, mixture: Mixture) -> tuple[str, object]:
