@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 from unirl.jobs.faults import learning_faults as learning
 from unirl.jobs.faults import reward_faults as rewards
 from unirl.jobs.faults import sampling_faults as sampling
+from unirl.jobs.faults import sft_faults as sft
 
 DIFFUSION = (
     "model.family=lumina_dimoo",
@@ -28,6 +30,7 @@ class Fault:
     sentinel: str
     """Which must speak."""
     settings: tuple[str, ...] = ()
+    job: Literal["train", "sft"] = "train"
 
     @property
     def name(self) -> str:
@@ -49,6 +52,7 @@ class Clean:
     settings: tuple[str, ...] = ()
     local: bool = True
     """Without Ray; False where sampling overlaps learning."""
+    job: Literal["train", "sft"] = "train"
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -114,6 +118,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(plant=learning.old_weights_published, sentinel="frozen_weights"),
     Fault(plant=learning.no_rate, sentinel="learning_rate_zero"),
     Fault(plant=learning.huge_rate, sentinel="far_kl", settings=("algorithm.updates_per_step=2",)),
+    *(Fault(plant=plant, sentinel=sentinel, job="sft") for plant, sentinel in sft.FAULTS),
 )
 
 CLEAN: tuple[Clean, ...] = (
@@ -158,4 +163,5 @@ CLEAN: tuple[Clean, ...] = (
         local=False,
         settings=("overlap.mode=bounded_staleness", "overlap.in_flight_updates=true"),
     ),
+    *(Clean(name=f"fine-tuning, {name}", seed=12 + i, settings=s, job="sft") for i, (name, s) in enumerate(sft.CLEAN)),
 )

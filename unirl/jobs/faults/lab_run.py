@@ -1,4 +1,4 @@
-"""A short run of the lab as `unirl train` makes it, with a fault planted in it, and what its sentinels said."""
+"""A short run of the lab as a user makes it, with a fault planted in it, and what its sentinels said."""
 
 import io
 import logging
@@ -11,12 +11,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from unirl.config import RlConfig
+from unirl.cluster.sft_worker import SftWorker
+from unirl.config import RlConfig, SftConfig
 from unirl.config_loading import load_config
-from unirl.jobs import rl
+from unirl.data.interleaved import write_interleaved
+from unirl.jobs import rl, sft
 from unirl.jobs.faults.bank import Clean, Fault
 from unirl.jobs.faults.planting import replaced
 from unirl.jobs.flow import Synchronous
+from unirl.lab.unified_visual import SUBSETS, heldout_samples, training_samples
 from unirl.monitoring.durable_files import read_lines
 
 PLANTED_AT = 3
@@ -34,6 +37,18 @@ SMALL = (
     "evaluation.enabled=false",
     "data.max_pairs=96",
     "monitoring.pairs_every=0",
+)
+
+SMALL_SFT = (
+    "model.family=anole",
+    "model.path=lab:anole",
+    "data.max_length=192",
+    "learner.zero_stage=0",
+    "learner.lr=1e-3",
+    "learner.betas=[0.9, 0.98]",
+    "learner.max_tokens_per_micro_batch=1024",
+    "train.samples_per_step=32",
+    "train.save_every=0",
 )
 
 
@@ -74,10 +89,11 @@ class Outcome:
 
 def run_fault(fault: Fault, cache: str, seed: int = 0) -> Outcome:
     """Plant a fault in a run, and let it go on until it is caught or was there for long enough."""
-    config = settings_of(fault.settings, seed, PLANTED_AT + MOST_STEPS - 1, cache)
+    config = settings_of(fault, seed, PLANTED_AT + MOST_STEPS - 1, cache)
+    owner, name = (Synchronous, "run_step") if fault.job == "train" else (SftWorker, "update")
     with _run_dir(config) as (run_dir, config), _silence():
         started = perf_counter()
-        with ExitStack() as planted, replaced(Synchronous, "run_step", _planting(fault, planted, run_dir)):
+        with ExitStack() as planted, replaced(owner, name, _planting(fault, planted, run_dir)):
             error = _run(config, local=True)
         seconds = perf_counter() - started
         spoke = _spoke(run_dir)
@@ -100,10 +116,7 @@ def run_fault(fault: Fault, cache: str, seed: int = 0) -> Outcome:
 
 def run_clean(clean: Clean, cache: str) -> Outcome:
     """A run in which no sentinel may speak."""
-    settings = clean.settings
-    if not clean.local:
-        settings += ("rollout.text.num_workers=0", "rollout.image.num_workers=0", "rollout.both.num_workers=2")
-    config = settings_of(settings, clean.seed, CLEAN_STEPS, cache)
+    config = settings_of(clean, clean.seed, CLEAN_STEPS, cache)
     with _run_dir(config) as (run_dir, config), _silence():
         started = perf_counter()
         error = _run(config, local=clean.local)
@@ -115,20 +128,39 @@ def run_clean(clean: Clean, cache: str) -> Outcome:
     return Outcome(name=clean.name, what=what, planted=None, also=also, steps=steps, seconds=seconds, error=error)
 
 
-def settings_of(settings: tuple[str, ...], seed: int, num_steps: int, cache: str) -> RlConfig:
+def settings_of(run: Fault | Clean, seed: int, num_steps: int, cache: str) -> RlConfig | SftConfig:
     """The lab's, small."""
-    own = (f"train.seed={seed}", f"train.num_steps={num_steps}", f"data.cache_dir={cache}")
-    return load_config([], [*SMALL, *own, *settings])
+    own = (f"train.seed={seed}", f"data.cache_dir={cache}")
+    if run.job == "sft":
+        steps = f"train.max_steps={num_steps}"
+        return load_config([], [*SMALL_SFT, *sft_sources(cache), *own, steps, *run.settings], SftConfig)
+    if isinstance(run, Clean) and not run.local:
+        own += ("rollout.text.num_workers=0", "rollout.image.num_workers=0", "rollout.both.num_workers=2")
+    return load_config([], [*SMALL, *own, f"train.num_steps={num_steps}", *run.settings])
+
+
+def sft_sources(cache: str) -> tuple[str, str]:
+    """Settings that name a few conversations of each subset to learn from, and a few that are held out."""
+    files = {name: Path(cache) / f"faults-{name}.parquet" for name in ("talks", "heldout")}
+    for file, make, count in zip(files.values(), (training_samples, heldout_samples), (80, 4), strict=True):
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_interleaved(file, (sample for subset in SUBSETS for sample in make(subset, count, seed=0)))
+    return (
+        f"data.sources={{lab: {{path: {files['talks']}}}}}",
+        f"evaluation.sources={{held: {{path: {files['heldout']}}}}}",
+    )
 
 
 @contextmanager
-def _run_dir(config: RlConfig) -> Iterator[tuple[Path, RlConfig]]:
+def _run_dir(config: RlConfig | SftConfig) -> Iterator[tuple[Path, RlConfig | SftConfig]]:
     from dataclasses import replace
 
     folder = Path(tempfile.mkdtemp(prefix="unirl-fault-"))
     try:
         run_dir = folder / "run"
-        yield run_dir, replace(config, train=replace(config.train, run_dir=str(run_dir)))
+        train: Any = replace(config.train, run_dir=str(run_dir))
+        yield run_dir, replace(config, train=train)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -147,11 +179,14 @@ def _silence() -> Iterator[None]:
 
 def _planting(fault: Fault, planted: ExitStack, run_dir: Path) -> Any:
     def make(original: Any) -> Any:
-        def run_step(self: Synchronous, step: int) -> Any:
+        def run_step(self: Synchronous | SftWorker, step: int) -> Any:
             if any(event["sentinel"] == fault.sentinel for event in _spoke(run_dir)):
                 raise _Caught
             if step == PLANTED_AT:
                 planted.enter_context(fault.plant())
+                if isinstance(self, SftWorker):
+                    # What was made ahead has no fault yet.
+                    self.close_ahead()
             return original(self, step)
 
         return run_step
@@ -159,10 +194,10 @@ def _planting(fault: Fault, planted: ExitStack, run_dir: Path) -> Any:
     return make
 
 
-def _run(config: RlConfig, *, local: bool) -> str:
+def _run(config: RlConfig | SftConfig, *, local: bool) -> str:
     """Why it ended; empty when it finished, or was caught."""
     try:
-        code = rl.main(config, local=local)
+        code = (sft.main if isinstance(config, SftConfig) else rl.main)(config, local=local)  # pyright: ignore
     except _Caught:
         return ""
     except Exception as error:  # noqa: BLE001 - a fault may end a run in any way
