@@ -162,6 +162,11 @@ class Learner:
             }
         )
 
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._engine.num_backwards
+
     def _prepare(self, batch: LearnerBatch) -> list[MicroTensors]:
         """This rank's micro-batches as tensors; none on every rank when the batch has no rows."""
         algorithm, sampling = self._settings.algorithm, self._settings.sampling
