@@ -304,8 +304,8 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="stalled",
-        watches="The run, and each worker at work: no pass, piece of work or phase ended for monitoring.stall_after_s and "
-        "3 times the longest wait before; or no heartbeat from a worker for so long.",
+        watches="The run, and each worker at work: nothing done for monitoring.stall_after_s and thrice the longest "
+        "wait before; or a worker without a heartbeat for so long.",
         normal="A sign every few seconds to minutes.",
         why="A hung worker costs the machine's hours and shows in no curve.",
         remedy="Read the log of the worker it names. A hung one is replaced in the end (rollout.timeout_s).",
