@@ -187,6 +187,7 @@ class Learner:
             scoring=self._scoring,
             max_tokens=self._settings.learner.max_tokens_per_micro_batch,
             num_ranks=self._engine.place.world_size,
+            exchanges=self._engine.exchanges,
         )
         longest_image = max((len(row.completion_ids) for row in rows if row.task == "generation"), default=0)
         totals = BatchTotals(

@@ -80,6 +80,11 @@ class RankEngine:
         return GradientParts(lambda: gradient_sums(self._engine, self._trainable), num_ranks, summed_over_ranks=summed)
 
     @property
+    def exchanges(self) -> bool:
+        """Whether ranks exchange weights or gradients in each pass, and not once an update."""
+        return self.place.world_size > 1 and self._config.zero_stage >= 2
+
+    @property
     def parts_need_traffic(self) -> bool:
         """Whether the products of gradient parts take a reduction of whole gradients over the ranks."""
         return self.place.world_size > 1 and self._config.zero_stage < 2
