@@ -107,6 +107,7 @@ def test_one_update_equals_a_plain_loop(make_learner, load, sequences, reduction
     assert metrics["sft/nats/image"] == pytest.approx(image.mean().item(), abs=1e-6)
     assert metrics["sft/num_targets/text"] == len(text)
     assert metrics["sft/num_lost_targets"] == 0
+    assert learner.num_passes == metrics["learner/num_micro_batches"]
     assert metrics["sft/num_learned/text"] == len(sequences) > metrics["sft/num_learned/image"] > 0
     assert metrics["sft/moved_fraction"] > 0.5
     assert metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)

@@ -57,6 +57,11 @@ class SftWorker:
         self._seen = SeenSequences(heldout, most_uses=self._mixture.most_uses) if rank == 0 else None
         self._ahead: Prefetch[tuple[StepWork, dict[str, float]]] | None = None
 
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._learner.num_passes
+
     def update(self, step: int) -> dict[str, float]:
         """Learn from the sequences of step number `step`, counted from 1."""
         if self._ahead is None:

@@ -162,6 +162,11 @@ class Learner:
             }
         )
 
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._engine.num_backwards
+
     def _prepare(self, batch: LearnerBatch) -> list[MicroTensors]:
         """This rank's micro-batches as tensors; none on every rank when the batch has no rows."""
         algorithm, sampling = self._settings.algorithm, self._settings.sampling
@@ -182,6 +187,7 @@ class Learner:
             scoring=self._scoring,
             max_tokens=self._settings.learner.max_tokens_per_micro_batch,
             num_ranks=self._engine.place.world_size,
+            exchanges=self._engine.exchanges,
         )
         longest_image = max((len(row.completion_ids) for row in rows if row.task == "generation"), default=0)
         totals = BatchTotals(

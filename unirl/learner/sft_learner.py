@@ -190,6 +190,11 @@ class SftLearner:
             }
         )
 
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._engine.num_backwards
+
     @torch.no_grad()
     def evaluate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """Loss and accuracy of each modality over these sequences; the same on all ranks."""

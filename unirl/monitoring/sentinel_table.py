@@ -398,11 +398,12 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="stalled",
-        watches="Seconds without a sign from any worker: monitoring.stall_after_s.",
-        sft="The same.",
+        watches="The run, and each worker at work: nothing done for monitoring.stall_after_s and thrice the longest "
+        "wait before; or a worker without a heartbeat for so long.",
+        sft="The same of its ranks.",
         normal="A sign every few seconds to minutes.",
         why="A hung worker costs the machine's hours and shows in no curve.",
-        remedy="The message says what is waited for; read that worker's log. rollout.timeout_s replaces it in the end.",
+        remedy="Read the log of the worker it names. A hung one is replaced in the end (rollout.timeout_s).",
         stops=False,
     ),
     Sentinel(
