@@ -483,8 +483,8 @@ dashboard:
   `used_pairs.jsonl` and `events.jsonl`. Steps that are made again replace what was noted of them.
 - **Limits** are no settings, but for `monitoring.max_logprob_gap`, which depends on the model, and
   `monitoring.stall_after_s`. They are far from what healthy runs show: [the bank of faults](faults.md) plants more
-  than seventy faults in runs of the lab, each of which must be caught within three steps, beside runs without a fault, in
-  which none may speak. `unirl verify --faults` runs it.
+  than seventy faults in runs of the lab, each of which must be caught within three steps, beside runs without a fault,
+  in which none may speak. `unirl verify --faults` runs it.
 
 A sentinel reads what the run recorded and asks workers for nothing more, but for the checksums of their weights: 64
 values of each tensor at each sync.

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -139,13 +140,13 @@ def settings_of(run: Fault | Clean, seed: int, num_steps: int, cache: str) -> Rl
     return load_config([], [*SMALL, *own, f"train.num_steps={num_steps}", *run.settings])
 
 
+@lru_cache
 def sft_sources(cache: str) -> tuple[str, str]:
-    """Settings that name a few conversations of each subset to learn from, and a few that are held out."""
+    """Settings that name a few conversations of each subset to learn from, and a few that are held out; writes them."""
     files = {name: Path(cache) / f"faults-{name}.parquet" for name in ("talks", "heldout")}
     for file, make, count in zip(files.values(), (training_samples, heldout_samples), (80, 4), strict=True):
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_interleaved(file, (sample for subset in SUBSETS for sample in make(subset, count, seed=0)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_interleaved(file, (sample for subset in SUBSETS for sample in make(subset, count, seed=0)))
     return (
         f"data.sources={{lab: {{path: {files['talks']}}}}}",
         f"evaluation.sources={{held: {{path: {files['heldout']}}}}}",
@@ -197,7 +198,7 @@ def _planting(fault: Fault, planted: ExitStack, run_dir: Path) -> Any:
 def _run(config: RlConfig | SftConfig, *, local: bool) -> str:
     """Why it ended; empty when it finished, or was caught."""
     try:
-        code = (sft.main if isinstance(config, SftConfig) else rl.main)(config, local=local)  # pyright: ignore
+        code = sft.main(config, local=local) if isinstance(config, SftConfig) else rl.main(config, local=local)
     except _Caught:
         return ""
     except Exception as error:  # noqa: BLE001 - a fault may end a run in any way
