@@ -13,7 +13,7 @@ from torch import Tensor
 from unirl.algorithms.importance import truncated_importance
 from unirl.algorithms.losses import BatchTotals, masked_sum, token_scales
 from unirl.algorithms.objective import find_objective
-from unirl.algorithms.policy_loss import LossRule
+from unirl.algorithms.policy_loss import LOG_RATIO_CAP, LossRule
 from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig, SamplingConfig
 from unirl.learner.batching import plan_micro_batches
 from unirl.learner.diffusion_steps import draw_steps, merge_steps
@@ -147,6 +147,9 @@ class Learner:
         if work:
             metrics["learner/grad_norm"] = norm
         laps.end("other")
+        if work and self._is_measured(step) and (moved := self._kl_of_update(work)) is not None:
+            metrics["policy/kl_update"] = moved
+        laps.end("score")
         return (
             metrics
             | measured
@@ -309,6 +312,22 @@ class Learner:
         else:
             return
         data.old_logprobs = torch.where(mask, logprobs, data.old_logprobs)
+
+    @torch.no_grad()
+    def _kl_of_update(self, work: list[MicroTensors]) -> float | None:
+        """KL per token that the updates just made took the policy from the one that sampled; None without a token.
+
+        Of the last micro-batch of each task, the same ones on every rank; the k3 estimate that `policy/kl` is.
+        """
+        tally = Tally()
+        for data in {data.task: data for data in work}.values():
+            for scores, mask in scored_passes(self.policy, self._engine, data, self._scoring):
+                log_ratio = torch.where(mask, scores.logprobs - data.old_logprobs, 0.0).clamp(
+                    -LOG_RATIO_CAP, LOG_RATIO_CAP
+                )
+                tally.add({"kl": masked_sum(torch.expm1(log_ratio) - log_ratio, mask), "tokens": mask.sum()})
+        sums, _ = tally.reduce()
+        return sums["kl"] / sums["tokens"] if sums["tokens"] else None
 
     @torch.no_grad()
     def _reference_logprobs(self, data: MicroTensors, policy: Policy, runner: Runner) -> Tensor:

@@ -59,6 +59,16 @@ SENTINELS: tuple[Sentinel, ...] = (
         needs=_STEPS,
     ),
     Sentinel(
+        name="fallen_reward",
+        watches="Mean reward of a task over two steps: lower than in the five before by a quarter of the range of "
+        "rewards, and beyond chance.",
+        normal="A rise, with ups and downs of a few hundredths.",
+        why="The policy has lost what it could; checkpoints saved from now on hold it as it is.",
+        remedy="Go on from before the fall with a lower learner.lr: unirl runs fork RUN NEW --step N.",
+        find=detectors.fallen_reward,
+        needs=_STEPS,
+    ),
+    Sentinel(
         name="zero_variance",
         watches="Share of groups whose rewards are all equal: 100 % in three steps running, and in 12 groups.",
         normal="Less than half of the groups are flat; more near the end of a run.",
@@ -166,8 +176,9 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="far_kl",
-        watches="KL per token from the policy that sampled: above 0.5 nats.",
-        normal="0 on-policy; below 0.05 with several updates.",
+        watches="KL per token from the policy that sampled, during the updates and, in steps with a cosine, after "
+        "them: above 0.5 nats.",
+        normal="0 during a single update; below 0.05 else.",
         why="So long a step usually cannot be taken back.",
         remedy="Lower learner.lr or algorithm.updates_per_step; resume from an older checkpoint.",
         find=detectors.far_kl,
