@@ -9,10 +9,11 @@ import pytest
 from tests.dashboard.conftest import NUM_STEPS, add_lines, ask
 from tests.monitoring.made_run import make_config, make_step
 from unirl.config import flatten
+from unirl.dashboard.runs import quoted
 from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.run_log import RunLog
 
-RUN = "/api/run/grid~seed~~0"
+RUN = "/api/run/grid~1seed~00"
 
 
 def test_runs_are_listed_by_their_path_below_the_folder(client, finished_run):
@@ -26,7 +27,7 @@ def test_a_folder_that_is_a_run_lists_itself(finished_run):
     client = ask(finished_run)
     (row,) = client.get("/api/runs").json()["runs"]
     assert row["id"] == "seed~0"
-    assert client.get("/api/run/seed~~0").json()["run"]["status"] == "finished"
+    assert client.get("/api/run/seed~00").json()["run"]["status"] == "finished"
 
 
 def test_runs_of_like_names_are_told_apart(own_runs, tmp_path):
@@ -34,8 +35,8 @@ def test_runs_of_like_names_are_told_apart(own_runs, tmp_path):
         (own_runs / name).mkdir(parents=True)
         (own_runs / name / "run.json").write_text(json.dumps({"id": name}))
     client = ask(own_runs)
-    assert client.get("/api/run/a~b").json()["run"] == {"id": "a/b"}
-    assert client.get("/api/run/a~~b").json()["run"] == {"id": "a~b"}
+    assert client.get("/api/run/a~1b").json()["run"] == {"id": "a/b"}
+    assert client.get("/api/run/a~0b").json()["run"] == {"id": "a~b"}
     assert client.get("/api/compare?runs=a/b,a~b").json()["evaluations"].keys() == {"a/b", "a~b"}
 
 
@@ -219,7 +220,7 @@ def test_a_pair_is_told_whole(client, finished_run):
             assert fact[task] == pytest.approx(mean(line[task]), rel=1e-6)
             assert (task in fact["zero_variance"]) == is_flat(line[task])
         for sample in found["generation"]["samples"]:
-            picture = client.get(f"/files/grid~seed~~0/images/{sample['image']}")
+            picture = client.get(f"/files/grid~1seed~00/images/{sample['image']}")
             assert picture.content == (finished_run / "images" / sample["image"]).read_bytes()
             assert picture.headers["content-type"] == "image/webp"
     assert client.get(f"{RUN}/pair", params={"step": 3, "pair_id": "pair-3-0"}).status_code == 404
@@ -227,12 +228,12 @@ def test_a_pair_is_told_whole(client, finished_run):
 
 def test_a_picture_is_sent_once(client, finished_run):
     name = next((finished_run / "images").iterdir()).name
-    address = f"/files/grid~seed~~0/images/{name}"
+    address = f"/files/grid~1seed~00/images/{name}"
     mark = client.get(address).headers["etag"]
     again = client.get(address, headers={"If-None-Match": mark})
     assert (again.status_code, again.content) == (304, b"")
     evaluated = next((finished_run / "evaluations" / "images").iterdir())
-    assert client.get(f"/files/grid~seed~~0/evaluations/images/{evaluated.name}").content == evaluated.read_bytes()
+    assert client.get(f"/files/grid~1seed~00/evaluations/images/{evaluated.name}").content == evaluated.read_bytes()
 
 
 def test_the_same_pair_is_followed_over_epochs(own_runs):
@@ -292,7 +293,7 @@ def test_runs_are_compared_by_settings_and_last_evaluation(own_runs):
         (f"{RUN}/pair?step=1e9&pair_id=x", 400),
         (f"{RUN}/similarities?window=99999999999999", 400),
         ("/api/nothing", 404),
-        ("/files/grid~seed~~0/images/none.webp", 404),
+        ("/files/grid~1seed~00/images/none.webp", 404),
     ],
 )
 def test_a_wrong_question_gets_one_sentence(client, address, status):
@@ -301,6 +302,17 @@ def test_a_wrong_question_gets_one_sentence(client, address, status):
     (text,) = answer.json().values()
     assert "expected" in text
     assert "\n" not in text
+
+
+def test_no_two_paths_have_one_address(tmp_path):
+    names = ["a~/b", "a/~b", "a~1b", "a/1b", "a~~b", "a/b", "a~0/b"]
+    assert len({quoted(name) for name in names}) == len(names)
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text(json.dumps({"id": name}))
+    client = ask(tmp_path)
+    for name in names:
+        assert client.get(f"/api/run/{quoted(name)}").json()["run"] == {"id": name}
 
 
 def test_nothing_can_be_written(client):
@@ -320,4 +332,4 @@ def test_long_answers_are_compressed(client):
 def test_a_prefix_may_be_left_in_the_path_or_taken_off(finished_runs, prefix):
     client = ask(finished_runs, root_path="/proxy/8000")
     assert client.get(f"{prefix}/api/runs").status_code == 200
-    assert client.get(f"{prefix}/files/grid~seed~~0/images/none.webp").status_code == 404
+    assert client.get(f"{prefix}/files/grid~1seed~00/images/none.webp").status_code == 404

@@ -16,6 +16,20 @@ def test_numbers_that_json_lacks_become_null_and_are_named():
     assert line == {"a": None, "b": 1.5, "c": {"d": [1.0, None]}, "e": 0.5, "nonfinite": ["a", "c/d/1"]}
 
 
+def test_a_closed_file_says_so_and_touches_no_other(tmp_path):
+    file = JsonLines(tmp_path / "one.jsonl")
+    file.append({"step": 1})
+    file.close()
+    other = (tmp_path / "other").open("wb")  # takes the number that was free
+    file.close()
+    for use in (lambda: file.append({"step": 2}), file.sync):
+        with pytest.raises(ValueError, match=r"one\.jsonl: expected an open file; got one that was closed"):
+            use()
+    other.write(b"whole")
+    other.close()
+    assert (tmp_path / "other").read_bytes() == b"whole"
+
+
 def test_line_breaks_in_a_text_stay_inside_one_line():
     assert encode_line({"text": "a\nb\r\u2028"}).count(b"\n") == 1
 

@@ -47,7 +47,7 @@ def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "")
         FileNotFoundError: there is no such folder.
     """
     runs = Runs(runs_dir)
-    app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads)
+    app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(Exception, _server_error)

@@ -19,8 +19,8 @@ LOOK_EVERY_S = 2.0
 
 
 def quoted(name: str) -> str:
-    """A run's id as one segment of a path: "/" becomes "~", and "~" becomes "~~"."""
-    return name.replace("~", "~~").replace("/", "~")
+    """A run's id as one segment of a path: "~" becomes "~0", and then "/" becomes "~1", so that no two are the same."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 class Runs:

@@ -352,7 +352,7 @@ function understandingSide(side) {
     el(
       "ol",
       { class: "answers" },
-      side.samples.map((sample, i) =>
+      (side.samples ?? []).map((sample, i) =>
         el(
           "li",
           { class: "answer", "data-sample": i },
@@ -398,7 +398,7 @@ function generationSide(side) {
     el(
       "ol",
       { class: "drawings" },
-      side.samples.map((sample, i) =>
+      (side.samples ?? []).map((sample, i) =>
         el(
           "li",
           { class: "drawing", "data-sample": i },
