@@ -70,8 +70,10 @@ def _add_run(app: FastAPI, runs: Runs) -> None:
         return _answer(request, view.overview(), BackgroundTask(view.warm_later))
 
     @app.get("/api/run/{run}/strip")
-    def strip(request: Request, run: str) -> Response:
-        return _answer(request, {"strip": _find(runs, run).strip()})
+    def strip(
+        request: Request, run: str, alerts: Annotated[int | None, Query(ge=0, lt=1 << 53)] = None
+    ) -> Response:
+        return _answer(request, {"strip": _find(runs, run).strip(alerts)})
 
     @app.get("/api/run/{run}/metrics")
     def metrics(

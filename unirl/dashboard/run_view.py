@@ -1,5 +1,6 @@
 """One run as the page shows it. Reads its directory and nothing else, and only what changed since it was last read."""
 
+import hashlib
 import json
 import os
 import socket
@@ -82,7 +83,6 @@ class RunView:
         """All but the curves, pairs and workers."""
         with self._turn:
             strip = self.strip()
-            self._evaluations.refresh()
             return {
                 "run": cut_texts(self._run()),
                 "config": cut_texts(self._config()),
@@ -92,10 +92,15 @@ class RunView:
                 "skipped": strip["skipped"],
             }
 
-    def strip(self) -> dict[str, Any]:
-        """The status strip."""
+    def strip(self, known_alerts: int | None = None) -> dict[str, Any]:
+        """The status strip; its "overview" is another one as soon as anything else in the overview is.
+
+        Args:
+            known_alerts: how many alerts the page knows of; when there are no others, they are left out.
+        """
         with self._turn:
             self._metrics.refresh()
+            self._evaluations.refresh()
             self._events.refresh()
             for part in (self._shown, self._used):
                 if part.tail.unread() < QUICK_BYTES:  # else they are read in a while, see `warm_later`
@@ -112,6 +117,7 @@ class RunView:
             usual = self._usual_step_s()
             left = num_steps - step if status == "running" and num_steps is not None else None
             return {
+                "overview": self._overview_mark(),
                 "status": status,
                 "step": step,
                 "num_steps": num_steps,
@@ -122,7 +128,7 @@ class RunView:
                 "version": max(versions, default=self._version(None)),
                 "lag": {"max": max(lags.values(), default=None), "by_actor": lags},
                 "num_alerts": self._events.num_alerts,
-                "alerts": self._events.alerts,
+                "alerts": None if known_alerts == self._events.num_alerts else self._events.alerts,
                 "cost": self._cost(running=status == "running" and not stalled),
                 "skipped": self._skipped(),
             }
@@ -217,6 +223,12 @@ class RunView:
 
     # Facts.
 
+    def _overview_mark(self) -> str:
+        """Short, and another one when metrics, evaluations, facts or settings of the overview are."""
+        run = {name: fact for name, fact in self._run().items() if name != "updated"}
+        facts = [cut_texts(run), cut_texts(self._config()), self._evaluations.all(), self._metrics.names]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
     def _fact(self, name: str, read: Callable[[str], Any]) -> Any:
         """A small file as `read` makes it, read again only when it changed; {} when it cannot be read."""
         try:
@@ -247,7 +259,8 @@ class RunView:
         return status[:40] if isinstance(status, str) else "unknown"
 
     def _num_steps(self) -> int | None:
-        found = (as_number(self._config().get(key)) for key in ("train.num_steps", "train.max_steps"))
+        told = as_number(self._run().get("num_steps"))  # what the run counted itself
+        found = (told, *(as_number(self._config().get(key)) for key in ("train.num_steps", "train.max_steps")))
         return next((int(value) for value in found if value is not None), None)
 
     def _samples_per_step(self) -> int | None:

@@ -16,13 +16,11 @@ const VIEWS = { overview, pairs, compare, fleet };
 const POLL_MS = 2000;
 const HIDDEN_POLL_MS = 15000;
 const STRIP_MS = 6000;
-const SUMMARY_MS = 60000;
 const RUNS_MS = 10000;
 
 /** What views read: the run, its summary, its live metrics, and all runs. */
 const context = { run: null, runs: [], summary: null, series: null };
 let opened = null;
-let summaryAt = -Infinity;
 let stripAt = -Infinity;
 let runsAt = -Infinity;
 let lostAt = null;
@@ -69,18 +67,38 @@ async function refresh() {
     drawRuns();
   }
   const view = VIEWS[state.view] ?? overview;
-  const fresh = context.summary ? await context.series.load(view.names(context)) : true;
-  if (fresh || performance.now() - summaryAt > SUMMARY_MS) {
-    context.summary = await getRun(run);
-    summaryAt = stripAt = performance.now();
-    drawStrip(context.summary);
+  if (!context.summary) {
+    await summarize(run);
     await context.series.load(view.names(context));
-  } else if (performance.now() - stripAt > STRIP_MS) {
-    context.summary.strip = (await getRun(run, "strip")).strip;
-    stripAt = performance.now();
-    drawStrip(context.summary);
+  } else if ((await context.series.load(view.names(context))) || performance.now() - stripAt > STRIP_MS) {
+    await restrip(run);
+    if (context.summary.strip.overview !== context.summary.mark) {
+      await summarize(run);
+      await context.series.load(view.names(context));
+    }
   }
   await show(view);
+}
+
+/** All that is known of the run but its curves: asked for at first, and when something in it is another than before. */
+async function summarize(run) {
+  context.summary = await getRun(run);
+  context.summary.mark = context.summary.strip.overview;
+  stripped();
+}
+
+/** The strip alone, with alerts when there are new ones. */
+async function restrip(run) {
+  const { strip: before } = context.summary;
+  const { strip } = await getRun(run, "strip", { alerts: before.num_alerts });
+  context.summary.strip = { ...strip, alerts: strip.alerts ?? before.alerts };
+  stripped();
+}
+
+function stripped() {
+  context.summary.skipped = context.summary.strip.skipped;
+  stripAt = performance.now();
+  drawStrip(context.summary);
 }
 
 const isHere = (id) => context.runs.some((run) => run.id === id);
