@@ -137,6 +137,59 @@ def test_a_poll_of_everything_is_small(client):
     assert sum(sizes) < 5000
 
 
+def test_a_poll_needs_no_names_and_brings_the_strip_with_a_step(own_runs):
+    client, run = ask(own_runs), own_runs / "one"
+    first = client.get("/api/run/one/metrics?names=reward/understanding,learner/loss").json()
+    other = client.get("/api/run/one/metrics?names=learner/lr").json()
+    poll = "/api/run/one/metrics?alerts=0&since="
+    nothing = client.get(poll + first["cursor"]).json()
+    assert (nothing["values"], "strip" in nothing, nothing["cursor"]) == ({}, False, first["cursor"])
+    add_lines(run / "metrics.jsonl", {"step": 13, "time": 1, "reward/understanding": 0.25, "learner/lr": 0.5})
+    more = client.get(poll + first["cursor"]).json()
+    assert more["values"] == {"reward/understanding": [0.25], "learner/loss": [None]}
+    assert client.get(poll + other["cursor"]).json()["values"] == {"learner/lr": [0.5]}
+    assert (more["strip"]["step"], more["strip"]["num_alerts"], more["strip"]["alerts"]) == (13, 0, None)
+    for lost in ("x.3.y", first["cursor"].rpartition(".")[0], f"{first['cursor']}x"):
+        assert client.get(poll + lost).json()["reset"] is True
+
+
+def test_alerts_come_when_there_are_others(own_runs):
+    client, alert = ask(own_runs), {"kind": "alert", "message": "look"}
+    add_lines(own_runs / "one" / "events.jsonl", alert, alert)
+    assert client.get("/api/run/one/strip?alerts=1").json()["strip"]["alerts"] == [alert, alert]
+    strip = client.get("/api/run/one/strip?alerts=2").json()["strip"]
+    assert (strip["num_alerts"], strip["alerts"]) == (2, None)
+
+
+def test_the_strip_says_when_the_overview_is_another(own_runs):
+    client, run = ask(own_runs), own_runs / "one"
+
+    def mark():
+        return client.get("/api/run/one/strip").json()["strip"]["overview"]
+
+    marks = [mark()]
+    known = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    add_lines(run / "metrics.jsonl", known | {"step": 13})
+    assert mark() == marks[0], "a step alone changes nothing of it"
+    add_lines(run / "metrics.jsonl", known | {"step": 14, "learner/new": 1.0})
+    marks.append(mark())
+    shutil.copy(run / "evaluations/step_000012.json", run / "evaluations/step_000014.json")
+    marks.append(mark())
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"status": "failed"}))
+    marks.append(mark())
+    assert len(set(marks)) == 4
+
+
+def test_the_run_itself_says_how_many_steps_there_will_be(own_runs):
+    run = own_runs / "one" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"num_steps": 77, "status": "running", "host": "elsewhere"}))
+    client = ask(own_runs)
+    assert client.get("/api/runs").json()["runs"][0]["num_steps"] == 77
+    strip = client.get("/api/run/one/strip").json()["strip"]
+    assert strip["num_steps"] == 77
+    assert strip["eta_s"] > 0
+
+
 def test_a_page_sees_a_live_run_move(tmp_path):
     config = make_config(50)
     client = None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from unirl.benchmarks.report import Goal, Row
@@ -131,4 +132,5 @@ def _moved_bytes(page: Any, seconds: float) -> float:
     page.on("requestfinished", keep)
     page.wait_for_timeout(seconds * 1000)
     page.remove_listener("requestfinished", keep)
-    return float(sum(sum(request.sizes().values()) for request in requests))
+    # Sizes of requests leave out what follows "?" in the address.
+    return float(sum(sum(request.sizes().values()) + len(urlsplit(request.url).query) for request in requests))

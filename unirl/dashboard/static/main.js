@@ -70,9 +70,11 @@ async function refresh() {
   if (!context.summary) {
     await summarize(run);
     await context.series.load(view.names(context));
-  } else if ((await context.series.load(view.names(context))) || performance.now() - stripAt > STRIP_MS) {
-    await restrip(run);
-    if (context.summary.strip.overview !== context.summary.mark) {
+  } else {
+    const { series, summary } = context;
+    const fresh = await series.load(view.names(context), summary.strip.num_alerts);
+    if (fresh || performance.now() - stripAt > STRIP_MS) await restrip(run, fresh && series.strip);
+    if (summary.strip.overview !== summary.mark) {
       await summarize(run);
       await context.series.load(view.names(context));
     }
@@ -88,9 +90,9 @@ async function summarize(run) {
 }
 
 /** The strip alone, with alerts when there are new ones. */
-async function restrip(run) {
+async function restrip(run, given) {
   const { strip: before } = context.summary;
-  const { strip } = await getRun(run, "strip", { alerts: before.num_alerts });
+  const strip = given || (await getRun(run, "strip", { alerts: before.num_alerts })).strip;
   context.summary.strip = { ...strip, alerts: strip.alerts ?? before.alerts };
   stripped();
 }
