@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import time
 import zlib
 
 import pytest
@@ -81,6 +82,24 @@ def test_filters_find_pairs(url, made, watched):
     groups = [[line[task]["samples"] for task in ("understanding", "generation")] for line in lines]
     flat = sum(any(len({s["reward"] for s in samples}) == 1 for samples in both) for both in groups)
     until(page, f"document.querySelectorAll('.pair-list a').length === {flat}")
+
+
+def test_beats_of_a_node_whose_clock_is_late_are_shown(tmp_path, watched):
+    folder, now = make_run(tmp_path / "runs" / "one", num_steps=2, num=5), time.time()
+    (folder / "actors").mkdir(exist_ok=True)
+
+    def beat(actor, at):
+        with (folder / "actors" / f"{actor}.jsonl").open("a") as file:
+            fixed = {"actor": actor, "role": "rollout.text", "state": "sampling", "num_done": 1}
+            file.write(json.dumps(fixed | {"time": at}) + "\n")
+
+    beat("early", now + 40)
+    beat("late", now)
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=fleet&runs=one", "fleet")
+        until(page, "document.querySelectorAll('svg.lanes rect').length === 2")
+        beat("late", now + 5)
+        until(page, "document.querySelectorAll('svg.lanes rect').length === 3")
 
 
 def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):

@@ -113,7 +113,8 @@ def test_a_prefix_without_its_slash_leads_to_the_page(finished_runs, token):
 
 @pytest.mark.parametrize(
     ("host", "yes"),
-    [("127.0.0.1", True), ("127.0.0.2", True), ("127.255.255.254", True), ("localhost", True), ("128.0.0.1", False), ("::1", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
+    [("127.0.0.1", True), ("127.0.0.2", True), ("127.255.255.254", True), ("128.0.0.1", False), ("localhost", True),
+     ("::1", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
      ("example.com", False)],
 )  # fmt: skip
 def test_loopback_is_known(host, yes):

@@ -182,7 +182,9 @@ def test_the_strip_says_when_the_overview_is_another(own_runs):
 
 def test_the_run_itself_says_how_many_steps_there_will_be(own_runs):
     run = own_runs / "one" / "run.json"
-    run.write_text(json.dumps(json.loads(run.read_text()) | {"num_steps": 77, "status": "running", "host": "elsewhere"}))
+    run.write_text(
+        json.dumps(json.loads(run.read_text()) | {"num_steps": 77, "status": "running", "host": "elsewhere"})
+    )
     client = ask(own_runs)
     assert client.get("/api/runs").json()["runs"][0]["num_steps"] == 77
     strip = client.get("/api/run/one/strip").json()["strip"]

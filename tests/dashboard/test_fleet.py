@@ -127,6 +127,26 @@ def test_hostile_heartbeats_are_counted_or_cut(live):
     assert actors["b"]["history"] == []
 
 
+def test_rare_heartbeats_take_no_worker_down(tmp_path):
+    config = make_config(50, heartbeat_s=60)
+    with RunLog(tmp_path / "live", config, config.monitoring) as log:
+        (log.run_dir / "actors").mkdir()
+        for name, age in (("a", 100), ("b", 350), ("c", 370)):
+            add_lines(log.run_dir / f"actors/{name}.jsonl", beat(time.time() - age, name))
+        assert {name: actor["silent"] for name, actor in actors_of(log).items()} == {"a": False, "b": False, "c": True}
+        assert strip_of(log)["workers"]["rollout.text"][0] == 2
+
+
+def test_a_folder_of_actors_that_leads_out_of_the_run_is_not_read(live, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    add_lines(elsewhere / "secret-name.jsonl", beat(time.time()))
+    (live.run_dir / "actors").rmdir()
+    (live.run_dir / "actors").symlink_to(elsewhere)
+    assert actors_of(live) == {}
+    assert strip_of(live)["workers"] == {}
+
+
 def test_a_run_in_one_process_costs_that_process(tmp_path):
     config = make_config(50)
     facts = {"resources": {"CPU": 2.0, "GPU": 1.0}}

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from unirl.evaluation.run_reader import read_lines
 from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
+from unirl.run_files import read_lines
 
 
 def test_numbers_that_json_lacks_become_null_and_are_named():

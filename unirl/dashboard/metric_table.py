@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.dashboard.tail import Record, Tail
+from unirl.run_files import Record, Tail
 
 MAX_COLUMNS = 2000
 MAX_NAME = 200

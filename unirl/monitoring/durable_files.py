@@ -6,11 +6,12 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from unirl import run_files
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -98,11 +99,7 @@ class JsonLines:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none when it is not there. What cannot be read is left out."""
-    data, found = path.read_bytes() if path.exists() else b"", []
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return [record for record in found if isinstance(record, dict)]
+    return run_files.read_lines(path)[0]
 
 
 def encode_line(record: Mapping[str, object]) -> bytes:

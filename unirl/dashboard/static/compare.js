@@ -176,7 +176,7 @@ function chooser(runs) {
           el(
             "small",
             {},
-            `${run.stalled ? "stalled" : (run.status ?? "–")}, ${num(run.step, 7)} / ${num(run.num_steps, 7)}`,
+            `${run.status}, ${num(run.step, 7)} / ${num(run.num_steps, 7)}`,
           ),
         ),
       );

@@ -108,7 +108,7 @@ const isHere = (id) => context.runs.some((run) => run.id === id);
 /** A run that goes on, else the one written last. */
 function latest() {
   const newest = [...context.runs].sort((a, b) => (b.updated ?? 0) - (a.updated ?? 0));
-  return (newest.find((run) => run.status === "running" && !run.stalled) ?? newest[0])?.id;
+  return (newest.find((run) => run.status === "running") ?? newest[0])?.id;
 }
 
 async function show(view) {
@@ -144,7 +144,7 @@ function nothingYet() {
 
 function drawRuns() {
   const select = byId("run");
-  const key = JSON.stringify([context.run, context.runs.map((run) => [run.id, run.status, run.stalled])]);
+  const key = JSON.stringify([context.run, context.runs.map((run) => [run.id, run.status])]);
   if (select.dataset.key === key || document.activeElement === select) return;
   select.dataset.key = key;
   select.replaceChildren(
@@ -152,7 +152,7 @@ function drawRuns() {
       el(
         "option",
         { value: run.id, selected: run.id === context.run },
-        `${run.id} · ${run.stalled ? "stalled" : (run.status ?? "?")}`,
+        `${run.id} · ${run.status}`,
       ),
     ),
   );

@@ -6,6 +6,7 @@ import { el, empty, table } from "./dom.js";
 import { plural, setting } from "./format.js";
 import { Series, smooth } from "./series.js";
 import { go, state } from "./state.js";
+import { isLive } from "./strip.js";
 
 const PHASES = ["text_rollout", "image_rollout", "decode", "reward", "score", "backward", "sync", "idle", "other"];
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
@@ -315,12 +316,12 @@ function evaluationMarks(evaluations, task, series) {
 }
 
 function noSteps({ summary }) {
-  const running = summary.run.status === "running";
+  const { status } = summary.strip;
   return empty(
     "No step has finished yet",
-    running
+    isLive(status)
       ? "The first step also loads the models and may take a while; this page shows it as soon as it is written."
-      : `The run is ${summary.run.status}${summary.run.reason ? `: ${summary.run.reason}` : ""}. Its logs/driver.log says why.`,
+      : `The run is ${status}${summary.run.reason ? `: ${summary.run.reason}` : ""}. Its logs/driver.log says why.`,
   );
 }
 

@@ -21,10 +21,13 @@ export function tick() {
   );
 }
 
+/** Whether a run may still go on; a stalled one may. */
+export const isLive = (status) => ["running", "starting", "stalled"].includes(status);
+
 export function drawStrip(summary) {
   const { run, strip } = summary;
-  const status = strip.stalled ? "stalled" : (strip.status ?? run.status ?? "unknown");
-  const running = (strip.status ?? run.status) === "running";
+  const { status } = strip;
+  const running = isLive(status);
   const workers = Object.entries(strip.workers ?? {});
   const down = workers.some(([, [up, total]]) => up < total);
   const lag = strip.lag?.max ?? 0;
