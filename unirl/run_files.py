@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ MAX_LINE_BYTES = 32 << 20
 """A longer line counts as bad."""
 MAX_SETTINGS_BYTES = 1 << 18
 MAX_ACTORS = 1000
+RECENT_BEATS = 12
 _TAIL_BYTES = 1 << 18
 _ACTOR = re.compile(r"(?!\.)([\w.-]{1,200}?)\.jsonl", re.ASCII)
 _ROTATED = re.compile(r".*\.\d+\.jsonl")
@@ -150,6 +152,17 @@ def last_beats(folder: Path) -> list[Record]:
         if isinstance(at, int | float) and not isinstance(at, bool) and abs(at) < 1e11:
             beats.append(beat | {"actor": actor, "role": role[:80] if isinstance(role, str) else ""})
     return beats
+
+
+def held_versions(folder: Path) -> list[tuple[float, str, int]]:
+    """Unix time, actor and policy version of the newest heartbeats of each actor that holds weights, in order."""
+    held = []
+    for actor in actor_names(folder):
+        for beat in islice(last_records(folder, f"actors/{actor}.jsonl", 1 << 13), RECENT_BEATS):
+            at, version = beat.get("time"), beat.get("policy_version")
+            if type(version) is int and 0 <= version < 1 << 31 and type(at) in (int, float) and abs(at) < 1e11:
+                held.append((float(at), actor, version))
+    return sorted(held)
 
 
 def silent_after_s(heartbeat_s: float) -> float:

@@ -328,6 +328,11 @@ def test_runs_are_compared_by_settings_and_last_evaluation(own_runs):
     assert found["config"]["train.num_steps"] == {"one": 12, "two": 3}
     assert found["config"]["monitoring.pairs_every"] == {"one": 2, "two": 7}
     assert "learner.lr" not in found["config"]
+    settings = own_runs / "two" / "config.yaml"
+    settings.write_text(settings.read_text().replace("pairs_every: 7", "elsewhere: 7"))
+    found = ask(own_runs).get("/api/compare?runs=one,two").json()
+    assert found["config"]["monitoring.pairs_every"] == {"one": 2}, "what a run lacks is not null"
+    assert found["config"]["monitoring.elsewhere"] == {"two": 7}
     last = read_run(own_runs / "one").evaluations[12].estimates["generation/sampled/reward"]
     assert found["evaluations"]["one"]["generation/sampled/reward"]["value"] == last.mean
     assert found["evaluations"]["two"] == {}

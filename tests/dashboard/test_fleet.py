@@ -32,7 +32,8 @@ def strip_of(log):
 
 def test_workers_that_fell_silent_are_down_and_lags_are_counted(live):
     now, folder = time.time(), live.run_dir / "actors"
-    add_lines(folder / "driver.jsonl", beat(now, "driver", "driver", policy_version=9))
+    said = ((now - 5, 8), (now - 2, 9), (now, 10))
+    add_lines(folder / "driver.jsonl", *(beat(at, "driver", "driver", policy_version=n) for at, n in said))
     add_lines(folder / "rollout-text-0.jsonl", beat(now - 1))
     add_lines(folder / "rollout-image-0.jsonl", beat(now - 60, "rollout-image-0", "rollout.image", policy_version=3))
     add_lines(folder / "reward-x.jsonl", beat(now - 2, "reward-x", "reward.accuracy", policy_version=None))
@@ -45,8 +46,8 @@ def test_workers_that_fell_silent_are_down_and_lags_are_counted(live):
         "reward.accuracy": [1, 1],
         "reward.lab_verifier": [0, 1],
     }
-    assert strip["version"] == 9
-    assert strip["lag"] == {"max": 2, "by_actor": {"rollout-text-0": 2}}
+    assert strip["version"] == 10
+    assert strip["lag"] == {"max": 2, "by_actor": {"rollout-text-0": 2}}, "9 was held when it spoke, 10 only later"
     live.event("scale", "four workers", {"state": "done", "workers": {"rollout.text": 4}})
     assert strip_of(live)["workers"]["rollout.text"] == [1, 4]
 

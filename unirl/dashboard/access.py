@@ -86,8 +86,8 @@ class Access:
             name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
             if is_loopback(name):
                 return self._slash(scope)
-            return _error(403, "expected a request to 127.0.0.1, localhost or [::1]; got another host name; serve other "
-                          "names with a token")  # fmt: skip
+            wanted = "127.0.0.1, localhost or [::1]"
+            return _error(403, f"expected a request to {wanted}; got another host; serve other names with a token")
         # A token in the page's address is exchanged for a cookie, so that it stays in no history.
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
         if given and scope["path"].rstrip("/") in self._pages and self._is_token(given[-1]):

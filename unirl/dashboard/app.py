@@ -202,8 +202,13 @@ def _find(runs: Runs, name: str) -> RunView:
 def _compare(views: dict[str, RunView]) -> dict[str, Any]:
     found = {name: view.summary() for name, view in views.items()}
     keys = sorted({key for settings, _ in found.values() for key in settings})
-    rows = {key: {name: settings.get(key) for name, (settings, _) in found.items()} for key in keys}
-    differing = {key: row for key, row in rows.items() if len({json.dumps(value) for value in row.values()}) > 1}
+    # A run that lacks a setting, as one of another job does, has no value of it.
+    rows = {key: {n: settings[key] for n, (settings, _) in found.items() if key in settings} for key in keys}
+    differing = {
+        key: row
+        for key, row in rows.items()
+        if len(row) < len(found) or len({json.dumps(value) for value in row.values()}) > 1
+    }
     return {"config": differing, "evaluations": {name: tasks for name, (_, tasks) in found.items()}}
 
 

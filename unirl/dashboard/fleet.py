@@ -68,7 +68,7 @@ class _Actor:
             if len(beats.state_names) == 100:
                 return
             beats.state_names.append(state)
-        version = version_of(record)
+        version = _version(record)
         beats.times.append(at)
         beats.states.append(beats.state_names.index(state))
         beats.versions.append(-1 if version is None else version)
@@ -98,7 +98,7 @@ class _Actor:
             "state": _text(last.get("state")),
             "age_s": age_s,
             "silent": age_s is None or age_s > silent_after,
-            "policy_version": version_of(last),
+            "policy_version": _version(last),
             "restarts": beats.restarts,
             "tokens_per_s": _recent_rate(times, np.array(beats.tokens)),
             "images_per_s": _recent_rate(times, np.array(beats.images)),
@@ -154,8 +154,7 @@ def _recent_rate(times: np.ndarray, counts: np.ndarray) -> float | None:
     return plain(np.array([made / took]), 4)[0] if took > 0 and made >= 0 else None
 
 
-def version_of(record: Record) -> int | None:
-    """Of the weights that an actor says it holds; None without one."""
+def _version(record: Record) -> int | None:
     version = record.get("policy_version")
     return version if type(version) is int and 0 <= version < 1 << 31 else None
 

@@ -16,7 +16,7 @@ from unirl.config import MonitoringConfig
 from unirl.dashboard import cost
 from unirl.dashboard.evaluations import Evaluations
 from unirl.dashboard.event_log import EventLog
-from unirl.dashboard.fleet import Fleet, version_of
+from unirl.dashboard.fleet import Fleet
 from unirl.dashboard.metric_table import MetricTable, as_number, plain
 from unirl.dashboard.shown_pairs import PairFilter, ShownPairs, as_list, cut_texts
 from unirl.dashboard.used_pairs import UsedPairs
@@ -25,6 +25,7 @@ from unirl.monitoring.run_state import GONE, WRITTEN, modified, state_now
 from unirl.run_files import (
     MAX_SETTINGS_BYTES,
     Record,
+    held_versions,
     last_beats,
     last_record,
     list_inside,
@@ -110,9 +111,9 @@ class RunView:
                     part.refresh()
             beats = last_beats(self.folder)
             up = {beat["actor"]: time.time() - beat["time"] <= self._silent_after() for beat in beats}
-            held = {beat["actor"]: version for beat in beats if (version := version_of(beat)) is not None}
-            samplers = [beat["actor"] for beat in beats if up[beat["actor"]] and beat["role"].startswith("rollout")]
-            lags = {actor: max(held.values()) - held[actor] for actor in samplers if actor in held}
+            held = held_versions(self.folder)
+            samplers = {beat["actor"] for beat in beats if up[beat["actor"]] and beat["role"].startswith("rollout")}
+            lags = {actor: lag for actor, lag in _lags(held).items() if actor in samplers}
             written, step, num_steps = self._written(), self._metrics.step, self._num_steps()
             usual = self._usual_step_s()
             status = self._status(usual)
@@ -126,7 +127,7 @@ class RunView:
                 "age_s": round(max(0.0, time.time() - written), 1) if written else None,
                 "stalled": status in GONE,
                 "workers": self._workers([(beat["role"], up[beat["actor"]]) for beat in beats]),
-                "version": max(held.values(), default=self._version(None)),
+                "version": max((version for _, _, version in held), default=self._version(None)),
                 "lag": {"max": max(lags.values(), default=None), "by_actor": lags},
                 "num_alerts": self._events.num_alerts,
                 "alerts": None if known_alerts == self._events.num_alerts else self._events.alerts,
@@ -318,6 +319,19 @@ class RunView:
             "refused_images": self._shown.refused_images,
             **self._metrics.skipped,
         }
+
+
+def _lags(held: list[tuple[float, str, int]]) -> dict[str, int]:
+    """By how many updates each actor was behind when it last spoke; what others said later counts for nothing.
+
+    Args:
+        held: time, actor and version of heartbeats, in order.
+    """
+    newest, lags = 0, {}
+    for _, actor, version in held:
+        newest = max(newest, version)
+        lags[actor] = newest - version
+    return lags
 
 
 def _describe(name: str) -> dict[str, str]:

@@ -109,6 +109,14 @@ function drawWorkers(actors, summary) {
     return;
   }
   const running = isLive(summary.strip.status);
+  const has = (name) => actors.some((actor) => actor[name] !== null && actor[name] !== undefined);
+  const counted = [
+    ["weights", "policy_version", 7],
+    ["restarts", "restarts"],
+    ["tokens/s", "tokens_per_s"],
+    ["images/s", "images_per_s"],
+    ["queue", "queue"],
+  ].filter(([, name]) => has(name)); // fine-tuning hands on no weights
   const rows = actors.map((actor) => [
     actor.actor,
     actor.role ?? "–",
@@ -119,17 +127,13 @@ function drawWorkers(actors, summary) {
       actor.state ?? "–",
     ),
     el("span", { class: running && actor.silent ? "bad" : null }, duration(actor.age_s)),
-    num(actor.policy_version, 7),
-    num(actor.restarts),
-    num(actor.tokens_per_s),
-    num(actor.images_per_s),
-    num(actor.queue),
+    ...counted.map(([, name, digits]) => num(actor[name], digits)),
   ]);
   if (!holders.workers.contains(document.activeElement))
     holders.workers.replaceChildren(
       table(
         "Workers",
-        ["worker", "role", "state", "last heartbeat", "weights", "restarts", "tokens/s", "images/s", "queue"],
+        ["worker", "role", "state", "last heartbeat", ...counted.map(([title]) => title)],
         rows,
         { words: 3 },
       ),

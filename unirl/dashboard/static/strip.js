@@ -43,7 +43,7 @@ export function drawStrip(summary) {
     ["Time left", running ? duration(strip.eta_s) : "–"],
     [running ? "Last write" : "Written", age, null, strip.stalled && "bad"],
     ["Workers", ...crew(workers, running), down && running && "warn"],
-    [
+    strip.version !== null && [
       "Weights",
       `version ${num(strip.version, 7)}`,
       typeof strip.lag?.max !== "number" ? null : lag ? `lag ${plural(lag, "update")}` : "no lag",
@@ -57,7 +57,7 @@ export function drawStrip(summary) {
     ],
   ];
   byId("strip").replaceChildren(
-    ...tiles.map(([name, value, note, tone]) =>
+    ...tiles.filter(Boolean).map(([name, value, note, tone]) =>
       el(
         "div",
         { class: [tone, name === "Workers" && "broad"].filter(Boolean).join(" ") || null },
