@@ -79,6 +79,10 @@ def test_filters_find_pairs(url, made, watched):
     page.keyboard.press("Enter")
     expected = sum(words in json.dumps(line) for line in lines)
     until(page, f"document.querySelectorAll('.pair-list a').length === {expected}")
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    until(page, "location.hash.includes('pair=')")
+    assert "text=" in page.evaluate("location.hash"), "leaving the field keeps the search"
     page.get_by_role("button", name="Clear").click()
     page.get_by_label("Zero variance").select_option("1")
     groups = [[line[task]["samples"] for task in ("understanding", "generation")] for line in lines]
@@ -122,7 +126,7 @@ def test_a_run_of_fine_tuning_shows_what_it_has_and_no_more(tmp_path, watched):
             tiles = dict(zip(*(page.locator(f"#strip {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
             assert tiles["Time left"] == "17 s"
             assert "Weights" not in tiles
-            titles = page.locator("figcaption").all_inner_texts()
+            titles = [" ".join(text.split()) for text in page.locator("figcaption").all_inner_texts()]
             assert titles == [
                 "Cross-entropy nats per target", "Accuracy share", "Loss nats", "Gradient norm", "Learning rate",
                 "Targets of a step", "Phases of a step s", "Tokens per second",

@@ -116,6 +116,7 @@ async function show(view) {
   if (opened?.view === view && opened.run === context.run) await view.update(context);
   else {
     close();
+    if (opened === null && document.body.dataset.ready) scrollTo({ top: 0, behavior: "instant" });
     opened = { view, run: context.run };
     const panel = byId("panel");
     panel.className = `view-${view.title.toLowerCase()}`;
@@ -205,7 +206,10 @@ function setTheme(theme) {
 }
 
 function onKey(event) {
-  if (event.key === "Escape" && event.target.matches("input, select")) event.target.blur();
+  if (event.key === "Escape" && event.target.matches("input, select") && !byId("help").open) {
+    event.preventDefault(); // browsers would empty a search
+    event.target.blur();
+  }
   if (
     event.defaultPrevented ||
     event.ctrlKey ||

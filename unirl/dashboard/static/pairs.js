@@ -217,13 +217,20 @@ async function move(by) {
   if (next) go({ step: next.step, pair: next.pair_id }, { replace: true });
 }
 
+/** Scroll the list, and not the page, until an entry of it is in sight. */
+function reveal(anchor) {
+  const [entry, box] = [anchor.getBoundingClientRect(), list.getBoundingClientRect()];
+  if (entry.top < box.top) list.scrollTop -= box.top - entry.top;
+  else if (entry.bottom > box.bottom) list.scrollTop += entry.bottom - box.bottom;
+}
+
 function markChosen() {
   const key = keyOf(chosen());
   for (const anchor of list.querySelectorAll("a")) {
     const current = anchor.dataset.key === key;
     if (current) {
       anchor.setAttribute("aria-current", "true");
-      anchor.scrollIntoView({ block: "nearest" });
+      reveal(anchor);
     } else anchor.removeAttribute("aria-current");
   }
 }
