@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.jobs.runs import SMALL, finish, start, weights_of
-from unirl.evaluation.run_reader import read_lines
 from unirl.monitoring.journal import read_step, step_file
+from unirl.run_files import read_lines
 
 ACTORS = {
     "rollout": "ray::RolloutWorker",

@@ -9,18 +9,19 @@ PACKAGE = Path(__file__).parents[1] / "unirl"
 MATH = ("types", "algorithms", "pairing")
 PARTS = ("models", "rollout", "rewards", "learner", "data", "evaluation", "monitoring", "lab")
 CONFIG = ("config", "config_rules", "config_keys", "config_loading")
-WHOLE = (*CONFIG, *MATH, *PARTS, "cluster", "dashboard", "torchvision_hook")
+WHOLE = (*CONFIG, "run_files", *MATH, *PARTS, "cluster", "dashboard", "torchvision_hook")
 # Room -> rooms it may import, itself aside.
 MAY_IMPORT = (
-    {"types": (), "torchvision_hook": (), "config": ("types",)}
+    {"types": (), "torchvision_hook": (), "run_files": (), "config": ("types",)}
     | {name: ("types", *CONFIG[:place]) for place, name in enumerate(CONFIG) if place}
     | {"algorithms": ("types",), "pairing": ("types",)}
     | {part: (*CONFIG, *MATH) for part in PARTS}
+    | {part: (*CONFIG, *MATH, "run_files") for part in ("evaluation", "monitoring")}
     | {"rollout": (*CONFIG, *MATH, "models"), "learner": (*CONFIG, *MATH, "models")}
     | {"lab": (*CONFIG, *MATH, "models", "rollout"), "rewards": (*CONFIG, *MATH, "lab")}  # the lab's verifier
     | {
-        "cluster": (*CONFIG, *MATH, *PARTS),
-        "dashboard": (*CONFIG, "types", "evaluation", "monitoring"),
+        "cluster": (*CONFIG, "run_files", *MATH, *PARTS),
+        "dashboard": (*CONFIG, "run_files", "types", "evaluation", "monitoring"),
         "benchmarks": WHOLE,
         "jobs": (*WHOLE, "benchmarks"),
         "cli": (*WHOLE, "jobs"),

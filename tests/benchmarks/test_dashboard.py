@@ -5,8 +5,8 @@ import time
 from unirl.benchmarks.dashboard import DashboardBench, measure_dashboard
 from unirl.benchmarks.dashboard_run import METRICS, LongRun, write_long_run
 from unirl.benchmarks.report import Goal
-from unirl.evaluation.run_reader import read_lines
 from unirl.monitoring.metrics import lookup
+from unirl.run_files import read_lines
 
 
 def test_the_made_run_is_one_that_readers_take(tmp_path):

@@ -182,7 +182,7 @@ def test_the_directory_of_a_killed_driver_opens_and_says_what_was_skipped(live, 
     (run_dir / "images" / first["understanding"]["image"]).unlink()
     with serving(runs) as url:
         page = watched.open(f"{url}#runs=live")
-        assert page.locator("#strip .badge").inner_text() == "stalled"
+        assert page.locator("#strip .badge").inner_text() == "killed"
         said = page.locator("#skipped").inner_text()
         page.goto(f"{url}#view=pairs&runs=live&step={first['step']}&pair={first['pair_id']}")
         page.locator(".und .missing").wait_for()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import time
 import zlib
 
 import pytest
@@ -11,6 +12,8 @@ from starlette.routing import Mount
 
 from tests.browser.watching import READY, assert_accessible, require_browser, serving, until
 from tests.monitoring.made_run import make_run
+from unirl.config import MonitoringConfig, SftConfig
+from unirl.monitoring.run_log import RunLog
 
 HARM = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'><svg onload='window.hit = 1'>"
 RTL, ZERO_WIDTH = "\u202egnp.exe", "pass\u200bword"
@@ -76,11 +79,84 @@ def test_filters_find_pairs(url, made, watched):
     page.keyboard.press("Enter")
     expected = sum(words in json.dumps(line) for line in lines)
     until(page, f"document.querySelectorAll('.pair-list a').length === {expected}")
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    until(page, "location.hash.includes('pair=')")
+    assert "text=" in page.evaluate("location.hash"), "leaving the field keeps the search"
     page.get_by_role("button", name="Clear").click()
     page.get_by_label("Zero variance").select_option("1")
     groups = [[line[task]["samples"] for task in ("understanding", "generation")] for line in lines]
     flat = sum(any(len({s["reward"] for s in samples}) == 1 for samples in both) for both in groups)
     until(page, f"document.querySelectorAll('.pair-list a').length === {flat}")
+
+
+def test_beats_of_a_node_whose_clock_is_late_are_shown(tmp_path, watched):
+    folder, now = make_run(tmp_path / "runs" / "one", num_steps=2, num=5), time.time()
+    (folder / "actors").mkdir(exist_ok=True)
+
+    def beat(actor, at):
+        with (folder / "actors" / f"{actor}.jsonl").open("a") as file:
+            fixed = {"actor": actor, "role": "rollout.text", "state": "sampling", "num_done": 1}
+            file.write(json.dumps(fixed | {"time": at}) + "\n")
+
+    beat("early", now + 40)
+    beat("late", now)
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=fleet&runs=one", "fleet")
+        until(page, "document.querySelectorAll('svg.lanes rect').length === 2")
+        beat("late", now + 5)
+        until(page, "document.querySelectorAll('svg.lanes rect').length === 3")
+
+
+def test_a_run_of_fine_tuning_shows_what_it_has_and_no_more(tmp_path, watched):
+    run = tmp_path / "runs" / "tuned"
+    config = SftConfig(monitoring=MonitoringConfig())
+    names = ["learner/loss", "learner/grad_norm", "learner/lr", "sft/tokens_per_s", "time/update_s", "time/step_s"]
+    names += [
+        f"sft/{what}/{modality}" for what in ("nats", "accuracy", "num_targets") for modality in ("text", "image")
+    ]
+    with RunLog(run, config, config.monitoring, facts={"num_steps": 40}) as log:
+        for step in range(1, 7):
+            log.write_metrics(step, {name: 0.5 for name in names})
+        held_out = {"sft/nats/text": 0.75, "sft/nats/image": 0.25}
+        (run / "evaluations" / "heldout_000006.json").write_text(json.dumps(held_out))
+        with serving(tmp_path / "runs") as url:
+            page = watched.open(f"{url}#runs=tuned")
+            assert page.locator("#strip progress").get_attribute("max") == "40"
+            tiles = dict(zip(*(page.locator(f"#strip {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
+            assert tiles["Time left"] == "17 s"
+            assert "Weights" not in tiles
+            titles = [" ".join(text.split()) for text in page.locator("figcaption").all_inner_texts()]
+            assert titles == [
+                "Cross-entropy nats per target", "Accuracy share", "Loss nats", "Gradient norm", "Learning rate",
+                "Targets of a step", "Phases of a step s", "Tokens per second",
+            ]  # fmt: skip
+            assert "held-out evaluation text 0.75, image 0.25" in page.locator("figure").first.inner_text()
+            page.keyboard.press("2")
+            page.get_by_text("Fine-tuning has no pairs").wait_for()
+            assert not page.locator(".toolbar").is_visible()
+            page.keyboard.press("3")
+            page.wait_for_selector(f"{READY}[data-view='compare']")
+            shown = page.locator("figcaption").all_inner_texts()
+            assert [text.split()[0] for text in shown] == ["sft/nats/text", "sft/nats/image", "sft/accuracy/text",
+                                                           "time/step_s"]  # fmt: skip
+
+
+def test_the_next_pair_is_there_before_it_is_asked_for(url, made, watched):
+    pairs = [json.loads(line) for line in (made / "one" / "pairs.jsonl").read_text().splitlines()]
+    page = watched.open(f"{url}#view=pairs&runs=one&step={pairs[5]['step']}&pair={pairs[5]['pair_id']}", "pairs")
+    page.locator(f"[data-pair='{pairs[5]['pair_id']}']").wait_for()
+    page.keyboard.press("j")
+    until(page, f"document.querySelector('[data-pair]').dataset.pair !== '{pairs[5]['pair_id']}'")
+    second = page.locator("[data-pair]").get_attribute("data-pair")
+    page.wait_for_timeout(500)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.keyboard.press("j")
+    until(page, f"document.querySelector('[data-pair]').dataset.pair !== '{second}'")
+    third = page.locator("[data-pair]").get_attribute("data-pair")
+    assert page.evaluate("[...document.querySelectorAll('[data-pair] img')].every((img) => img.complete)")
+    assert not [address for address in asked if f"pair_id={third}" in address], "it was asked for with the one before"
 
 
 def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from tests.dashboard.conftest import ask
 from unirl.cli import app, main
+from unirl.dashboard.access import is_loopback
 from unirl.dashboard.app import create_app
-from unirl.jobs.dashboard import is_loopback
 
 TOKEN = "a-secret-of-this-test"
 PROGRAM = "from unirl.cli import main; main()"
@@ -45,7 +45,7 @@ def test_marks_in_place_of_letters_are_no_token(finished_runs):
 def test_a_failure_of_ours_carries_the_headers_and_leaves_the_server_up(finished_runs, monkeypatch):
     monkeypatch.setattr("unirl.dashboard.run_view.RunView.fleet", lambda *_: 1 / 0)
     client = ask(finished_runs)
-    answer = client.get("/api/run/grid~seed~~0/fleet")
+    answer = client.get("/api/run/grid~1seed~00/fleet")
     assert answer.status_code == 500
     assert "ZeroDivisionError" in answer.json()["error"]
     assert "default-src 'self'" in answer.headers["content-security-policy"]
@@ -58,6 +58,7 @@ def test_a_failure_of_ours_carries_the_headers_and_leaves_the_server_up(finished
         ("127.0.0.1:8000", 200),
         ("localhost", 200),
         ("LOCALHOST:1", 200),
+        ("127.0.0.2:8000", 200),
         ("[::1]:8000", 200),
         ("evil.example", 403),
         ("127.0.0.1.evil.example:8000", 403),
@@ -98,9 +99,22 @@ def test_the_address_with_the_token_becomes_a_cookie(finished_runs):
     assert other.get("/api/runs").status_code == 401
 
 
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_a_prefix_without_its_slash_leads_to_the_page(finished_runs, token):
+    client = ask(finished_runs, token=token, root_path="/proxy/8000")
+    asked = "/proxy/8000" + (f"?token={TOKEN}" if token else "")
+    answer = client.get(asked, follow_redirects=False)
+    assert (answer.status_code // 100, answer.headers["location"]) == (3, "./8000/")
+    page = client.get("/proxy/8000")
+    assert page.url.path == "/proxy/8000/"
+    assert "<title>unirl</title>" in page.text
+    assert client.get("/proxy/8000/api/runs/", follow_redirects=False).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("host", "yes"),
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
+    [("127.0.0.1", True), ("127.0.0.2", True), ("127.255.255.254", True), ("128.0.0.1", False), ("localhost", True),
+     ("::1", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
      ("example.com", False)],
 )  # fmt: skip
 def test_loopback_is_known(host, yes):
@@ -181,7 +195,7 @@ def test_slow_answers_do_not_hold_up_short_ones(finished_runs, monkeypatch):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        asking = threading.Thread(target=wait_for, args=(f"{address}/run/grid~seed~~0/fleet",))
+        asking = threading.Thread(target=wait_for, args=(f"{address}/run/grid~1seed~00/fleet",))
         asking.start()
         assert entered.wait(30)
         assert b"runs" in wait_for(f"{address}/runs")

@@ -9,10 +9,11 @@ import pytest
 from tests.dashboard.conftest import NUM_STEPS, add_lines, ask
 from tests.monitoring.made_run import make_config, make_step
 from unirl.config import flatten
+from unirl.dashboard.runs import quoted
 from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.run_log import RunLog
 
-RUN = "/api/run/grid~seed~~0"
+RUN = "/api/run/grid~1seed~00"
 
 
 def test_runs_are_listed_by_their_path_below_the_folder(client, finished_run):
@@ -26,7 +27,7 @@ def test_a_folder_that_is_a_run_lists_itself(finished_run):
     client = ask(finished_run)
     (row,) = client.get("/api/runs").json()["runs"]
     assert row["id"] == "seed~0"
-    assert client.get("/api/run/seed~~0").json()["run"]["status"] == "finished"
+    assert client.get("/api/run/seed~00").json()["run"]["status"] == "finished"
 
 
 def test_runs_of_like_names_are_told_apart(own_runs, tmp_path):
@@ -34,8 +35,8 @@ def test_runs_of_like_names_are_told_apart(own_runs, tmp_path):
         (own_runs / name).mkdir(parents=True)
         (own_runs / name / "run.json").write_text(json.dumps({"id": name}))
     client = ask(own_runs)
-    assert client.get("/api/run/a~b").json()["run"] == {"id": "a/b"}
-    assert client.get("/api/run/a~~b").json()["run"] == {"id": "a~b"}
+    assert client.get("/api/run/a~1b").json()["run"] == {"id": "a/b"}
+    assert client.get("/api/run/a~0b").json()["run"] == {"id": "a~b"}
     assert client.get("/api/compare?runs=a/b,a~b").json()["evaluations"].keys() == {"a/b", "a~b"}
 
 
@@ -136,6 +137,61 @@ def test_a_poll_of_everything_is_small(client):
     assert sum(sizes) < 5000
 
 
+def test_a_poll_needs_no_names_and_brings_the_strip_with_a_step(own_runs):
+    client, run = ask(own_runs), own_runs / "one"
+    first = client.get("/api/run/one/metrics?names=reward/understanding,learner/loss").json()
+    other = client.get("/api/run/one/metrics?names=learner/lr").json()
+    poll = "/api/run/one/metrics?alerts=0&since="
+    nothing = client.get(poll + first["cursor"]).json()
+    assert (nothing["values"], "strip" in nothing, nothing["cursor"]) == ({}, False, first["cursor"])
+    add_lines(run / "metrics.jsonl", {"step": 13, "time": 1, "reward/understanding": 0.25, "learner/lr": 0.5})
+    more = client.get(poll + first["cursor"]).json()
+    assert more["values"] == {"reward/understanding": [0.25], "learner/loss": [None]}
+    assert client.get(poll + other["cursor"]).json()["values"] == {"learner/lr": [0.5]}
+    assert (more["strip"]["step"], more["strip"]["num_alerts"], more["strip"]["alerts"]) == (13, 0, None)
+    for lost in ("x.3.y", first["cursor"].rpartition(".")[0], f"{first['cursor']}x"):
+        assert client.get(poll + lost).json()["reset"] is True
+
+
+def test_alerts_come_when_there_are_others(own_runs):
+    client, alert = ask(own_runs), {"kind": "alert", "message": "look"}
+    add_lines(own_runs / "one" / "events.jsonl", alert, alert)
+    assert client.get("/api/run/one/strip?alerts=1").json()["strip"]["alerts"] == [alert, alert]
+    strip = client.get("/api/run/one/strip?alerts=2").json()["strip"]
+    assert (strip["num_alerts"], strip["alerts"]) == (2, None)
+
+
+def test_the_strip_says_when_the_overview_is_another(own_runs):
+    client, run = ask(own_runs), own_runs / "one"
+
+    def mark():
+        return client.get("/api/run/one/strip").json()["strip"]["overview"]
+
+    marks = [mark()]
+    known = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    add_lines(run / "metrics.jsonl", known | {"step": 13})
+    assert mark() == marks[0], "a step alone changes nothing of it"
+    add_lines(run / "metrics.jsonl", known | {"step": 14, "learner/new": 1.0})
+    marks.append(mark())
+    shutil.copy(run / "evaluations/step_000012.json", run / "evaluations/step_000014.json")
+    marks.append(mark())
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"status": "failed"}))
+    marks.append(mark())
+    assert len(set(marks)) == 4
+
+
+def test_the_run_itself_says_how_many_steps_there_will_be(own_runs):
+    run = own_runs / "one" / "run.json"
+    run.write_text(
+        json.dumps(json.loads(run.read_text()) | {"num_steps": 77, "status": "running", "host": "elsewhere"})
+    )
+    client = ask(own_runs)
+    assert client.get("/api/runs").json()["runs"][0]["num_steps"] == 77
+    strip = client.get("/api/run/one/strip").json()["strip"]
+    assert strip["num_steps"] == 77
+    assert strip["eta_s"] > 0
+
+
 def test_a_page_sees_a_live_run_move(tmp_path):
     config = make_config(50)
     client = None
@@ -219,7 +275,7 @@ def test_a_pair_is_told_whole(client, finished_run):
             assert fact[task] == pytest.approx(mean(line[task]), rel=1e-6)
             assert (task in fact["zero_variance"]) == is_flat(line[task])
         for sample in found["generation"]["samples"]:
-            picture = client.get(f"/files/grid~seed~~0/images/{sample['image']}")
+            picture = client.get(f"/files/grid~1seed~00/images/{sample['image']}")
             assert picture.content == (finished_run / "images" / sample["image"]).read_bytes()
             assert picture.headers["content-type"] == "image/webp"
     assert client.get(f"{RUN}/pair", params={"step": 3, "pair_id": "pair-3-0"}).status_code == 404
@@ -227,12 +283,12 @@ def test_a_pair_is_told_whole(client, finished_run):
 
 def test_a_picture_is_sent_once(client, finished_run):
     name = next((finished_run / "images").iterdir()).name
-    address = f"/files/grid~seed~~0/images/{name}"
+    address = f"/files/grid~1seed~00/images/{name}"
     mark = client.get(address).headers["etag"]
     again = client.get(address, headers={"If-None-Match": mark})
     assert (again.status_code, again.content) == (304, b"")
     evaluated = next((finished_run / "evaluations" / "images").iterdir())
-    assert client.get(f"/files/grid~seed~~0/evaluations/images/{evaluated.name}").content == evaluated.read_bytes()
+    assert client.get(f"/files/grid~1seed~00/evaluations/images/{evaluated.name}").content == evaluated.read_bytes()
 
 
 def test_the_same_pair_is_followed_over_epochs(own_runs):
@@ -272,6 +328,11 @@ def test_runs_are_compared_by_settings_and_last_evaluation(own_runs):
     assert found["config"]["train.num_steps"] == {"one": 12, "two": 3}
     assert found["config"]["monitoring.pairs_every"] == {"one": 2, "two": 7}
     assert "learner.lr" not in found["config"]
+    settings = own_runs / "two" / "config.yaml"
+    settings.write_text(settings.read_text().replace("pairs_every: 7", "elsewhere: 7"))
+    found = ask(own_runs).get("/api/compare?runs=one,two").json()
+    assert found["config"]["monitoring.pairs_every"] == {"one": 2}, "what a run lacks is not null"
+    assert found["config"]["monitoring.elsewhere"] == {"two": 7}
     last = read_run(own_runs / "one").evaluations[12].estimates["generation/sampled/reward"]
     assert found["evaluations"]["one"]["generation/sampled/reward"]["value"] == last.mean
     assert found["evaluations"]["two"] == {}
@@ -292,7 +353,7 @@ def test_runs_are_compared_by_settings_and_last_evaluation(own_runs):
         (f"{RUN}/pair?step=1e9&pair_id=x", 400),
         (f"{RUN}/similarities?window=99999999999999", 400),
         ("/api/nothing", 404),
-        ("/files/grid~seed~~0/images/none.webp", 404),
+        ("/files/grid~1seed~00/images/none.webp", 404),
     ],
 )
 def test_a_wrong_question_gets_one_sentence(client, address, status):
@@ -301,6 +362,17 @@ def test_a_wrong_question_gets_one_sentence(client, address, status):
     (text,) = answer.json().values()
     assert "expected" in text
     assert "\n" not in text
+
+
+def test_no_two_paths_have_one_address(tmp_path):
+    names = ["a~/b", "a/~b", "a~1b", "a/1b", "a~~b", "a/b", "a~0/b"]
+    assert len({quoted(name) for name in names}) == len(names)
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text(json.dumps({"id": name}))
+    client = ask(tmp_path)
+    for name in names:
+        assert client.get(f"/api/run/{quoted(name)}").json()["run"] == {"id": name}
 
 
 def test_nothing_can_be_written(client):
@@ -320,4 +392,4 @@ def test_long_answers_are_compressed(client):
 def test_a_prefix_may_be_left_in_the_path_or_taken_off(finished_runs, prefix):
     client = ask(finished_runs, root_path="/proxy/8000")
     assert client.get(f"{prefix}/api/runs").status_code == 200
-    assert client.get(f"{prefix}/files/grid~seed~~0/images/none.webp").status_code == 404
+    assert client.get(f"{prefix}/files/grid~1seed~00/images/none.webp").status_code == 404

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.dashboard.conftest import NUM_STEPS, add_lines, ask
 from tests.monitoring.made_run import make_config, make_step
+from unirl.jobs.runs import state_of
 from unirl.monitoring.run_log import RunLog
 
 
@@ -92,14 +93,16 @@ def test_a_killed_driver_is_seen_at_once_by_its_free_lock(killed_run):
     run = killed_run / "one"
     client = ask(killed_run)
     assert client.get("/api/run/one/strip").json()["strip"]["stalled"] is True
-    assert client.get("/api/runs").json()["runs"][0]["stalled"] is True
+    (listed,) = client.get("/api/runs").json()["runs"]
+    assert (listed["status"], listed["stalled"]) == ("killed", True)
+    assert state_of(run).status == "killed", "`unirl runs` says the same"
     rewrite(run / "run.json", {"status": "running", "host": "elsewhere"})
     assert client.get("/api/run/one/strip").json()["strip"]["stalled"] is False
     make_old(run, 299)
     assert client.get("/api/run/one/strip").json()["strip"]["stalled"] is False
     make_old(run, 301)
     strip = client.get("/api/run/one/strip").json()["strip"]
-    assert strip["stalled"] is True
+    assert (strip["status"], strip["stalled"], state_of(run).status) == ("stalled", True, "stalled")
     assert strip["age_s"] == pytest.approx(301, abs=20)
     rewrite(run / "run.json", {"status": "failed"})
     make_old(run, 301)

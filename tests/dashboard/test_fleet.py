@@ -32,7 +32,8 @@ def strip_of(log):
 
 def test_workers_that_fell_silent_are_down_and_lags_are_counted(live):
     now, folder = time.time(), live.run_dir / "actors"
-    add_lines(folder / "driver.jsonl", beat(now, "driver", "driver", policy_version=9))
+    said = ((now - 5, 8), (now - 2, 9), (now, 10))
+    add_lines(folder / "driver.jsonl", *(beat(at, "driver", "driver", policy_version=n) for at, n in said))
     add_lines(folder / "rollout-text-0.jsonl", beat(now - 1))
     add_lines(folder / "rollout-image-0.jsonl", beat(now - 60, "rollout-image-0", "rollout.image", policy_version=3))
     add_lines(folder / "reward-x.jsonl", beat(now - 2, "reward-x", "reward.accuracy", policy_version=None))
@@ -45,8 +46,8 @@ def test_workers_that_fell_silent_are_down_and_lags_are_counted(live):
         "reward.accuracy": [1, 1],
         "reward.lab_verifier": [0, 1],
     }
-    assert strip["version"] == 9
-    assert strip["lag"] == {"max": 2, "by_actor": {"rollout-text-0": 2}}
+    assert strip["version"] == 10
+    assert strip["lag"] == {"max": 2, "by_actor": {"rollout-text-0": 2}}, "9 was held when it spoke, 10 only later"
     live.event("scale", "four workers", {"state": "done", "workers": {"rollout.text": 4}})
     assert strip_of(live)["workers"]["rollout.text"] == [1, 4]
 
@@ -125,6 +126,26 @@ def test_hostile_heartbeats_are_counted_or_cut(live):
     assert actors["a"]["state"] == "s" * 80
     assert (actors["a"]["role"], actors["a"]["policy_version"], actors["a"]["queue"]) == ("", None, None)
     assert actors["b"]["history"] == []
+
+
+def test_rare_heartbeats_take_no_worker_down(tmp_path):
+    config = make_config(50, heartbeat_s=60)
+    with RunLog(tmp_path / "live", config, config.monitoring) as log:
+        (log.run_dir / "actors").mkdir()
+        for name, age in (("a", 100), ("b", 350), ("c", 370)):
+            add_lines(log.run_dir / f"actors/{name}.jsonl", beat(time.time() - age, name))
+        assert {name: actor["silent"] for name, actor in actors_of(log).items()} == {"a": False, "b": False, "c": True}
+        assert strip_of(log)["workers"]["rollout.text"][0] == 2
+
+
+def test_a_folder_of_actors_that_leads_out_of_the_run_is_not_read(live, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    add_lines(elsewhere / "secret-name.jsonl", beat(time.time()))
+    (live.run_dir / "actors").rmdir()
+    (live.run_dir / "actors").symlink_to(elsewhere)
+    assert actors_of(live) == {}
+    assert strip_of(live)["workers"] == {}
 
 
 def test_a_run_in_one_process_costs_that_process(tmp_path):

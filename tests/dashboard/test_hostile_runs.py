@@ -262,9 +262,7 @@ def test_a_settings_file_that_explodes_is_left_out(hostile):
 
 
 def test_a_line_without_end_is_passed_over(hostile, monkeypatch):
-    from unirl.dashboard import tail
-
-    monkeypatch.setattr(tail, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr("unirl.run_files.MAX_LINE_BYTES", 1 << 20)
     file = hostile / "one" / "metrics.jsonl"
     add_lines(file, b'{"step":13,"a":"' + b"x" * (3 << 20))
     client = ask(hostile)

@@ -22,7 +22,7 @@ from unirl.dashboard.app import create_app
 import unirl.jobs.dashboard
 runs = Path(sys.argv[1])
 client = TestClient(create_app(runs), base_url="http://127.0.0.1")
-run = "/api/run/grid~seed~~0"
+run = "/api/run/grid~1seed~00"
 for address in ("/api/runs", run, run + "/strip", run + "/metrics?names=learner/loss", run + "/events", run + "/fleet",
                 run + "/pairs?text=a", run + "/pair?step=2&pair_id=pair-2-0", run + "/similarities",
                 run + "/pair_history?pair_id=pair-2-0", "/api/compare?runs=grid/seed~0"):

@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from unirl.evaluation.run_reader import read_lines, read_run
+from unirl.evaluation.run_reader import read_run
+from unirl.run_files import read_lines
 
 
 def test_a_run_is_read_whole(run_dir):

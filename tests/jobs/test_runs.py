@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from unirl.evaluation.comparison import compare_evaluations, shared
-from unirl.evaluation.run_reader import Follower, find_runs, read_run, read_tail
+from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.folder_lock import FolderLock
+from unirl.run_files import Tail, find_runs, last_records
 
 ROOT = Path(__file__).parents[2]
 BLOCKED = ("torch", "ray", "vllm", "transformers", "deepspeed", "pyarrow", "faiss", "fastapi", "tensorboardX", "wandb")
@@ -56,17 +57,20 @@ def test_runs_are_listed_by_time_with_what_became_of_them(unirl, runs):
 
 
 def test_a_live_run_is_running_and_one_that_is_begun_again_is_starting(unirl, runs):
-    locks = [FolderLock(runs / "b-killed"), FolderLock(runs / "c-failed")]
+    with (runs / "c-failed" / "events.jsonl").open("a") as file:
+        file.write('{"kind":"resume"}\n')
+    locks = [FolderLock(runs / name) for name in ("b-killed", "c-failed", "a-finished")]
     listed = {Path(run["folder"]).name: run["status"] for run in json.loads(unirl("runs", "list", runs, "--json")[1])}
     for lock in locks:
         lock.release()
     assert (listed["b-killed"], listed["c-failed"]) == ("running", "starting")
+    assert listed["a-finished"] == "finished", "it has ended and is about to let go"
 
 
 def test_what_lies_inside_a_run_is_no_run(runs, tmp_path):
     shutil.copytree(runs / "a-finished", runs / "a-finished" / "copy")
-    assert len(find_runs(runs)) == 5
-    assert find_runs(runs / "a-finished") == [runs / "a-finished"]
+    assert len(list(find_runs(runs))) == 5
+    assert list(find_runs(runs / "a-finished")) == [runs / "a-finished"]
 
 
 def test_an_empty_folder_and_none_at_all(unirl, tmp_path):
@@ -182,25 +186,25 @@ def test_compare_wants_two(unirl, runs):
 
 def test_a_follower_reads_whole_lines_once_and_a_new_file_from_its_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    follower = Follower(path)
-    assert follower.read() == []
+    follower = Tail(tmp_path, path.name)
+    assert follower.news() == []
     path.write_text('{"step": 1}\n{"st')
-    assert follower.read() == [{"step": 1}]
+    assert follower.news() == [{"step": 1}]
     with path.open("a") as file:
         file.write('ep": 2}\nnonsense\n{"step": 3}\n')
-    assert follower.read() == [{"step": 2}, {"step": 3}]
-    assert follower.read() == []
+    assert follower.news() == [{"step": 2}, {"step": 3}]
+    assert follower.news() == []
     path.write_text('{"step": 9}\n')
-    assert follower.read() == [{"step": 9}]
+    assert follower.news() == [{"step": 9}]
 
 
 def test_the_end_of_a_long_file_is_read_alone(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {n}}}\n' for n in range(10000)))
-    found = [line["step"] for line in read_tail(path, num_bytes=100)]
+    found = [line["step"] for line in last_records(tmp_path, path.name, num_bytes=100)][::-1]
     assert found == list(range(10000 - len(found), 10000))
     assert 3 < len(found) < 9
-    assert len(read_tail(path, num_bytes=10**7)) == 10000
+    assert len(list(last_records(tmp_path, path.name, num_bytes=10**7))) == 10000
 
 
 LIVE = """

@@ -7,13 +7,27 @@ import time
 import numpy as np
 import pytest
 
-from unirl.evaluation.run_reader import read_lines
 from unirl.monitoring.durable_files import JsonLines, encode_line, write_atomic
+from unirl.run_files import read_lines
 
 
 def test_numbers_that_json_lacks_become_null_and_are_named():
     line = json.loads(encode_line({"a": math.nan, "b": 1.5, "c": {"d": [1.0, math.inf]}, "e": np.float32(0.5)}))
     assert line == {"a": None, "b": 1.5, "c": {"d": [1.0, None]}, "e": 0.5, "nonfinite": ["a", "c/d/1"]}
+
+
+def test_a_closed_file_says_so_and_touches_no_other(tmp_path):
+    file = JsonLines(tmp_path / "one.jsonl")
+    file.append({"step": 1})
+    file.close()
+    other = (tmp_path / "other").open("wb")  # takes the number that was free
+    file.close()
+    for use in (lambda: file.append({"step": 2}), file.sync):
+        with pytest.raises(ValueError, match=r"one\.jsonl: expected an open file; got one that was closed"):
+            use()
+    other.write(b"whole")
+    other.close()
+    assert (tmp_path / "other").read_bytes() == b"whole"
 
 
 def test_line_breaks_in_a_text_stay_inside_one_line():

@@ -10,8 +10,9 @@ import pytest
 
 from tests.monitoring.made_run import make_step
 from unirl.config_loading import load_config
-from unirl.evaluation.run_reader import read_lines, read_run
+from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.journal import read_step
+from unirl.run_files import read_lines
 
 REPOSITORY = Path(__file__).parents[2]
 

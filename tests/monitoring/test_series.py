@@ -7,7 +7,8 @@ import pytest
 from tests.cluster.exporting import PHASES, learner_metrics
 from tests.monitoring.made_run import make_step
 from unirl.monitoring.metrics import METRICS, step_metrics
-from unirl.monitoring.series import BY_NAME, SERIES, FleetSamples, alert_sample, read_heartbeats, step_samples
+from unirl.monitoring.series import BY_NAME, SERIES, FleetSamples, alert_sample, step_samples
+from unirl.run_files import last_beats
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def sampled(fleet, beats, now):
 
 
 def test_heartbeats_become_states_lags_and_growth():
-    fleet = FleetSamples()
+    fleet = FleetSamples(heartbeat_s=5.0)
     beats = [beat("a", 100.0, policy_version=5, num_tokens=40), beat("b", 60.0, policy_version=3, num_tokens=7)]
     first = sampled(fleet, beats, 101.0)
     assert (first["unirl_actor_state", "a"], first["unirl_actor_state", "b"]) == (1, 0)
@@ -107,8 +108,19 @@ def test_heartbeats_become_states_lags_and_growth():
     assert math.isnan(sampled(fleet, [beat("a", 110.0)], 800.0)["unirl_actor_state", "a"])
 
 
+def test_rare_heartbeats_make_no_actor_silent():
+    beats = [beat("a", 100.0)]
+    states = {
+        every_s: [
+            sampled(FleetSamples(every_s), beats, 100.0 + age)["unirl_actor_state", "a"] for age in (29, 31, 359, 361)
+        ]
+        for every_s in (1.0, 5.0, 60.0)
+    }
+    assert states == {1.0: [1, 0, 0, 0], 5.0: [1, 0, 0, 0], 60.0: [1, 1, 1, 0]}
+
+
 def test_the_last_whole_heartbeat_of_each_actor_is_read(tmp_path):
-    assert read_heartbeats(tmp_path) == []
+    assert last_beats(tmp_path) == []
     folder = tmp_path / "actors"
     folder.mkdir()
     lines = "".join(json.dumps(beat("a", n)) + "\n" for n in range(200))
@@ -116,4 +128,6 @@ def test_the_last_whole_heartbeat_of_each_actor_is_read(tmp_path):
     (folder / "a.1.jsonl").write_text(lines)
     (folder / "b.jsonl").write_text('{"torn')
     (folder / "c.jsonl").write_text("")
-    assert [(found["actor"], found["time"]) for found in read_heartbeats(tmp_path)] == [("a", 199)]
+    (folder / "d.jsonl").write_text("")  # rotated a moment ago
+    (folder / "d.1.jsonl").write_text(json.dumps(beat("d", 7)) + "\n")
+    assert [(found["actor"], found["time"]) for found in last_beats(tmp_path)] == [("a", 199), ("d", 7)]

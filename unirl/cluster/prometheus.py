@@ -10,8 +10,10 @@ from functools import cache
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from unirl.config import MonitoringConfig
 from unirl.monitoring.mirrors import MirroredRun
-from unirl.monitoring.series import BY_NAME, FleetSamples, Sample, alert_sample, read_heartbeats, step_samples
+from unirl.monitoring.series import BY_NAME, FleetSamples, Sample, alert_sample, step_samples
+from unirl.run_files import last_beats, parse_settings
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ class Prometheus:
 
     def open(self, run: MirroredRun) -> None:
         """Take the run's name, and begin to look at heartbeats."""
-        self._run, self._fleet = run, FleetSamples()
+        every_s = parse_settings(run.settings).get("monitoring.heartbeat_s", MonitoringConfig().heartbeat_s)
+        self._run, self._fleet = run, FleetSamples(every_s)
         self.gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         """Last value by name and labels."""
         self._lock = threading.Lock()
@@ -57,7 +60,7 @@ class Prometheus:
             try:
                 if time.monotonic() - looked >= LOOK_EVERY_S:
                     looked = time.monotonic()
-                    self._record(self._fleet.samples(read_heartbeats(self._run.run_dir), time.time()))
+                    self._record(self._fleet.samples(last_beats(self._run.run_dir), time.time()))
                 self._set_gauges()
             except Exception:
                 if not complained:

@@ -2,18 +2,18 @@
 
 import hashlib
 import hmac
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
      b"object-src 'none'"),
@@ -23,6 +23,14 @@ HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address: 127.0.0.0/8, ::1, localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class Access:
@@ -75,23 +83,28 @@ class Access:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if self._token is None:
             host = headers.get(b"host", "")
-            name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-            if name.lower() in LOOPBACK:
-                return None
-            names = ", ".join(LOOPBACK)
-            return _error(403, f"expected a request to {names}; got another host name; serve other names with a token")
+            name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+            if is_loopback(name):
+                return self._slash(scope)
+            wanted = "127.0.0.1, localhost or [::1]"
+            return _error(403, f"expected a request to {wanted}; got another host; serve other names with a token")
         # A token in the page's address is exchanged for a cookie, so that it stays in no history.
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
         if given and scope["path"].rstrip("/") in self._pages and self._is_token(given[-1]):
             cookie = f"{self._cookie}={self._proof}; HttpOnly; SameSite=Lax"
-            return 303, [(b"location", b"."), (b"set-cookie", cookie.encode())], b""
+            return 303, [(b"location", _page_of(scope["path"])), (b"set-cookie", cookie.encode())], b""
         kind, _, bearer = headers.get(b"authorization", "").partition(" ")
         if (kind.lower() == "bearer" and self._is_token(bearer.strip())) or self._has_cookie(
             headers.get(b"cookie", "")
         ):
-            return None
+            return self._slash(scope)
         return _error(401, "expected the dashboard's token; got none, or another one; open the page once as "
                       "/?token=TOKEN, or send it as Authorization: Bearer")  # fmt: skip
+
+    def _slash(self, scope: Scope) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
+        """Where the page lies when its prefix was asked for without the slash, against which its addresses are told."""
+        path = scope["path"]
+        return (307, [(b"location", _page_of(path))], b"") if path and path == self._pages[1] else None
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(errors="replace"), (self._token or "").encode(errors="replace"))
@@ -102,6 +115,11 @@ class Access:
         except CookieError:
             return False
         return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._proof.encode())
+
+
+def _page_of(path: str) -> bytes:
+    """The page's address as seen from a path of it, with the slash that its own addresses need."""
+    return b"." if path.endswith("/") or not path else f"./{quote(path.rpartition('/')[2])}/".encode()
 
 
 def _error(status: int, text: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

@@ -29,10 +29,10 @@ NUM_THREADS = 4
 MOST_POINTS = 20_000
 MOST_PAIRS = 500
 MOST_STEPS = 1000
-_SMALL = 1400
-"""Bytes that fit into one packet: not worth compressing."""
+_SMALL = 400
+"""Bytes that are not worth compressing: headers alone weigh more."""
 
-Step = Annotated[int | None, Query(ge=0, lt=1 << 53)]
+Step = Count = Annotated[int | None, Query(ge=0, lt=1 << 53)]
 
 
 def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "") -> Access:
@@ -47,7 +47,7 @@ def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "")
         FileNotFoundError: there is no such folder.
     """
     runs = Runs(runs_dir)
-    app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads)
+    app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(Exception, _server_error)
@@ -70,11 +70,11 @@ def _add_run(app: FastAPI, runs: Runs) -> None:
         return _answer(request, view.overview(), BackgroundTask(view.warm_later))
 
     @app.get("/api/run/{run}/strip")
-    def strip(request: Request, run: str) -> Response:
-        return _answer(request, {"strip": _find(runs, run).strip()})
+    def strip(request: Request, run: str, alerts: Count = None) -> Response:
+        return _answer(request, {"strip": _find(runs, run).strip(alerts)})
 
     @app.get("/api/run/{run}/metrics")
-    def metrics(
+    def metrics(  # noqa: PLR0913 - one argument each
         request: Request,
         run: str,
         names: str = "",
@@ -82,9 +82,13 @@ def _add_run(app: FastAPI, runs: Runs) -> None:
         first: Step = None,
         last: Step = None,
         points: Annotated[int, Query(ge=4, le=MOST_POINTS)] = 2000,
+        alerts: Count = None,
     ) -> Response:
-        asked = [name for name in names.split(",") if name]
-        return _answer(request, _find(runs, run).metrics(asked, since, (first, last), points))
+        asked, view = [name for name in names.split(",") if name], _find(runs, run)
+        found = view.metrics(asked, since, (first, last), points)
+        if alerts is not None and found["steps"]:  # a new step changes the strip too
+            found["strip"] = view.strip(alerts)
+        return _answer(request, found)
 
     @app.get("/api/run/{run}/events")
     def events(request: Request, run: str, since: str | None = None) -> Response:
@@ -198,8 +202,13 @@ def _find(runs: Runs, name: str) -> RunView:
 def _compare(views: dict[str, RunView]) -> dict[str, Any]:
     found = {name: view.summary() for name, view in views.items()}
     keys = sorted({key for settings, _ in found.values() for key in settings})
-    rows = {key: {name: settings.get(key) for name, (settings, _) in found.items()} for key in keys}
-    differing = {key: row for key, row in rows.items() if len({json.dumps(value) for value in row.values()}) > 1}
+    # A run that lacks a setting, as one of another job does, has no value of it.
+    rows = {key: {n: settings[key] for n, (settings, _) in found.items() if key in settings} for key in keys}
+    differing = {
+        key: row
+        for key, row in rows.items()
+        if len(row) < len(found) or len({json.dumps(value) for value in row.values()}) > 1
+    }
     return {"config": differing, "evaluations": {name: tasks for name, (_, tasks) in found.items()}}
 
 

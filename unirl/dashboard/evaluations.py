@@ -1,13 +1,12 @@
 """The evaluations of a run: of each file its means with intervals, the items left where they are."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from unirl.dashboard.metric_table import as_number
-from unirl.dashboard.tail import Record, read_inside
+from unirl.run_files import Record, list_inside, read_inside
 
 MAX_BYTES = 64 << 20
 _FILE = re.compile(r"(step|heldout)_(\d{1,12})\.json", re.ASCII)
@@ -23,19 +22,15 @@ class Evaluations:
 
     def refresh(self) -> None:
         """Read files that are new or were replaced."""
-        try:
-            entries = [entry for entry in os.scandir(self._folder / "evaluations") if _FILE.fullmatch(entry.name)]
-        except OSError:
-            entries = []
         before, self._found = self._found, {}
-        for entry in entries:
+        for name in filter(_FILE.fullmatch, list_inside(self._folder, "evaluations")):
             try:
-                facts = entry.stat()
+                facts = (self._folder / "evaluations" / name).stat()
             except OSError:
                 continue
             state = (facts.st_mtime_ns, facts.st_size)
-            old_state, old = before.get(entry.name, (None, None))
-            self._found[entry.name] = (state, old if old_state == state else self._read(entry.name))
+            old_state, old = before.get(name, (None, None))
+            self._found[name] = (state, old if old_state == state else self._read(name))
 
     @property
     def bad_files(self) -> int:

@@ -9,14 +9,12 @@ from typing import Any
 
 from unirl.dashboard.metric_table import as_number
 from unirl.dashboard.shown_pairs import cut_texts
-from unirl.dashboard.tail import Record, Tail, parse
+from unirl.run_files import Record, Tail, parse
 
 NUM_ALERTS = 20
 MAX_EVENTS = 1000
 """Events of one answer, newest ones."""
 MAX_TEXT = 2000
-_WAITING = ("stall", "alert", "alert over")
-"""Kinds that say that nothing happens, or may come while nothing does."""
 
 
 @dataclass(slots=True)
@@ -28,7 +26,6 @@ class _Facts:
     attempts: dict[int, tuple[float, float]] = field(default_factory=dict)
     scaled: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
-    last_kind: str = ""
 
 
 class EventLog:
@@ -50,7 +47,6 @@ class EventLog:
 
     def _note(self, record: Record) -> None:
         facts, kind = self._facts, record.get("kind")
-        facts.last_kind = kind if isinstance(kind, str) else ""
         attempt, time = record.get("attempt"), as_number(record.get("time"))
         if type(attempt) is int and time is not None:
             facts.attempts[attempt] = (facts.attempts.get(attempt, (time, time))[0], time)
@@ -88,11 +84,6 @@ class EventLog:
     def restarts(self) -> dict[str, int]:
         """How often each actor was started anew, as far as events name it."""
         return self._facts.restarts
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the last event is no sign of progress."""
-        return self._facts.last_kind in _WAITING
 
     def since(self, cursor: str | None) -> dict[str, Any]:
         """Events after a cursor of before, or the newest ones; `left_out` says how many earlier ones there are."""

@@ -1,7 +1,5 @@
 """The workers of a run from their heartbeats, actors/<id>.jsonl: who is up, what each does, how fast."""
 
-import os
-import re
 import time
 from array import array
 from dataclasses import dataclass, field
@@ -11,58 +9,14 @@ from typing import Any
 import numpy as np
 
 from unirl.dashboard.metric_table import as_number, plain
-from unirl.dashboard.tail import Record, Tail, last_record
+from unirl.run_files import Record, Tail, actor_names, last_record
 
-MAX_ACTORS = 1000
 MAX_BEATS = 4000
 """Kept of one actor; beyond, every second one is left out."""
 _BEAT_BYTES = 200
 MAX_POINTS = 400
 """Of one actor in one answer."""
-SILENT_BEATS = 3.0
-"""After so many beats without a sign an actor counts as down."""
 _RATE_S = 60.0
-_FILE = re.compile(r"(?!\.)([\w.-]{1,200}?)\.jsonl", re.ASCII)
-_ROTATED = re.compile(r".*\.\d+\.jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class LastBeat:
-    """What an actor said last."""
-
-    actor: str
-    role: str
-    age_s: float
-    policy_version: int | None
-    up: bool
-
-
-def actor_names(folder: Path) -> list[str]:
-    """Actors that have left a heartbeat, by name; `folder` is the run directory."""
-    try:
-        names = os.listdir(folder / "actors")
-    except OSError:
-        return []
-    found = (_FILE.fullmatch(name) for name in sorted(names) if not _ROTATED.fullmatch(name))
-    return [match[1] for match in found if match][:MAX_ACTORS]
-
-
-def last_beats(folder: Path, every_s: float) -> list[LastBeat]:
-    """The last sign of each actor, read from the ends of the files.
-
-    Args:
-        folder: the run directory.
-        every_s: seconds between heartbeats.
-    """
-    now, beats = time.time(), []
-    for actor in actor_names(folder):
-        record = last_record(folder, f"actors/{actor}.jsonl") or last_record(folder, f"actors/{actor}.1.jsonl")
-        at = as_number(record.get("time"))
-        if at is not None:
-            age = max(0.0, now - at)
-            up = age <= max(10.0, SILENT_BEATS * every_s)
-            beats.append(LastBeat(actor, _text(record.get("role")), age, _version(record), up))
-    return beats
 
 
 @dataclass(slots=True)
@@ -125,7 +79,7 @@ class _Actor:
             for name in ("times", "states", "versions", "done", "tokens", "images"):
                 setattr(beats, name, getattr(beats, name)[::2])
 
-    def describe(self, since: float | None) -> dict[str, Any]:
+    def describe(self, since: float | None, silent_after: float) -> dict[str, Any]:
         """What the page shows of the actor; of its history only what came after `since`."""
         beats, last = self.beats, self.beats.last
         times = np.array(beats.times)
@@ -135,13 +89,15 @@ class _Actor:
         if len(rows) > MAX_POINTS:
             rows = rows[np.linspace(0, len(rows) - 1, MAX_POINTS).astype(int)]
         shown = zip(rows.tolist(), plain(rates[rows], 4), strict=True)
+        age_s = round(max(0.0, time.time() - beats.times[-1]), 1) if beats.times else None
         history = [[round(beats.times[n], 1), beats.state_names[beats.states[n]], _number(beats.versions[n]), rate]
                    for n, rate in shown]  # fmt: skip
         return {
             "actor": self._name,
             "role": _text(last.get("role")),
             "state": _text(last.get("state")),
-            "age_s": round(max(0.0, time.time() - beats.times[-1]), 1) if beats.times else None,
+            "age_s": age_s,
+            "silent": age_s is None or age_s > silent_after,
             "policy_version": _version(last),
             "restarts": beats.restarts,
             "tokens_per_s": _recent_rate(times, np.array(beats.tokens)),
@@ -161,13 +117,18 @@ class Fleet:
         self._folder = folder
         self._actors: dict[str, _Actor] = {}
 
-    def describe(self, since: float | None) -> list[dict[str, Any]]:
-        """Every actor with what it did after `since` (Unix time), at most 400 points each."""
+    def describe(self, since: float | None, silent_after: float) -> list[dict[str, Any]]:
+        """Every actor with what it did after `since`, at most 400 points each.
+
+        Args:
+            since: Unix time by the actors' own clocks; None gives all.
+            silent_after: seconds without a heartbeat after which an actor is silent.
+        """
         for name in actor_names(self._folder):
             if name not in self._actors:
                 self._actors[name] = _Actor(self._folder, name)
             self._actors[name].refresh()
-        return [actor.describe(since) for actor in self._actors.values()]
+        return [actor.describe(since, silent_after) for actor in self._actors.values()]
 
     @property
     def bad_lines(self) -> int:

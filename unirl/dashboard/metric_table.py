@@ -1,5 +1,6 @@
 """The metrics of a run as columns of numbers: 8 bytes a value, whatever the number of steps."""
 
+import hashlib
 import math
 import secrets
 from array import array
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.dashboard.tail import Record, Tail
+from unirl.run_files import Record, Tail
 
 MAX_COLUMNS = 2000
 MAX_NAME = 200
+MAX_ASKED = 64
+"""Lists of metrics that polls may mean without naming them."""
 _FACTS = frozenset(("v", "step", "time", "attempt", "nonfinite"))
 _NAN = math.nan
 _JUMP_S = 60.0
@@ -60,6 +63,7 @@ class MetricTable:
         self.tail = Tail(folder, "metrics.jsonl")
         self._rows = _Columns()
         self._label = secrets.token_hex(4)
+        self._asked: dict[str, tuple[str, ...]] = {}  # by the word that stands for them, the latest last
 
     def refresh(self) -> None:
         """Take in what was added since; start again when the file is another one."""
@@ -119,7 +123,7 @@ class MetricTable:
         """Columns for the page, and a cursor for the next question.
 
         Args:
-            names: metrics; those that the run lacks are left out.
+            names: metrics; those that the run lacks are left out. None asked for, those of the cursor.
             since: a cursor of before: only lines after it, none thinned. None, or one of another file: all.
             window: first and last step that are asked for; None leaves that side open.
             points: most points of a metric.
@@ -127,7 +131,8 @@ class MetricTable:
         Returns:
             cursor, reset (the cursor was of no use), thinned, and arrays steps, times and values by name.
         """
-        start = self._row_of(since)
+        start, known = self._place_of(since)
+        names = tuple(names) or known
         kept = self._last_of_each_step() if start is None else np.arange(start, self.num_rows)
         steps = np.array(self._rows.steps, np.int64)[kept]
         for bound, outside in zip(window, (np.less, np.greater), strict=True):
@@ -136,13 +141,14 @@ class MetricTable:
                 kept, steps = kept[inside], steps[inside]
         times = np.array(self._rows.times, np.float64)[kept]
         times = np.maximum.accumulate(times) if start is None else times
-        values = {name: self._column(name)[kept] for name in names if name in self._rows.values}
+        # Most polls find nothing new: they need no names.
+        values = {name: self._column(name)[kept] for name in names if name in self._rows.values and len(kept)}
         thinned = start is None and len(kept) > points
         if thinned:
             picked, values = thin(list(values.items()), len(kept), points)
             steps, times = steps[picked], times[picked]
         return {
-            "cursor": f"{self._label}.{self.num_rows}",
+            "cursor": f"{self._label}.{self.num_rows}.{self._remember(names)}",
             "reset": start is None and since is not None,
             "thinned": thinned,
             "steps": steps,
@@ -150,10 +156,20 @@ class MetricTable:
             "values": values,
         }
 
-    def _row_of(self, cursor: str | None) -> int | None:
-        label, _, row = (cursor or "").partition(".")
-        known = label == self._label and row.isascii() and row.isdigit() and len(row) < 12
-        return int(row) if known and int(row) <= self.num_rows else None
+    def _place_of(self, cursor: str | None) -> tuple[int | None, tuple[str, ...]]:
+        """Row and metrics of a cursor; (None, ()) of one that is not this table's."""
+        label, row, key = [*(cursor or "").split("."), "", ""][:3]
+        known = label == self._label and row.isascii() and row.isdigit() and len(row) < 12 and key in self._asked
+        return (int(row), self._asked[key]) if known and int(row) <= self.num_rows else (None, ())
+
+    def _remember(self, names: tuple[str, ...]) -> str:
+        """A short word for these metrics, so that polls need not name them."""
+        key = hashlib.sha256(",".join(names).encode()).hexdigest()[:8]
+        self._asked.pop(key, None)
+        self._asked[key] = names
+        if len(self._asked) > MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
+        return key
 
     def _column(self, name: str) -> Floats:
         column = np.array(self._rows.values[name], np.float64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unirl.dashboard.shown_pairs import PICTURE
-from unirl.dashboard.tail import read_inside
+from unirl.run_files import read_inside
 
 MAX_PIXELS = 4_000_000
 MAX_BYTES = 16 << 20

@@ -1,40 +1,44 @@
 """One run as the page shows it. Reads its directory and nothing else, and only what changed since it was last read."""
 
+import hashlib
 import json
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import yaml
+from yaml import YAMLError
 
 from unirl.config import MonitoringConfig
 from unirl.dashboard import cost
 from unirl.dashboard.evaluations import Evaluations
 from unirl.dashboard.event_log import EventLog
-from unirl.dashboard.fleet import Fleet, last_beats
+from unirl.dashboard.fleet import Fleet
 from unirl.dashboard.metric_table import MetricTable, as_number, plain
 from unirl.dashboard.shown_pairs import PairFilter, ShownPairs, as_list, cut_texts
-from unirl.dashboard.tail import Record, last_record, read_inside
 from unirl.dashboard.used_pairs import UsedPairs
-from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import lookup
+from unirl.monitoring.run_state import GONE, WRITTEN, modified, state_now
+from unirl.run_files import (
+    MAX_SETTINGS_BYTES,
+    Record,
+    held_versions,
+    last_beats,
+    last_record,
+    list_inside,
+    parse_settings,
+    read_inside,
+    silent_after_s,
+)
 from unirl.types import TASKS
 
-MAX_FACTS_BYTES = 1 << 18
 QUICK_BYTES = 4 << 20
 WARM_AFTER_S = 1.5
 WARM_BYTES = 1 << 20
 RECENT_STEPS = 20
-LONG_STEP = 3.0
-"""A step that takes so many times the usual counts as stalled, if that is longer than `monitoring.stall_after_s`."""
-_FILES = ("run.json", "metrics.jsonl", "used_pairs.jsonl", "pairs.jsonl", "events.jsonl")
 
 
 class RunView:
@@ -69,9 +73,10 @@ class RunView:
         with self._turn:
             self._events.refresh()
             last = last_record(self.folder, "metrics.jsonl")
+            status = self._status(as_number(last.get("time/step_s")))
             return {
-                "status": self._status(),
-                "stalled": self._is_stalled(as_number(last.get("time/step_s"))),
+                "status": status,
+                "stalled": status in GONE,
                 "step": last["step"] if type(last.get("step")) is int else 0,
                 "num_steps": self._num_steps(),
                 "updated": self._written() or None,
@@ -82,7 +87,6 @@ class RunView:
         """All but the curves, pairs and workers."""
         with self._turn:
             strip = self.strip()
-            self._evaluations.refresh()
             return {
                 "run": cut_texts(self._run()),
                 "config": cut_texts(self._config()),
@@ -92,38 +96,42 @@ class RunView:
                 "skipped": strip["skipped"],
             }
 
-    def strip(self) -> dict[str, Any]:
-        """The status strip."""
+    def strip(self, known_alerts: int | None = None) -> dict[str, Any]:
+        """The status strip; its "overview" is another one as soon as anything else in the overview is.
+
+        Args:
+            known_alerts: how many alerts the page knows of; when there are no others, they are left out.
+        """
         with self._turn:
             self._metrics.refresh()
+            self._evaluations.refresh()
             self._events.refresh()
             for part in (self._shown, self._used):
                 if part.tail.unread() < QUICK_BYTES:  # else they are read in a while, see `warm_later`
                     part.refresh()
-            status, stalled, num_steps = self._status(), self._is_stalled(self._usual_step_s()), self._num_steps()
-            beats = last_beats(self.folder, self._setting("monitoring.heartbeat_s", 5.0))
-            versions = [beat.policy_version for beat in beats if beat.policy_version is not None]
-            lags = {
-                beat.actor: max(versions) - beat.policy_version
-                for beat in beats
-                if beat.up and beat.role.startswith("rollout") and beat.policy_version is not None
-            }
-            written, step = self._written(), self._metrics.step
+            beats = last_beats(self.folder)
+            up = {beat["actor"]: time.time() - beat["time"] <= self._silent_after() for beat in beats}
+            held = held_versions(self.folder)
+            samplers = {beat["actor"] for beat in beats if up[beat["actor"]] and beat["role"].startswith("rollout")}
+            lags = {actor: lag for actor, lag in _lags(held).items() if actor in samplers}
+            written, step, num_steps = self._written(), self._metrics.step, self._num_steps()
             usual = self._usual_step_s()
+            status = self._status(usual)
             left = num_steps - step if status == "running" and num_steps is not None else None
             return {
+                "overview": self._overview_mark(),
                 "status": status,
                 "step": step,
                 "num_steps": num_steps,
                 "eta_s": None if left is None or usual is None else round(max(0, left) * usual, 1),
                 "age_s": round(max(0.0, time.time() - written), 1) if written else None,
-                "stalled": stalled,
-                "workers": self._workers([(beat.role, beat.up) for beat in beats]),
-                "version": max(versions, default=self._version(None)),
+                "stalled": status in GONE,
+                "workers": self._workers([(beat["role"], up[beat["actor"]]) for beat in beats]),
+                "version": max((version for _, _, version in held), default=self._version(None)),
                 "lag": {"max": max(lags.values(), default=None), "by_actor": lags},
                 "num_alerts": self._events.num_alerts,
-                "alerts": self._events.alerts,
-                "cost": self._cost(running=status == "running" and not stalled),
+                "alerts": None if known_alerts == self._events.num_alerts else self._events.alerts,
+                "cost": self._cost(running=status == "running"),
                 "skipped": self._skipped(),
             }
 
@@ -152,10 +160,10 @@ class RunView:
             return self._events.since(since)
 
     def fleet(self, since: float | None) -> dict[str, Any]:
-        """Every worker, with what it did after `since`."""
+        """Every worker, with what it did after `since` by its own clock."""
         with self._turn:
             self._events.refresh()
-            actors = self._fleet.describe(since)
+            actors = self._fleet.describe(since, self._silent_after())
             for actor in actors:
                 actor["restarts"] = max(actor["restarts"], self._events.restarts.get(actor["actor"], 0))
             return {"now": round(time.time(), 2), "actors": actors}
@@ -217,6 +225,12 @@ class RunView:
 
     # Facts.
 
+    def _overview_mark(self) -> str:
+        """Short, and another one when metrics, evaluations, facts or settings of the overview are."""
+        run = {name: fact for name, fact in self._run().items() if name != "updated"}
+        facts = [cut_texts(run), cut_texts(self._config()), self._evaluations.all(), self._metrics.names]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
     def _fact(self, name: str, read: Callable[[str], Any]) -> Any:
         """A small file as `read` makes it, read again only when it changed; {} when it cannot be read."""
         try:
@@ -226,8 +240,8 @@ class RunView:
         state = (facts.st_mtime_ns, facts.st_size)
         if self._facts.get(name, (None,))[0] != state:
             try:
-                self._facts[name] = (state, read(read_inside(self.folder, name, MAX_FACTS_BYTES).decode()))
-            except (OSError, ValueError, RecursionError, yaml.YAMLError):
+                self._facts[name] = (state, read(read_inside(self.folder, name, MAX_SETTINGS_BYTES).decode()))
+            except (OSError, ValueError, RecursionError, YAMLError):
                 self._facts[name] = (state, {})
         return self._facts[name][1]
 
@@ -236,18 +250,21 @@ class RunView:
         return run if isinstance(run, dict) else {}
 
     def _config(self) -> Record:
-        return self._fact("config.yaml", _read_settings)
+        return self._fact("config.yaml", parse_settings)
 
     def _setting(self, key: str, default: float) -> float:
         value = as_number(self._config().get(key))
         return default if value is None else value
 
-    def _status(self) -> str:
-        status = self._run().get("status")
-        return status[:40] if isinstance(status, str) else "unknown"
+    def _silent_after(self) -> float:
+        return silent_after_s(self._setting("monitoring.heartbeat_s", MonitoringConfig().heartbeat_s))
+
+    def _status(self, usual_step_s: float | None) -> str:
+        return state_now(self.folder, self._run(), self._config(), usual_step_s)
 
     def _num_steps(self) -> int | None:
-        found = (as_number(self._config().get(key)) for key in ("train.num_steps", "train.max_steps"))
+        told = as_number(self._run().get("num_steps"))  # what the run counted itself
+        found = (told, *(as_number(self._config().get(key)) for key in ("train.num_steps", "train.max_steps")))
         return next((int(value) for value in found if value is not None), None)
 
     def _samples_per_step(self) -> int | None:
@@ -261,30 +278,8 @@ class RunView:
 
     def _written(self) -> float:
         """Unix time of the newest write; 0 without any."""
-        times = [self._modified(name) for name in _FILES]
-        with suppress(OSError):
-            times += [entry.stat().st_mtime for entry in os.scandir(self.folder / "actors")]
-        return max(times)
-
-    def _modified(self, name: str) -> float:
-        try:
-            return (self.folder / name).stat().st_mtime
-        except OSError:
-            return 0.0
-
-    def _is_stalled(self, usual_step_s: float | None) -> bool:
-        """Whether a run that says it is running is not: nobody holds its lock, or nothing came of it for too long.
-
-        Heartbeats and the word that nothing happens are no progress. A lock can be asked for on its machine only.
-        """
-        if self._status() != "running":
-            return False
-        if self._run().get("host") == socket.gethostname() and not is_locked(self.folder):
-            return True
-        files = [name for name in _FILES if not (name == "events.jsonl" and self._events.is_waiting)]
-        patience = self._setting("monitoring.stall_after_s", MonitoringConfig().stall_after_s)
-        patience = max(patience, LONG_STEP * (usual_step_s or 0.0))
-        return time.time() - max(self._modified(name) for name in files) > patience
+        names = (*WRITTEN, *(f"actors/{name}" for name in list_inside(self.folder, "actors")))
+        return max(modified(self.folder / name) for name in names)
 
     def _usual_step_s(self) -> float | None:
         seconds = self._metrics.recent("time/step_s", RECENT_STEPS)
@@ -326,6 +321,19 @@ class RunView:
         }
 
 
+def _lags(held: list[tuple[float, str, int]]) -> dict[str, int]:
+    """By how many updates each actor was behind when it last spoke; what others said later counts for nothing.
+
+    Args:
+        held: time, actor and version of heartbeats, in order.
+    """
+    newest, lags = 0, {}
+    for _, actor, version in held:
+        newest = max(newest, version)
+        lags[actor] = newest - version
+    return lags
+
+
 def _describe(name: str) -> dict[str, str]:
     try:
         metric = lookup(name)
@@ -337,26 +345,3 @@ def _describe(name: str) -> dict[str, str]:
 def _samples(line: Record, task: str) -> list[Record]:
     side = line.get(task)
     return [s for s in as_list(side.get("samples")) if isinstance(s, dict)] if isinstance(side, dict) else []
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases: a short file of them grows without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases")
-        return super().compose_node(parent, index)
-
-
-def _read_settings(text: str) -> Record:
-    return dict(_flatten(yaml.load(text, _PlainLoader)))
-
-
-def _flatten(tree: Any, prefix: str = "") -> Any:
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | dict | str | int | float | None):
-            yield f"{prefix}{key}", value
-        else:  # dates
-            yield f"{prefix}{key}", str(value)

@@ -1,17 +1,14 @@
 """The runs below a folder, and the name of each in an address."""
 
-import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from unirl.dashboard.run_view import RunView
+from unirl.run_files import find_runs
 
-MAX_DEPTH = 4
-"""Folders between RUNS_DIR and a run: name, arm and seed of an ablation, and one more."""
 MAX_RUNS = 1000
 MAX_HELD = 6
 """Runs whose tables stay in memory."""
@@ -19,8 +16,8 @@ LOOK_EVERY_S = 2.0
 
 
 def quoted(name: str) -> str:
-    """A run's id as one segment of a path: "/" becomes "~", and "~" becomes "~~"."""
-    return name.replace("~", "~~").replace("/", "~")
+    """A run's id as one segment of a path: "~" becomes "~0", and then "/" becomes "~1", so that no two are the same."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 class Runs:
@@ -80,22 +77,9 @@ class Runs:
         self._looked = time.monotonic()
         before = self._views
         self._views = {}
-        for name, folder in self._folders():
+        for folder in find_runs(self._folder):
+            name = self._folder.name or "run" if folder == self._folder else folder.relative_to(self._folder).as_posix()
             self._views[name] = before.get(name) or RunView(folder)
             if len(self._views) == MAX_RUNS:
                 break
         self._segments = {quoted(name): name for name in self._views}
-
-    def _folders(self) -> Iterator[tuple[str, Path]]:
-        if (self._folder / "run.json").is_file():
-            yield self._folder.name or "run", self._folder
-            return
-        for place, folders, files in os.walk(self._folder):
-            path = Path(place)
-            depth = len(path.relative_to(self._folder).parts)
-            if "run.json" in files:
-                yield path.relative_to(self._folder).as_posix(), path
-                folders.clear()
-            elif depth >= MAX_DEPTH:
-                folders.clear()
-            folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -1,7 +1,6 @@
 """The shown pairs of a run: what they are searched by in memory, all else at its place in pairs.jsonl."""
 
 import json
-import os
 import re
 import time
 from array import array
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirl.dashboard.metric_table import as_number, mean_of, plain
-from unirl.dashboard.tail import Record, Tail, parse
+from unirl.run_files import Record, Tail, list_inside, parse
 from unirl.types import TASKS
 
 MAX_TEXT = 20_000
@@ -127,11 +126,7 @@ class ShownPairs:
         state = (len(self._rows.pictures), self._folder_time())
         if state != self._seen and (not self._seen[0] or time.monotonic() - self._looked > _LOOK_EVERY_S):
             self._seen, self._looked = state, time.monotonic()
-            try:
-                with os.scandir(self._folder / "images") as entries:
-                    there = array("q", (hash(entry.name) for entry in entries))
-            except OSError:
-                there = array("q")
+            there = array("q", map(hash, list_inside(self._folder, "images")))
             self._missing = len(np.setdiff1d(np.array(self._rows.pictures), np.array(there)))
         return self._missing
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from unirl.dashboard.metric_table import as_number
 from unirl.dashboard.shown_pairs import as_list, cut_texts
-from unirl.dashboard.tail import Record, Tail, last_record, parse
+from unirl.run_files import Record, Tail, last_record, parse
 
 BIN = 0.02
 """Width of a bar of the similarity histogram."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unirl.evaluation.evaluate import EvaluationResult, from_document
+from unirl.run_files import read_lines
 
 _FILES = ("metrics", "pairs", "used_pairs", "events")
 
@@ -58,66 +59,6 @@ def read_run(folder: Path) -> RunRecord:
         evaluations={int(path.stem[5:]): _evaluation(path) for path in sorted(folder.glob("evaluations/step_*.json"))},
         num_bad_lines=sum(bad for _, bad in lines.values()),
     )
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSON-lines file, and how many whole lines could not be read. No file gives no lines.
-
-    What follows the last newline is still being written and not counted.
-    """
-    return _objects(path.read_bytes() if path.exists() else b"")
-
-
-def _objects(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    records, bad = [], 0
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            bad += 1
-    return records, bad
-
-
-def read_tail(path: Path, num_bytes: int = 1 << 16) -> list[dict[str, Any]]:
-    """The objects in the last bytes of a JSON-lines file, without reading the rest. No file gives none."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        start = max(0, path.stat().st_size - num_bytes)
-        file.seek(start)
-        data = file.read()
-    return _objects(data[data.find(b"\n") + 1 :] if start else data)[0]
-
-
-class Follower:
-    """Reads a JSON-lines file as it grows. A file that shrinks was begun anew, and is read from its start."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._position = path, 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """The objects of the lines that were ended since the last call."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            if self._path.stat().st_size < self._position:
-                self._position = 0
-            file.seek(self._position)
-            data = file.read()
-        self._position += data.rfind(b"\n") + 1
-        return _objects(data)[0]
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Every run directory at or below a folder, in no order; what lies inside a run is not searched."""
-    if (folder / "run.json").is_file():
-        return [folder]
-    inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
-    return [run for entry in inner if not entry.name.startswith(".") for run in find_runs(entry)]
 
 
 def _last_of_each_step(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

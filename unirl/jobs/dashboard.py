@@ -1,7 +1,6 @@
 """`unirl dashboard`: serves a folder of runs to a browser."""
 
 import ctypes
-import ipaddress
 import socket
 import sys
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from unirl.dashboard.access import is_loopback
 from unirl.dashboard.app import create_app
 
 _M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
@@ -59,14 +59,6 @@ def main(
                                 server_header=False, proxy_headers=False, timeout_graceful_shutdown=2)  # fmt: skip
         uvicorn.Server(config).run(sockets=[listener])
     return 0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

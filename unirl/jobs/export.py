@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unirl.data.atomic import DataError, atomic_file, atomic_folder
 from unirl.evaluation.run_reader import RunRecord, read_run
 from unirl.jobs.runs import find_run
 from unirl.lab.checkpoint_folder import CHECKPOINTS
 from unirl.monitoring.mirrors import require
+from unirl.run_files import read_settings
 
 _LINE = ("v", "step", "time", "attempt", "nonfinite")
 
@@ -159,7 +158,7 @@ def _tokenizer_file(run_dir: Path, given: Path | None) -> Path:
     Raises:
         DataError: it is in none of them.
     """
-    model = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["model"]["path"]
+    model = str(read_settings(run_dir).get("model.path", ""))
     began = CHECKPOINTS / model.removeprefix("lab:") if model.startswith("lab:") else Path(model)
     places = [given] if given else [run_dir / "policy", began]
     for place in places:

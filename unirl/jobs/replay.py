@@ -21,13 +21,13 @@ from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
 from unirl.data.atomic import DataError
 from unirl.data.pair_source import PairSource
-from unirl.evaluation.run_reader import read_lines
 from unirl.jobs.assets import resolve_checkpoint, resolve_pairs
 from unirl.jobs.parts import Learners, open_learner, pair_settings
 from unirl.jobs.rebuild import rebuild_step, redo_step
 from unirl.jobs.run_dirs import is_run
 from unirl.models.named_arrays import checksum, to_tensor
 from unirl.monitoring.journal import read_step, step_file, weights_after
+from unirl.run_files import read_lines
 
 log = logging.getLogger(__name__)
 

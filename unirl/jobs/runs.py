@@ -16,18 +16,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from unirl.config import default_text
 from unirl.data.atomic import DataError
 from unirl.evaluation.comparison import ComparedMeasure, compare_evaluations
 from unirl.evaluation.evaluate import Estimate, EvaluationResult
 from unirl.evaluation.exam import ExamRow, exam_rows
-from unirl.evaluation.run_reader import Follower, RunRecord, find_runs, read_run, read_tail
+from unirl.evaluation.run_reader import RunRecord, read_run
 from unirl.jobs.run_dirs import RUNS, is_run
 from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import reduce_values
+from unirl.monitoring.run_state import state_now
 from unirl.monitoring.terminal import format_duration, step_line
+from unirl.run_files import Tail, find_runs, last_records, read_settings
 
 WINDOW = 5
 """Steps over which first and last values are taken."""
@@ -55,8 +55,7 @@ class RunState:
     id: str
     folder: str
     status: str
-    """As in run.json, but "killed" where it says running and no process holds the folder, "starting" where one holds it
-    and no step is to come yet, and "unreadable"."""
+    """As `state_now` says it, the same word as on the dashboard; or "unreadable"."""
     reason: str
     created: str
     step: int
@@ -196,13 +195,13 @@ def tail(name: Path, *, num_lines: int, wait_s: float, as_json: bool) -> int:
 
 
 def _follow(folder: Path, num_lines: int, *, as_json: bool) -> None:
-    follower = Follower(folder / "metrics.jsonl")
+    metrics = Tail(folder.resolve(), "metrics.jsonl")
     seconds: deque[float] = deque(maxlen=20)
     skipped = None
     while True:
         # Asked first: what the run wrote before it let go is read before its end is believed.
         live = is_locked(folder)
-        lines = [line for line in follower.read() if isinstance(line.get("step"), int)]
+        lines = [line for line in metrics.news() if isinstance(line.get("step"), int)]
         seconds.extend(value for line in lines if (value := _number(line, "time/step_s")) is not None)
         if skipped is None:
             skipped = max(0, len(lines) - num_lines)
@@ -222,28 +221,27 @@ def state_of(folder: Path) -> RunState:
     """What is known of a run without reading all of it."""
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        created, status = str(run["created"]), str(run["status"])
+        created = str(run["created"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return RunState(
             id=folder.name, folder=str(folder), status="unreadable", reason=f"run.json: {error!r}", created="", step=0,
             num_steps=None, duration_s=0.0, last={},
         )  # fmt: skip
-    if is_locked(folder):
-        status = "running" if status == "running" else "starting"
-    elif status == "running":
-        status = "killed"
-    lines = [line for line in read_tail(folder / "metrics.jsonl") if isinstance(line.get("step"), int)]
+    settings = read_settings(folder)
+    # Of the last 64 kB of them.
+    lines = [line for line in last_records(folder, "metrics.jsonl", 1 << 16) if isinstance(line.get("step"), int)][::-1]
+    seconds = [value for line in lines[-20:] if (value := _number(line, "time/step_s")) is not None]
     ends = [_unix(created), _unix(run.get("updated", "")), *(_number(line, "time") or 0.0 for line in lines[-1:])]
     recent = list({line["step"]: line for line in lines}.values())[-WINDOW:]
     values = {name: [v for line in recent if (v := _number(line, name)) is not None] for name in HEADLINES}
     return RunState(
         id=str(run.get("id", folder.name)),
         folder=str(folder),
-        status=status,
+        status=state_now(folder, run, settings, median(seconds) if seconds else None),
         reason=str(run.get("reason", "")),
         created=created,
         step=lines[-1]["step"] if lines else 0,
-        num_steps=run.get("num_steps") or _settings(folder).get("train.num_steps"),
+        num_steps=run.get("num_steps") or settings.get("train.num_steps"),
         duration_s=max(ends) - ends[0] if ends[0] else 0.0,
         last={name: reduce_values(name, found) for name, found in values.items() if found},
     )
@@ -297,25 +295,9 @@ def _print_step(line: Mapping[str, Any], num_steps: int | None, seconds: Iterabl
     sys.stdout.write(step_line(line["step"], num_steps or line["step"], values, eta) + "\n")
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """The run's saved settings by dotted key; empty where they cannot be read."""
-    try:
-        return dict(_flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), ""))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-
-
-def _flat(tree: object, prefix: str) -> Iterable[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
-        yield prefix, tree
-
-
 def _settings_side_by_side(records: Sequence[RunRecord]) -> dict[str, tuple[str, ...]]:
     """Every setting as text, one value a run; what a run lacks is "-"."""
-    sides = [_settings(record.folder) for record in records]
+    sides = [read_settings(record.folder) for record in records]
     keys = sorted({key for side in sides for key in side})
     return {key: tuple(default_text(side[key]) if key in side else "-" for side in sides) for key in keys}
 

@@ -6,11 +6,12 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from unirl import run_files
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -55,7 +56,7 @@ class JsonLines:
             OSError: it cannot be written.
         """
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         size = os.fstat(self._file).st_size
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
@@ -64,11 +65,12 @@ class JsonLines:
 
         Raises:
             OSError: the disk is full or refuses.
+            ValueError: the file was closed.
             TypeError: a value is neither JSON nor a numpy number or array.
         """
         line = (b"\n" if self._torn else b"") + encode_line(record)
         try:
-            written = os.write(self._file, line)
+            written = os.write(self._open(), line)
         except OSError as error:
             raise _explain(error, self._path, len(line)) from error
         self._torn = written < len(line)
@@ -76,21 +78,28 @@ class JsonLines:
             raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self._path, len(line) - written)
 
     def sync(self) -> None:
-        """Make all lines so far survive a power cut."""
-        os.fsync(self._file)
+        """Make all lines so far survive a power cut.
+
+        Raises:
+            ValueError: the file was closed.
+        """
+        os.fsync(self._open())
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; of one that is closed, nothing."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None  # its number may soon be another file's
+
+    def _open(self) -> int:
+        if self._file is None:
+            raise ValueError(f"{self._path}: expected an open file; got one that was closed; write before close()")
+        return self._file
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none when it is not there. What cannot be read is left out."""
-    data, found = path.read_bytes() if path.exists() else b"", []
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return [record for record in found if isinstance(record, dict)]
+    return run_files.read_lines(path)[0]
 
 
 def encode_line(record: Mapping[str, object]) -> bytes:

@@ -4,20 +4,19 @@ Labels have few values: run, task, kind of pair, modality, phase, role, actor; n
 No Ray here; `cluster/prometheus.py` writes the samples.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from unirl.run_files import silent_after_s
 from unirl.types import TASKS
 
 PREFIX = "ray_"
 """What Ray puts before the name of every metric that it exports."""
-SILENT_AFTER_S, GONE_AFTER_S = 30.0, 600.0
-"""Seconds without a heartbeat after which an actor counts as silent, and after which its gauges end."""
+GONE_AFTER_S = 600.0
+"""Seconds without a heartbeat after which an actor's gauges end."""
 
 _TASK = f"(?P<task>{'|'.join(TASKS)})"
 _KIND = "(?P<pair_kind>aligned|retrieved)"
@@ -132,44 +131,33 @@ def alert_sample(fields: Mapping[str, object]) -> Sample:
     return Sample("unirl_alerts_total", 1.0, labels)
 
 
-def read_heartbeats(run_dir: Path) -> list[dict[str, Any]]:
-    """The last heartbeat of each actor that ever wrote one."""
-    beats = []
-    for path in sorted((run_dir / "actors").glob("*.jsonl")):
-        if path.stem.endswith(".1"):  # rotated away
-            continue
-        try:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - 4096))
-                beat = json.loads(file.read().split(b"\n")[-2])
-        except (OSError, IndexError, ValueError):
-            continue  # rotated meanwhile, just begun, or torn
-        if isinstance(beat, dict) and "actor" in beat:
-            beats.append(beat)
-    return beats
-
-
 class FleetSamples:
     """Heartbeats as samples; counts grow by what an actor did since the last look, also over its restarts."""
 
     _COUNTS = {"num_done": "actor_done", "num_tokens": "actor_tokens", "num_images": "actor_images"}  # noqa: RUF012
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat_s: float) -> None:
+        """Begin to count.
+
+        Args:
+            heartbeat_s: seconds between heartbeats, as the run is set.
+        """
+        self._silent_after, self._gone_after = silent_after_s(heartbeat_s), max(GONE_AFTER_S, 20 * heartbeat_s)
         self._seen: dict[tuple[str, str], float] = {}
 
     def samples(self, beats: list[dict[str, Any]], now: float) -> Iterator[Sample]:
         """What the actors said last; NaN for who is gone.
 
         Args:
-            beats: as `read_heartbeats` gives them.
+            beats: as `run_files.last_beats` gives them.
             now: Unix seconds.
         """
         newest = max((beat["policy_version"] for beat in beats if beat.get("policy_version") is not None), default=0)
         for beat in beats:
             actor, age = str(beat["actor"]), now - beat["time"]
             labels = {"actor": actor, "role": str(beat["role"])}
-            here = 1.0 if age < GONE_AFTER_S else math.nan
-            yield Sample("unirl_actor_state", here * (age < SILENT_AFTER_S), labels)
+            here = 1.0 if age < self._gone_after else math.nan
+            yield Sample("unirl_actor_state", here * (age < self._silent_after), labels)
             yield Sample("unirl_actor_queue_length", here * (beat.get("queue") or 0), labels)
             yield Sample("unirl_actor_memory_bytes", here * (beat.get("memory_mb") or 0) * 1e6, labels)
             if beat.get("policy_version") is not None:

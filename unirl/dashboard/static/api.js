@@ -7,8 +7,8 @@ export class ApiError extends Error {
   }
 }
 
-/** A run's name as one segment of a path. */
-export const segment = (run) => encodeURIComponent(run.replaceAll("~", "~~").replaceAll("/", "~"));
+/** A run's name as one segment of a path: "~" becomes "~0", then "/" becomes "~1". */
+export const segment = (run) => encodeURIComponent(run.replaceAll("~", "~0").replaceAll("/", "~1"));
 
 /** The JSON at api/`path`. Throws ApiError: status 0 when the server did not answer. */
 export async function get(path, params = {}) {

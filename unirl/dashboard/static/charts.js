@@ -57,7 +57,7 @@ export class Chart {
       "li",
       { class: "mark", hidden: true },
       el("i", {}, "◆"),
-      "held-out evaluation, 95 % interval ",
+      el("span"),
       el("span", { class: "value" }),
     );
     this.meaning = el("p", { class: "note" });
@@ -85,7 +85,7 @@ export class Chart {
     resize.observe(this.box);
   }
 
-  /** `columns` one array per line beside `xs`; `marks` are {x, value, low, high}; `meaning` explains the metric. */
+  /** `columns` one array per line beside `xs`; `marks` are {x, value, low, high, of}; `meaning` explains the metric. */
   draw(xs, columns, { marks = [], meaning = "" } = {}) {
     this.xs = xs;
     this.columns = columns;
@@ -280,7 +280,11 @@ export class Chart {
     const { digits } = this.options;
     this.columns.forEach((column, i) => setText(this.values[i], num(at(column), digits)));
     const mark = this.marks.at(-1);
-    if (mark) setText(this.markNote.lastChild, num(mark.value));
+    if (mark) {
+      const said = this.marks.filter(({ x }) => x === mark.x).map(({ of, value }) => [of, num(value)].filter(Boolean).join(" "));
+      setText(this.markNote.children[1], `held-out evaluation${isKnown(mark.low) ? ", 95 % interval" : ""} `);
+      setText(this.markNote.lastChild, said.join(", "));
+    }
     if (index !== null && index !== undefined) return;
     const said = this.lines
       .map((line, i) => (line.faint ? "" : `${line.label} ${num(at(this.columns[i] ?? []), digits)}`))
@@ -314,7 +318,11 @@ export class Chart {
           [`${this.options.x}, held-out`, "value", "95 % interval"],
           [...this.marks]
             .reverse()
-            .map(({ x, value, low, high }) => [num(x, 7), num(value, 4), `${num(low)} to ${num(high)}`]),
+            .map(({ x, of, value, low, high }) => [
+              [num(x, 7), of].filter(Boolean).join(" "),
+              num(value, 4),
+              isKnown(low) ? `${num(low)} to ${num(high)}` : "–",
+            ]),
         ),
       );
     }

@@ -7,8 +7,15 @@ import { interval, num, setting } from "./format.js";
 import { Series, smooth } from "./series.js";
 import { go, state } from "./state.js";
 
-const FIRST = ["reward/understanding", "reward/generation", "policy/kl", "time/step_s"];
-const FIRST_SFT = ["sft/nats/text", "sft/nats/image", "learner/loss"];
+const FIRST = [
+  "reward/understanding",
+  "reward/generation",
+  "policy/kl",
+  "sft/nats/text",
+  "sft/nats/image",
+  "sft/accuracy/text",
+  "time/step_s",
+];
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h"];
 const MOST = 8;
 
@@ -53,8 +60,8 @@ const hue = (i) => HUES[i % HUES.length];
 function metricsOf({ summary }) {
   const names = summary.metrics.map((metric) => metric.name);
   if (state.shown.length) return { names, shown: state.shown };
-  const usual = [FIRST, FIRST_SFT, names.slice(0, 4)].map((some) => some.filter((name) => names.includes(name)));
-  return { names, shown: usual.find((some) => some.length) ?? [] };
+  const usual = FIRST.filter((name) => names.includes(name));
+  return { names, shown: usual.length ? usual : names.slice(0, 4) };
 }
 
 function build(key, context) {
@@ -176,7 +183,7 @@ function chooser(runs) {
           el(
             "small",
             {},
-            `${run.stalled ? "stalled" : (run.status ?? "–")}, ${num(run.step, 7)} / ${num(run.num_steps, 7)}`,
+            `${run.status}, ${num(run.step, 7)} / ${num(run.num_steps, 7)}`,
           ),
         ),
       );

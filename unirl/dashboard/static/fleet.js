@@ -4,6 +4,7 @@ import { getRun } from "./api.js";
 import { Chart } from "./charts.js";
 import { el, empty, svg, table } from "./dom.js";
 import { clock, duration, num } from "./format.js";
+import { isLive } from "./strip.js";
 
 const STATES = ["idle", "sampling", "decoding", "scoring", "updating", "publishing", "loading", "down"];
 const STATE_HUE = {
@@ -34,6 +35,7 @@ const hueOf = (state) => STATE_HUE[state] ?? "h";
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h"];
 const MOST_EVENTS = 500;
 const MOST_BEATS = 4000;
+const SKEW_S = 60;
 
 const UNITS = { "Other work per second": "completions, updates or steps", "Weights held": "policy version" };
 
@@ -64,7 +66,7 @@ export const fleet = {
   },
   async update(context) {
     const [{ actors }, news] = await Promise.all([
-      getRun(context.run, "fleet", { since: newest() }),
+      getRun(context.run, "fleet", { since: since() }),
       getRun(context.run, "events", { since: cursor }),
     ]);
     cursor = news.cursor;
@@ -88,10 +90,10 @@ export const fleet = {
   },
 };
 
-/** Time of the last heartbeat that is known, null before the first. */
-function newest() {
+/** Since when heartbeats are asked for, null for all. The clocks of nodes differ: what comes twice is known by its time. */
+function since() {
   const times = [...histories.values()].map((history) => history.at(-1)?.[0] ?? -Infinity).filter(Number.isFinite);
-  return times.length ? Math.max(...times) : null;
+  return times.length ? Math.max(...times) - SKEW_S : null;
 }
 
 function drawWorkers(actors, summary) {
@@ -106,7 +108,15 @@ function drawWorkers(actors, summary) {
     );
     return;
   }
-  const running = summary.run.status === "running";
+  const running = isLive(summary.strip.status);
+  const has = (name) => actors.some((actor) => actor[name] !== null && actor[name] !== undefined);
+  const counted = [
+    ["weights", "policy_version", 7],
+    ["restarts", "restarts"],
+    ["tokens/s", "tokens_per_s"],
+    ["images/s", "images_per_s"],
+    ["queue", "queue"],
+  ].filter(([, name]) => has(name)); // fine-tuning hands on no weights
   const rows = actors.map((actor) => [
     actor.actor,
     actor.role ?? "–",
@@ -116,24 +126,26 @@ function drawWorkers(actors, summary) {
       el("i", { class: `swatch block c-${hueOf(actor.state)}`, "aria-hidden": "true" }),
       actor.state ?? "–",
     ),
-    el("span", { class: running && actor.age_s > 30 ? "bad" : null }, duration(actor.age_s)),
-    num(actor.policy_version, 7),
-    num(actor.restarts),
-    num(actor.tokens_per_s),
-    num(actor.images_per_s),
-    num(actor.queue),
+    el("span", { class: running && actor.silent ? "bad" : null }, duration(actor.age_s)),
+    ...counted.map(([, name, digits]) => num(actor[name], digits)),
   ]);
   if (!holders.workers.contains(document.activeElement))
     holders.workers.replaceChildren(
       table(
         "Workers",
-        ["worker", "role", "state", "last heartbeat", "weights", "restarts", "tokens/s", "images/s", "queue"],
+        ["worker", "role", "state", "last heartbeat", ...counted.map(([title]) => title)],
         rows,
         { words: 3 },
       ),
     );
   holders.lines.replaceChildren(timeline(actors));
   drawRates(actors);
+}
+
+/** Seconds between heartbeats, most of the time. */
+function period(actors) {
+  const gaps = actors.flatMap(({ history }) => history.slice(1).map(([time], i) => time - history[i][0]));
+  return gaps.length ? gaps.sort((a, b) => a - b)[gaps.length >> 1] : 5;
 }
 
 /** What each worker did when: one lane a worker. */
@@ -146,11 +158,12 @@ function timeline(actors) {
     from + 1,
   );
   const lane = 18;
+  const every = period(actors);
   const seen = new Set();
   const lanes = actors.map(({ actor, history }, row) => {
     const x = (time) => ((time - from) / (to - from)) * 1000;
     const bars = history.map(([time, state], i) => {
-      const end = history[i + 1]?.[0] ?? Math.min(to, time + 5);
+      const end = history[i + 1]?.[0] ?? Math.min(to, time + every);
       seen.add(state);
       return svg("rect", {
         class: `c-${hueOf(state)}`,

@@ -16,13 +16,11 @@ const VIEWS = { overview, pairs, compare, fleet };
 const POLL_MS = 2000;
 const HIDDEN_POLL_MS = 15000;
 const STRIP_MS = 6000;
-const SUMMARY_MS = 60000;
 const RUNS_MS = 10000;
 
 /** What views read: the run, its summary, its live metrics, and all runs. */
 const context = { run: null, runs: [], summary: null, series: null };
 let opened = null;
-let summaryAt = -Infinity;
 let stripAt = -Infinity;
 let runsAt = -Infinity;
 let lostAt = null;
@@ -69,18 +67,40 @@ async function refresh() {
     drawRuns();
   }
   const view = VIEWS[state.view] ?? overview;
-  const fresh = context.summary ? await context.series.load(view.names(context)) : true;
-  if (fresh || performance.now() - summaryAt > SUMMARY_MS) {
-    context.summary = await getRun(run);
-    summaryAt = stripAt = performance.now();
-    drawStrip(context.summary);
+  if (!context.summary) {
+    await summarize(run);
     await context.series.load(view.names(context));
-  } else if (performance.now() - stripAt > STRIP_MS) {
-    context.summary.strip = (await getRun(run, "strip")).strip;
-    stripAt = performance.now();
-    drawStrip(context.summary);
+  } else {
+    const { series, summary } = context;
+    const fresh = await series.load(view.names(context), summary.strip.num_alerts);
+    if (fresh || performance.now() - stripAt > STRIP_MS) await restrip(run, fresh && series.strip);
+    if (summary.strip.overview !== summary.mark) {
+      await summarize(run);
+      await context.series.load(view.names(context));
+    }
   }
   await show(view);
+}
+
+/** All that is known of the run but its curves: asked for at first, and when something in it is another than before. */
+async function summarize(run) {
+  context.summary = await getRun(run);
+  context.summary.mark = context.summary.strip.overview;
+  stripped();
+}
+
+/** The strip alone, with alerts when there are new ones. */
+async function restrip(run, given) {
+  const { strip: before } = context.summary;
+  const strip = given || (await getRun(run, "strip", { alerts: before.num_alerts })).strip;
+  context.summary.strip = { ...strip, alerts: strip.alerts ?? before.alerts };
+  stripped();
+}
+
+function stripped() {
+  context.summary.skipped = context.summary.strip.skipped;
+  stripAt = performance.now();
+  drawStrip(context.summary);
 }
 
 const isHere = (id) => context.runs.some((run) => run.id === id);
@@ -88,7 +108,7 @@ const isHere = (id) => context.runs.some((run) => run.id === id);
 /** A run that goes on, else the one written last. */
 function latest() {
   const newest = [...context.runs].sort((a, b) => (b.updated ?? 0) - (a.updated ?? 0));
-  return (newest.find((run) => run.status === "running" && !run.stalled) ?? newest[0])?.id;
+  return (newest.find((run) => run.status === "running") ?? newest[0])?.id;
 }
 
 async function show(view) {
@@ -96,6 +116,7 @@ async function show(view) {
   if (opened?.view === view && opened.run === context.run) await view.update(context);
   else {
     close();
+    if (opened === null && document.body.dataset.ready) scrollTo({ top: 0, behavior: "instant" });
     opened = { view, run: context.run };
     const panel = byId("panel");
     panel.className = `view-${view.title.toLowerCase()}`;
@@ -124,7 +145,7 @@ function nothingYet() {
 
 function drawRuns() {
   const select = byId("run");
-  const key = JSON.stringify([context.run, context.runs.map((run) => [run.id, run.status, run.stalled])]);
+  const key = JSON.stringify([context.run, context.runs.map((run) => [run.id, run.status])]);
   if (select.dataset.key === key || document.activeElement === select) return;
   select.dataset.key = key;
   select.replaceChildren(
@@ -132,7 +153,7 @@ function drawRuns() {
       el(
         "option",
         { value: run.id, selected: run.id === context.run },
-        `${run.id} · ${run.stalled ? "stalled" : (run.status ?? "?")}`,
+        `${run.id} · ${run.status}`,
       ),
     ),
   );
@@ -185,7 +206,10 @@ function setTheme(theme) {
 }
 
 function onKey(event) {
-  if (event.key === "Escape" && event.target.matches("input, select")) event.target.blur();
+  if (event.key === "Escape" && event.target.matches("input, select") && !byId("help").open) {
+    event.preventDefault(); // browsers would empty a search
+    event.target.blur();
+  }
   if (
     event.defaultPrevented ||
     event.ctrlKey ||

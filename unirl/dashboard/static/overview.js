@@ -6,11 +6,15 @@ import { el, empty, table } from "./dom.js";
 import { plural, setting } from "./format.js";
 import { Series, smooth } from "./series.js";
 import { go, state } from "./state.js";
+import { isLive } from "./strip.js";
 
 const PHASES = ["text_rollout", "image_rollout", "decode", "reward", "score", "backward", "sync", "idle", "other"];
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
 export const taskColour = (task) => ({ understanding: "und", generation: "gen" })[task] ?? "c";
 export const kindColour = (kind) => (kind === "aligned" ? "aligned" : "retrieved");
+
+/** Whether it is a run of `unirl sft`. */
+export const isTuning = (summary) => summary.metrics.some((metric) => metric.name.startsWith("sft/"));
 
 let root, parts, zoomed, histogramStep, drawn;
 
@@ -67,25 +71,27 @@ function plan(summary) {
       ? hues(fleet, (name) => name.split("/")[1])
       : [line(`rollout/${what}_per_s`, "all workers", "a")];
   };
+  const tuning = isTuning(summary);
+  const perModality = (title, name, options) => {
+    const made = chart(
+      title,
+      hues(matching(new RegExp(`^sft/${name}/`)), (metric) => metric.split("/")[2]),
+      options,
+    );
+    return { ...made, heldOut: true };
+  };
   const sections = [
     ["Reward", "wide", tasks.map((task) => rewardChart(task, line, chart))],
     [
       "Fine-tuning",
       "wide",
       [
-        chart(
-          "Cross-entropy",
-          hues(matching(/^sft\/nats\//), (n) => n.slice(9)),
-          { unit: "nats per target" },
-        ),
-        chart(
-          "Accuracy",
-          hues(matching(/^sft\/accuracy\//), (n) => n.slice(13)),
-        ),
+        perModality("Cross-entropy", "nats", { unit: "nats per target", floor: true }),
+        perModality("Accuracy", "accuracy", { unit: "share" }),
       ],
     ],
     [
-      "Policy",
+      tuning ? "Learner" : "Policy",
       "small",
       [
         chart(
@@ -104,8 +110,9 @@ function plan(summary) {
             line("policy/ratio_mean", "mean", "c"),
             line("policy/ratio_min", "least", "b"),
           ],
-          { digits: 7 },
+          { digits: 7, about: "policy/ratio_mean" },
         ),
+        chart("Loss", tuning ? [line("learner/loss", "loss", "a")] : [], { unit: "nats" }),
         chart("Gradient norm", [...perTask(["learner/grad_norm/", ""]), line("learner/grad_norm", "whole", "c")], {
           floor: true,
         }),
@@ -118,6 +125,8 @@ function plan(summary) {
           ],
           { zero: true },
         ),
+        chart("Learning rate", tuning ? [line("learner/lr", "rate", "a")] : [], { floor: true }),
+        perModality("Targets of a step", "num_targets", { floor: true, marks: false }),
         chart("Guided − conditional log-prob", [line("policy/guidance_gap", "mean gap", "gen")], {
           unit: "nats",
           floor: true,
@@ -151,7 +160,8 @@ function plan(summary) {
           ),
           { unit: "s", stacked: true, wide: true },
         ),
-        chart("Tokens per second", rates("tokens"), { floor: true }),
+        chart("Tokens per second", tuning ? [line("sft/tokens_per_s", "learner", "a")] : rates("tokens"), { floor: true }),
+        chart("Wait for data", [line("sft/data_wait_s", "slowest rank", "a")], { unit: "s", floor: true }),
         chart("Images per second", rates("images"), { floor: true }),
         chart(
           "Queue length",
@@ -265,7 +275,11 @@ async function draw(context) {
   for (const { spec, chart, holder } of parts.charts) {
     if (holder) continue;
     const columns = spec.lines.map((line) => (line.name ? smooth(series.column(line.name), state.smooth) : null));
-    const marks = spec.task ? evaluationMarks(summary.evaluations, spec.task, series) : [];
+    const marks = spec.task
+      ? evaluationMarks(summary.evaluations, spec.task, series)
+      : spec.heldOut && spec.options.marks !== false
+        ? spec.lines.flatMap((one) => heldOutMarks(summary.evaluations, one, series))
+        : [];
     if (spec.task) {
       const spread = smooth(series.column(`reward/${spec.task}/group_std`), state.smooth);
       const edge = (sign) =>
@@ -274,7 +288,7 @@ async function draw(context) {
     }
     chart.draw(series.steps, columns, {
       marks,
-      meaning: meanings.get(spec.lines.find((line) => line.name).name) ?? "",
+      meaning: meanings.get(spec.options.about ?? spec.lines.find((line) => line.name).name) ?? "",
     });
   }
   const last = series.last;
@@ -299,10 +313,21 @@ async function zoom(context) {
   return zoomed;
 }
 
-function evaluationMarks(evaluations, task, series) {
+/** Evaluations of the steps in sight. */
+function inSight(evaluations, series) {
   const [first, last] = state.range ? series.range : [0, Infinity];
-  return evaluations
-    .filter(({ step }) => step >= first && step <= last)
+  return evaluations.filter(({ step }) => step >= first && step <= last);
+}
+
+/** What held-out sequences gave for the metric of a line. */
+function heldOutMarks(evaluations, { name, label }, series) {
+  return inSight(evaluations, series)
+    .filter(({ tasks }) => Number.isFinite(tasks[name]?.value))
+    .map(({ step, tasks }) => ({ x: step, of: label, ...tasks[name] }));
+}
+
+function evaluationMarks(evaluations, task, series) {
+  return inSight(evaluations, series)
     .flatMap(({ step, tasks }) => {
       const name = [
         `${task}/sampled/reward`,
@@ -315,12 +340,12 @@ function evaluationMarks(evaluations, task, series) {
 }
 
 function noSteps({ summary }) {
-  const running = summary.run.status === "running";
+  const { status } = summary.strip;
   return empty(
     "No step has finished yet",
-    running
+    isLive(status)
       ? "The first step also loads the models and may take a while; this page shows it as soon as it is written."
-      : `The run is ${summary.run.status}${summary.run.reason ? `: ${summary.run.reason}` : ""}. Its logs/driver.log says why.`,
+      : `The run is ${status}${summary.run.reason ? `: ${summary.run.reason}` : ""}. Its logs/driver.log says why.`,
   );
 }
 

@@ -4,13 +4,13 @@ import { getRun, imageUrl } from "./api.js";
 import { Chart } from "./charts.js";
 import { byId, el, empty, table, untrusted } from "./dom.js";
 import { num, plural, signed } from "./format.js";
-import { kindColour } from "./overview.js";
+import { isTuning, kindColour } from "./overview.js";
 import { go, link, state } from "./state.js";
 
 const PAGE = 50;
 const FILTERS = ["kind", "zero", "task", "min", "max", "text", "at"];
 
-let root, run, list, found, shownKey, asked, historyOpen, historyChart;
+let root, run, tuning, list, found, shownKey, asked, ahead, historyOpen, historyChart;
 
 export const pairs = {
   title: "Pairs",
@@ -18,9 +18,11 @@ export const pairs = {
   async show(panel, context) {
     root = panel;
     run = context.run;
+    tuning = isTuning(context.summary);
     found = null;
     shownKey = null;
     asked = null;
+    ahead = null;
     list = el("ol", { class: "pair-list", "aria-label": "Pairs, newest first" });
     root.replaceChildren(
       filters(),
@@ -215,13 +217,20 @@ async function move(by) {
   if (next) go({ step: next.step, pair: next.pair_id }, { replace: true });
 }
 
+/** Scroll the list, and not the page, until an entry of it is in sight. */
+function reveal(anchor) {
+  const [entry, box] = [anchor.getBoundingClientRect(), list.getBoundingClientRect()];
+  if (entry.top < box.top) list.scrollTop -= box.top - entry.top;
+  else if (entry.bottom > box.bottom) list.scrollTop += entry.bottom - box.bottom;
+}
+
 function markChosen() {
   const key = keyOf(chosen());
   for (const anchor of list.querySelectorAll("a")) {
     const current = anchor.dataset.key === key;
     if (current) {
       anchor.setAttribute("aria-current", "true");
-      anchor.scrollIntoView({ block: "nearest" });
+      reveal(anchor);
     } else anchor.removeAttribute("aria-current");
   }
 }
@@ -234,29 +243,56 @@ async function drawChosen() {
     holder.replaceChildren(noPairs());
     return;
   }
+  root.classList.remove("none");
   const key = keyOf(pair);
   if (key === shownKey) return;
   markChosen();
-  if (asked?.key !== key) asked = { key, line: getRun(run, "pair", { step: pair.step, pair_id: pair.pair_id }) };
-  const { line: answer } = asked;
-  let line;
+  if (asked?.key !== key) asked = ahead?.key === key ? ahead : askFor(pair);
+  const { made } = asked;
+  let drawn;
   try {
-    line = await answer;
+    drawn = await made;
   } finally {
-    if (asked?.line === answer) asked = null;
+    if (asked?.made === made) asked = null;
+    if (ahead?.made === made) ahead = null;
   }
   if (keyOf(chosen()) !== key || shownKey === key) return; // The reader has moved on, or it stands there already.
+  const at = found.pairs.findIndex((other) => keyOf(other) === shownKey);
   shownKey = key;
   dropChart();
-  holder.replaceChildren(card(line));
+  holder.replaceChildren(drawn);
+  if (historyOpen) drawn.querySelector(".history").open = true;
+  lookAhead(at);
+}
+
+/** A pair's card, on its way; its pictures begin to load as soon as it is made. */
+const askFor = (pair) => ({
+  key: keyOf(pair),
+  made: getRun(run, "pair", { step: pair.step, pair_id: pair.pair_id }).then(card),
+});
+
+/** Have the pair ready that comes next if the reader goes on in the same direction from the one at `before`. */
+function lookAhead(before) {
+  const at = found.pairs.findIndex((pair) => keyOf(pair) === shownKey);
+  const next = state.pair ? found.pairs[at + (at < before ? -1 : 1)] : null; // who follows the run sees what is new
+  if (!next || ahead?.key === keyOf(next)) return;
+  ahead = askFor(next);
+  ahead.made.catch(() => null); // asked again when it is wanted
 }
 
 function noPairs() {
-  if (FILTERS.some((name) => state[name]))
+  const filtered = FILTERS.some((name) => state[name]);
+  root.classList.toggle("none", !filtered);
+  if (tuning)
+    return empty(
+      "Fine-tuning has no pairs",
+      "Its losses and held-out scores stand in the overview; report.html in the run directory says more.",
+    );
+  if (filtered)
     return empty("No pair matches the filter", "Clear it, or widen the reward range.");
   return empty(
     "No pair has been shown yet",
-    "A run shows the first pairs of a step as monitoring.pairs_every and monitoring.pairs_per_step say; 0 shows none. Fine-tuning runs have no pairs.",
+    "A run shows the first pairs of a step as monitoring.pairs_every and monitoring.pairs_per_step say; 0 shows none.",
   );
 }
 
@@ -352,7 +388,7 @@ function understandingSide(side) {
     el(
       "ol",
       { class: "answers" },
-      side.samples.map((sample, i) =>
+      (side.samples ?? []).map((sample, i) =>
         el(
           "li",
           { class: "answer", "data-sample": i },
@@ -398,7 +434,7 @@ function generationSide(side) {
     el(
       "ol",
       { class: "drawings" },
-      side.samples.map((sample, i) =>
+      (side.samples ?? []).map((sample, i) =>
         el(
           "li",
           { class: "drawing", "data-sample": i },
@@ -453,7 +489,6 @@ function history(line) {
     "details",
     {
       class: "history card",
-      open: historyOpen,
       on: {
         toggle: () => {
           historyOpen = box.open;
@@ -463,7 +498,6 @@ function history(line) {
     },
     el("summary", {}, "History of this pair over epochs"),
   );
-  if (historyOpen) fillHistory(box, line);
   return box;
 }
 

@@ -12,6 +12,8 @@ export class Series {
     this.names = [];
     /** Grows with each change. */
     this.revision = 0;
+    /** Of the last answer, if it held one. */
+    this.strip = null;
     this.clear();
   }
 
@@ -31,16 +33,20 @@ export class Series {
     return this.values[name] ?? [];
   }
 
-  /** Bring these metrics up to date; true when something changed. */
-  async load(names) {
+  /** Bring these metrics up to date; true when something changed. With a number of known `alerts`, the strip comes too. */
+  async load(names, alerts = null) {
     const missing = names.some((name) => !this.names.includes(name));
     if (missing) this.names = [...new Set([...this.names, ...names])];
     const first = this.cursor === null || missing || this.steps.length > 2 * MOST_POINTS;
     const [from, to] = this.range ?? [];
-    const params = first ? { points: MOST_POINTS, first: from, last: to } : { since: this.cursor };
     const asked = this.names;
-    const answer = await getRun(this.run, "metrics", { names: asked.join(","), ...params });
+    // The cursor stands for the names too.
+    const params = first
+      ? { names: asked.join(","), points: MOST_POINTS, first: from, last: to }
+      : { since: this.cursor, alerts };
+    const answer = await getRun(this.run, "metrics", params);
     if (asked !== this.names) return false; // Another call asked for more meanwhile; its answer holds this one.
+    this.strip = answer.strip ?? null;
     if (answer.reset && !first) {
       this.clear();
       return this.load([]);

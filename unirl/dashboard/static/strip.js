@@ -21,10 +21,13 @@ export function tick() {
   );
 }
 
+/** Whether a run may still go on; a stalled one may. */
+export const isLive = (status) => ["running", "starting", "stalled"].includes(status);
+
 export function drawStrip(summary) {
   const { run, strip } = summary;
-  const status = strip.stalled ? "stalled" : (strip.status ?? run.status ?? "unknown");
-  const running = (strip.status ?? run.status) === "running";
+  const { status } = strip;
+  const running = isLive(status);
   const workers = Object.entries(strip.workers ?? {});
   const down = workers.some(([, [up, total]]) => up < total);
   const lag = strip.lag?.max ?? 0;
@@ -40,7 +43,7 @@ export function drawStrip(summary) {
     ["Time left", running ? duration(strip.eta_s) : "–"],
     [running ? "Last write" : "Written", age, null, strip.stalled && "bad"],
     ["Workers", ...crew(workers, running), down && running && "warn"],
-    [
+    strip.version !== null && [
       "Weights",
       `version ${num(strip.version, 7)}`,
       typeof strip.lag?.max !== "number" ? null : lag ? `lag ${plural(lag, "update")}` : "no lag",
@@ -54,7 +57,7 @@ export function drawStrip(summary) {
     ],
   ];
   byId("strip").replaceChildren(
-    ...tiles.map(([name, value, note, tone]) =>
+    ...tiles.filter(Boolean).map(([name, value, note, tone]) =>
       el(
         "div",
         { class: [tone, name === "Workers" && "broad"].filter(Boolean).join(" ") || null },

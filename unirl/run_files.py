@@ -1,21 +1,52 @@
-"""Files of a run directory that somebody else may be writing, or may have damaged: read on from where we were.
+"""The one reader of run directories: runs below a folder, JSON lines, settings, and what each actor said last.
 
-Nothing here trusts the folder: a link out of it, a pipe or a line without end is refused, skipped and counted.
+Somebody else may be writing the files, or may have damaged them. Nothing here trusts the folder: a link out of it, a
+pipe or a line without end is refused, skipped and counted.
 """
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+MAX_DEPTH = 4
+"""Folders between the folder of runs and a run: name, arm and seed of an ablation, and one more."""
 MAX_LINE_BYTES = 32 << 20
 """A longer line counts as bad."""
+MAX_SETTINGS_BYTES = 1 << 18
+MAX_ACTORS = 1000
+RECENT_BEATS = 12
+_TAIL_BYTES = 1 << 18
+_ACTOR = re.compile(r"(?!\.)([\w.-]{1,200}?)\.jsonl", re.ASCII)
+_ROTATED = re.compile(r".*\.\d+\.jsonl")
 _CHUNK = 1 << 18
 _MARK = 64
 
 Record = dict[str, Any]
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Every run directory at or below a folder, 4 folders down at most, by name.
+
+    What lies inside a run is not searched, and neither are links to folders and folders whose names begin with a dot.
+    """
+    if (folder / "run.json").is_file():
+        yield folder
+        return
+    for place, folders, files in os.walk(folder):
+        path = Path(place)
+        if "run.json" in files:
+            yield path
+            folders.clear()
+        elif len(path.relative_to(folder).parts) >= MAX_DEPTH:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def open_inside(folder: Path, name: str) -> int:
@@ -56,6 +87,15 @@ def read_inside(folder: Path, name: str, most: int) -> bytes:
     return data
 
 
+def list_inside(folder: Path, name: str) -> list[str]:
+    """Names in a folder below `folder`, in order; none where it leads out of it, or is not there."""
+    try:
+        path = (folder / name).resolve(strict=True)
+        return sorted(os.listdir(path)) if path.is_relative_to(folder.resolve()) else []
+    except (OSError, RuntimeError):
+        return []
+
+
 def parse(line: bytes) -> Record | None:
     """The JSON object in a line; None when there is none."""
     try:
@@ -65,16 +105,106 @@ def parse(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def last_record(folder: Path, name: str) -> Record:
-    """The last readable object of a JSON-lines file, looked for in its last 256 kB; {} without one."""
+def read_lines(path: Path) -> tuple[list[Record], int]:
+    """The objects of a JSON-lines file, and how many whole lines could not be read. No file gives no lines.
+
+    What follows the last newline is still being written and not counted.
+    """
+    path = path.resolve()
+    tail = Tail(path.parent, path.name)
+    return tail.news(), tail.bad_lines
+
+
+def last_records(folder: Path, name: str, num_bytes: int = _TAIL_BYTES) -> Iterator[Record]:
+    """The objects in the last bytes of a JSON-lines file below `folder`, the last one first."""
     try:
-        file = open_inside(folder, name)
+        file = open_inside(folder.resolve(), name)
     except OSError:
-        return {}
+        return
     with os.fdopen(file, "rb") as stream:
-        stream.seek(max(0, os.fstat(file).st_size - (1 << 18)))
-        lines = stream.read(1 << 18).split(b"\n")[:-1]
-    return next((record for line in reversed(lines) if (record := parse(line)) is not None), {})
+        start = max(0, os.fstat(file).st_size - num_bytes)
+        stream.seek(start)
+        lines = stream.read(num_bytes).split(b"\n")[int(start > 0) : -1]
+    yield from (record for line in reversed(lines) if (record := parse(line)) is not None)
+
+
+def last_record(folder: Path, name: str) -> Record:
+    """The last of them; {} without one."""
+    return next(last_records(folder, name), {})
+
+
+def actor_names(folder: Path) -> list[str]:
+    """Actors that have left a heartbeat, by name; `folder` is the run directory."""
+    names = (name for name in list_inside(folder, "actors") if not _ROTATED.fullmatch(name))
+    return [match[1] for match in map(_ACTOR.fullmatch, names) if match][:MAX_ACTORS]
+
+
+def last_beats(folder: Path) -> list[Record]:
+    """The last heartbeat of each actor that ever wrote one, as monitoring/heartbeat.py writes them.
+
+    Of each are sure: "actor" (the name of its file), "role" (a text) and "time" (Unix seconds).
+    """
+    beats = []
+    for actor in actor_names(folder):
+        # A file that was just rotated may hold no line yet.
+        beat = last_record(folder, f"actors/{actor}.jsonl") or last_record(folder, f"actors/{actor}.1.jsonl")
+        at, role = beat.get("time"), beat.get("role")
+        if isinstance(at, int | float) and not isinstance(at, bool) and abs(at) < 1e11:
+            beats.append(beat | {"actor": actor, "role": role[:80] if isinstance(role, str) else ""})
+    return beats
+
+
+def held_versions(folder: Path) -> list[tuple[float, str, int]]:
+    """Unix time, actor and policy version of the newest heartbeats of each actor that holds weights, in order."""
+    held = []
+    for actor in actor_names(folder):
+        for beat in islice(last_records(folder, f"actors/{actor}.jsonl", 1 << 13), RECENT_BEATS):
+            at, version = beat.get("time"), beat.get("policy_version")
+            if type(version) is int and 0 <= version < 1 << 31 and type(at) in (int, float) and abs(at) < 1e11:
+                held.append((float(at), actor, version))
+    return sorted(held)
+
+
+def silent_after_s(heartbeat_s: float) -> float:
+    """Seconds without a heartbeat after which an actor counts as silent, by `monitoring.heartbeat_s`."""
+    return max(30.0, 6 * heartbeat_s)
+
+
+def read_settings(folder: Path) -> Record:
+    """A run's saved settings by dotted key; {} where they cannot be read."""
+    try:
+        return parse_settings(read_inside(folder.resolve(), "config.yaml", MAX_SETTINGS_BYTES).decode())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+
+
+def parse_settings(text: str) -> Record:
+    """The text of a config.yaml as values by dotted key.
+
+    Raises:
+        ValueError: a value that cannot be, such as a 40th of January.
+        yaml.YAMLError: no YAML, or aliases.
+    """
+    return dict(_flat(yaml.load(text, _PlainLoader), ""))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases: a short file of them grows without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases")
+        return super().compose_node(parent, index)
+
+
+def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | dict | str | int | float | None):
+            yield f"{prefix}{key}", value
+        else:  # dates
+            yield f"{prefix}{key}", str(value)
 
 
 class Tail:
@@ -122,6 +252,11 @@ class Tail:
         """What tells one file from another: its first bytes, and the last ones that were taken."""
         first = min(_MARK, self.position)
         return os.pread(file, first, 0), os.pread(file, first, self.position - first)
+
+    def news(self) -> list[Record]:
+        """The object of each line that was completed since the last call; of a file that was begun anew, of all."""
+        self.restarted()
+        return [record for _, _, record in self.records()]
 
     def unread(self) -> int:
         """Bytes that were not taken yet."""
