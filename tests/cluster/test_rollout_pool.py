@@ -218,7 +218,7 @@ def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of,
         pool.load_weights(publication, **settings)
         list(pool.sample(requests_of(2, 2), config.rollout.sampling))
         ray_session.get([worker.handle.ready.remote() for worker in pool._workers.all])
-        return pool.take_stale()
+        return list(pool.take_sync_check().stale)
 
     assert stale_after(published(20)) == []
     deaf = pool._workers.all[0]
