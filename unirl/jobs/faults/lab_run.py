@@ -78,7 +78,7 @@ def run_fault(fault: Fault, cache: str, seed: int = 0) -> Outcome:
     with _run_dir(config) as (run_dir, config), _silence():
         started = perf_counter()
         with ExitStack() as planted, replaced(Synchronous, "run_step", _planting(fault, planted, run_dir)):
-            error = _run(config, local=True)
+            error = _run(config, local=fault.local)
         seconds = perf_counter() - started
         spoke = _spoke(run_dir)
         steps = len(read_lines(run_dir / "metrics.jsonl"))
@@ -100,10 +100,7 @@ def run_fault(fault: Fault, cache: str, seed: int = 0) -> Outcome:
 
 def run_clean(clean: Clean, cache: str) -> Outcome:
     """A run in which no sentinel may speak."""
-    settings = clean.settings
-    if not clean.local:
-        settings += ("rollout.text.num_workers=0", "rollout.image.num_workers=0", "rollout.both.num_workers=2")
-    config = settings_of(settings, clean.seed, CLEAN_STEPS, cache)
+    config = settings_of(clean.settings, clean.seed, CLEAN_STEPS, cache)
     with _run_dir(config) as (run_dir, config), _silence():
         started = perf_counter()
         error = _run(config, local=clean.local)
