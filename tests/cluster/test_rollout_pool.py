@@ -211,16 +211,27 @@ def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of,
         worker.slices = type(worker._sampler).weight_slices
         type(worker._sampler).weight_slices = fail
 
+    def show(slices):
+        def change(worker):
+            type(worker._sampler).weight_slices = lambda self: slices
+
+        return change
+
     def see(worker):
         type(worker._sampler).weight_slices = worker.slices
 
-    def stale_after(publication, **settings):
+    def after(publication, **settings):
         pool.load_weights(publication, **settings)
         list(pool.sample(requests_of(2, 2), config.rollout.sampling))
         ray_session.get([worker.handle.ready.remote() for worker in pool._workers.all])
-        return list(pool.take_sync_check().stale)
+        return pool.take_sync_check()
 
-    assert stale_after(published(20)) == []
+    def stale_after(publication, **settings):
+        return list(after(publication, **settings).stale)
+
+    first = after(published(20))
+    assert first.stale == ()
+    assert first.fewest_compared == len(published(20).manifest.tensors)
     deaf = pool._workers.all[0]
     ray_session.get(deaf.handle.__ray_call__.remote(deafen))
     assert stale_after(published(21, factor=2)) == [deaf.name]
@@ -229,8 +240,13 @@ def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of,
     assert stale_after(published(23)) == []
     ray_session.get(deaf.handle.__ray_call__.remote(blind))
     assert stale_after(published(24)) == [deaf.name], "weights that cannot be compared are not taken for the same"
+    ray_session.get(deaf.handle.__ray_call__.remote(show({})))
+    blank = after(published(25))
+    assert (blank.stale, blank.fewest_compared) == ((deaf.name,), 0)
+    ray_session.get(deaf.handle.__ray_call__.remote(show(None)))
+    assert stale_after(published(26)) == [], "a worker that rests is not accused"
     ray_session.get(deaf.handle.__ray_call__.remote(see))
-    assert stale_after(published(25)) == []
+    assert stale_after(published(27)) == []
     assert pool.take_restarts() == 0
 
 
