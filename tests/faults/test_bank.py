@@ -16,6 +16,8 @@ QUICK = (
     "one_seed",
     "pixels_lost",
     "pictures_never_learned",
+    "micro_batch_skipped",
+    "unguided_in_bfloat16",
 )
 NOT_IN_A_LAB_RUN = {"importance_capped", "lost_workers", "other_weights", "quarantined"}
 """Of overlap, dead processes and other machines."""
