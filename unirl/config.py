@@ -389,7 +389,8 @@ class MonitoringConfig:
     """Mirror the metrics to Prometheus through Ray's exporter. A Ray that the run starts serves them on
     cluster.metrics_port."""
     stall_after_s: float = 300.0
-    """Say what is being waited for when nothing happened for this long."""
+    """Seconds without a sign, of the run or of a worker at work, after which to say what is being waited for; at least
+    three times the longest wait before."""
     on_alert: Literal["warn", "stop"] = "warn"
     """What an alert does (docs: sentinels): "warn" notes it in events.jsonl; "stop" saves a checkpoint and ends the run
     with exit code 1 at the first one that says learning has gone wrong. PairGRPO only."""

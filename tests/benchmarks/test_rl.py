@@ -60,7 +60,8 @@ def test_the_bare_loop_learns_what_the_learner_learns(checkpoint):
     report = measure_learner(LearnerBench(cases=(LearnerCase(name="tiny", model=checkpoint, num_rows=3, rounds=1),)))
     (table,) = report.tables
     norms = [row["first gradient norm"] for row in table.rows]
-    assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)
+    assert norms == pytest.approx([norms[0]] * 5, rel=1e-3)
+    assert [row["to nothing told apart"] for row in table.rows][3:] == [1.0, pytest.approx(1.0, abs=0.9)]
     assert norms[0] > 0
     assert table.rows[0]["ours to the loop"] == 1.0
 

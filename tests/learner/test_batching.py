@@ -174,8 +174,8 @@ def test_kinds_of_pairs_have_micro_batches_of_their_own_unless_that_costs():
     # One length, five of one kind and three of the other.
     rows = [replace(drawn[0], pair_kind="aligned" if index < 5 else "retrieved") for index in range(8)]
 
-    def plan(num_ranks):
-        return plan_micro_batches(rows, policy=policy, scoring=scoring, max_tokens=1000, num_ranks=num_ranks)
+    def plan(num_ranks, rows=rows, **costs):
+        return plan_micro_batches(rows, policy=policy, scoring=scoring, max_tokens=1000, num_ranks=num_ranks, **costs)
 
     assert [(micro.kind, micro.indices) for micro in plan(1)[0]] == [
         ("aligned", (0, 1, 2, 3, 4)),
@@ -183,6 +183,9 @@ def test_kinds_of_pairs_have_micro_batches_of_their_own_unless_that_costs():
     ]
     # Apart, the first of four ranks would score three rows instead of two.
     assert [[(micro.kind, len(micro.indices)) for micro in part] for part in plan(4)] == [[(None, 2)]] * 4
+    # A second pass in which ranks exchange weights costs far more than these rows, and little beside very many.
+    assert [micro.kind for micro in plan(1, exchanges=True)[0]] == [None]
+    assert {micro.kind for micro in plan(1, rows=rows * 1000, exchanges=True)[0]} == {"aligned", "retrieved"}
     # Rows that differ in length are at most so many tokens with fillers and padding either way.
     assert {micro.kind for part in plan(8) for micro in part} == {None}
 

@@ -172,3 +172,21 @@ def test_products_of_parts_by_hand(monkeypatch):
     assert cosine(products, [0], [1]) == pytest.approx(4 / 15)
     assert cosine([[0.0, 0.0], [0.0, 9.0]], [0], [1]) is None
     assert seconds > 0
+
+
+def test_how_far_an_update_went_is_measured_after_it(make_learner):
+    """The k3 estimate over every token, since each task fits one micro-batch."""
+    batch = tiny_batch(TinyPolicy(), SCORING, num_rows=8)
+    make_learner(TinyPolicy())
+    learner = learner_with(2, lr=1e-3)
+    metrics = learner.update(batch, 2)
+    kl, tokens = 0.0, 0
+    for row in batch.rows:
+        (scores,) = learner.policy.score([row], SCORING)
+        for new, old in zip(scores.logprobs[0][row.loss_mask].tolist(), row.old_logprobs[row.loss_mask], strict=True):
+            kl, tokens = kl + math.exp(new - old) - 1 - (new - old), tokens + 1
+    assert metrics["policy/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["policy/kl_update"] == pytest.approx(kl / tokens, rel=1e-4)
+    assert kl / tokens > 0.01
+    assert "policy/kl_update" not in learner.update(replace(batch, policy_version=1), 3), "a step that is not measured"
+    learner._engine.destroy()

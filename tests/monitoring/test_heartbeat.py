@@ -14,7 +14,8 @@ from unirl.monitoring.heartbeat import Heartbeat
 
 FIELDS = {
     "v": int, "time": float, "actor": str, "role": str, "state": str, "queue": int, "policy_version": int,
-    "num_done": int, "num_tokens": int, "num_images": int, "memory_mb": float, "pid": int, "node": str,
+    "num_done": int, "num_tokens": int, "num_images": int, "num_passes": int, "memory_mb": float,
+    "pid": int, "node": str,
 }  # fmt: skip
 
 

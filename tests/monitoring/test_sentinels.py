@@ -74,7 +74,7 @@ SINGLE = {
     "learning_rate_zero": {"learner__lr": 0.0},
     "logprob_gap": {"policy__logprob_gap_max__text": 0.0015},
     "off_policy_ratio": {"policy__ratio_min": 0.9},
-    "far_kl": {"policy__kl": 0.7},
+    "far_kl": {"policy__kl_update": 0.7},
     "unjudged": {"reward__generation__unjudged_fraction": 0.1},
     "blank_images": {"pairs__num_blank_images": 1},
     "equal_images": {"rollout__equal_images_fraction": 1.0},
@@ -135,6 +135,23 @@ def test_in_bfloat16_single_tokens_may_differ_and_the_mean_may_not(name, values)
 def test_guidance_spreads_gaps_of_images_alone():
     image = ROUNDED | {"policy__logprob_gap_max__image": 8.0, "policy__logprob_gap__image": 0.17}
     assert heard([changed(1, **image), changed(2, **image)], BFLOAT16) == []
+
+
+def test_a_reward_that_falls_and_stays_down():
+    """0.6 with a spread of 0.3 over 8 pairs: two steps vary by 0.3 sqrt((1/3 + 1/2) / 8) = 0.097 by chance.
+
+    They also have to lose a quarter of the range, 1.
+    """
+    rules = replace(RULES, pairs_per_step=8)
+
+    def steps(*rewards):
+        values = {"reward__understanding__spread": 0.3, "reward__understanding__range": 1.0}
+        return [changed(n, **values, reward__understanding=reward) for n, reward in enumerate(rewards, 1)]
+
+    assert heard(steps(0.6, 0.65, 0.55, 0.1), rules) == [], "one step may be hard"
+    assert heard(steps(0.6, 0.65, 0.55, 0.3, 0.2), rules) == [], "0.35 is 3.6 times what chance does"
+    assert heard(steps(0.6, 0.65, 0.55, 0.1, 0.1), rules) == ["fallen_reward"], "0.5 is 5.2 times"
+    assert heard(steps(0.6, 0.65, 0.55, 0.9, 1.0), rules) == []
 
 
 def test_answers_are_cut_off_in_two_steps_running():
@@ -317,7 +334,7 @@ def test_an_alert_says_what_to_do_and_by_the_setting_is_to_end_the_run(run_dir):
     events = {e["sentinel"]: e for e in read_lines(run_dir / "events.jsonl") if e["kind"] == "alert"}
     assert {name: event["severity"] for name, event in events.items()} == {"far_kl": "stop", "lost_workers": "warn"}
     assert "learner.lr" in events["far_kl"]["remedy"]
-    assert log.stopping.startswith("far_kl: the policy is 0.9 nats")
+    assert log.stopping.startswith("far_kl: during the updates the policy is 0.9 nats")
     log = go_on(run_dir, [(bad, {})], resume=True)
     assert log.stopping == ""
 

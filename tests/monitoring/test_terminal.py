@@ -9,10 +9,10 @@ from unirl.monitoring.metrics import step_metrics
 from unirl.monitoring.terminal import Terminal, format_duration, step_line
 
 
-def make_terminal(num_steps=5, *, tty=False, stall_after_s=300.0, waiting_for=lambda: "rollout", **options):
+def make_terminal(num_steps=5, *, tty=False, waiting_for=lambda: "rollout", **options):
     out = io.StringIO()
     console = Console(file=out, force_terminal=tty, width=200, soft_wrap=True, highlight=False)
-    terminal = Terminal(num_steps, stall_after_s=stall_after_s, waiting_for=waiting_for, console=console, **options)
+    terminal = Terminal(num_steps, waiting_for=waiting_for, console=console, **options)
     return terminal, out
 
 
@@ -95,28 +95,6 @@ def test_quiet_shows_nothing(metrics):
         terminal.step(1, metrics[0])
     terminal.summary({"report": "x"})
     assert out.getvalue() == ""
-
-
-def test_a_run_that_hangs_says_what_it_waits_for_once(caplog):
-    told = []
-    terminal, _ = make_terminal(stall_after_s=0.1, waiting_for=lambda: "rollout: text-0, image-1", on_stall=told.append)
-    with terminal:
-        time.sleep(0.5)
-    assert len(told) == 1
-    assert told[0].startswith("nothing has happened for ")
-    assert told[0].endswith("waiting for rollout: text-0, image-1")
-    assert told[0] in caplog.text
-
-
-def test_a_run_that_moves_is_not_called_hanging():
-    told = []
-    started = time.monotonic()
-    terminal, _ = make_terminal(
-        stall_after_s=0.4, waiting_for=lambda: f"phase {int((time.monotonic() - started) / 0.15)}", on_stall=told.append
-    )
-    with terminal:
-        time.sleep(1.0)
-    assert told == []
 
 
 def test_model_text_in_a_fact_is_not_taken_for_markup():

@@ -43,6 +43,7 @@ class LearnerRank:
         self._group: BroadcastGroup | None = None
         log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
         self._learner = Learner.from_config(config, checkpoint, rank=rank, address=address)
+        self._beat.count_passes = lambda: self._learner.num_passes
         self._beat.state, self._beat.policy_version = "idle", 0
         log.info("rank %d of %d is up", rank, config.learner.num_ranks)
 

@@ -39,21 +39,23 @@ class RolloutWorker:
         self._beat = open_heartbeat(f"rollout-{name}", f"rollout.{role}", look)
 
         self._loaded: Identity | None = None
+        self._num_passes, self._watch = 0, None
+        self._beat.count_passes = lambda: self._num_passes
         self._group: BroadcastGroup | None = None
         log.info("building a %s sampler for %s of %s", rollout.backend, role, checkpoint)
         self._sampler = build_sampler(model, checkpoint, rollout, role, rests=rests)
+        self._sampler.between_tokens = self._after_pass
         self._beat.state, self._beat.policy_version = "idle", 0
         log.info("the sampler is up")
 
     def watch(self, store: Any) -> None:
         """From now on take over newer weights in the middle of a unit, as soon as the store has them."""
-        watch = WeightWatch(store, lambda: self._loaded)
+        self._watch = WeightWatch(store, lambda: self._loaded)
 
-        def look() -> None:
-            if (publication := watch.look()) is not None:
-                self.load_weights(publication)
-
-        self._sampler.between_tokens = look
+    def _after_pass(self) -> None:
+        self._num_passes += 1
+        if self._watch is not None and (publication := self._watch.look()) is not None:
+            self.load_weights(publication)
 
     def ready(self) -> None:
         """Return once the engine is up."""

@@ -37,6 +37,7 @@ class SftRank:
         self._beat = open_heartbeat(f"learner-{rank}", "learner")
         log.info("joining rank 0 at %s:%d with the weights of %s", *address, checkpoint)
         self._worker = SftWorker(config, checkpoint, tokens, rank, address)
+        self._beat.count_passes = lambda: self._worker.num_passes
         self._beat.state = "idle"
         log.info("rank %d of %d is up", rank, config.learner.num_ranks)
 
@@ -67,6 +68,9 @@ class SftRank:
 
 class SftGroup:
     """W ranks behind calls that return when all of them are done."""
+
+    num_passes = 0
+    """Of this process, which leaves them to the ranks."""
 
     def __init__(self, config: SftConfig, checkpoint: Path, tokens: TokenSources, placement: Placement) -> None:
         timeout_s = config.cluster.start_timeout_s

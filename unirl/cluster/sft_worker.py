@@ -53,6 +53,11 @@ class SftWorker:
         self._learner = SftLearner(policy, SftSettings.of(config, self._num_steps), place)
         self._ahead: Prefetch[StepWork] | None = None
 
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._learner.num_passes
+
     def update(self, step: int) -> dict[str, float]:
         """Learn from the sequences of step number `step`, counted from 1."""
         if self._ahead is None:

@@ -30,7 +30,7 @@ ROLLOUT_CASES: dict[str, RolloutCase] = {
     "7b": RolloutCase(name="Janus-Pro-7B's shape", model=JANUS_7B, rounds=1, dtype="bfloat16"),
 }
 LEARNER_CASES: dict[str, LearnerCase] = {
-    "lab": LearnerCase(name="lab's Janus", model=LAB, num_rows=32, rounds=5),
+    "lab": LearnerCase(name="lab's Janus", model=LAB, num_rows=32, rounds=20),
     "middle": LearnerCase(name="8 layers of 512, 144 codes", model=MIDDLE, num_rows=4, rounds=2),
 }
 EVERYTHING = ("rollout", "reward", "learner", "sync", "step")

@@ -41,7 +41,13 @@ class LocalRollouts:
         self._compared: list[Comparison] = []
         self._size = config.rollout.sequences_per_unit
         self._sampler = build_sampler(config.model, checkpoint, config.rollout, "both")
+        self.num_passes = 0
+        """Of the engine since the start."""
+        self._sampler.between_tokens = self._after_pass
         self._activities: list[Activity] = []
+
+    def _after_pass(self) -> None:
+        self.num_passes += 1
 
     def sample(self, requests: Sequence[RolloutRequest], sampling: SamplingConfig) -> Iterator[RolloutGroup]:
         """Groups in the order of the requests of each task."""
@@ -145,6 +151,11 @@ class LocalLearner:
     def policy_version(self) -> int:
         """Updates made so far."""
         return self._learner.policy_version
+
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._learner.num_passes
 
     def update(self, batch: LearnerBatch, step: int) -> dict[str, float]:
         """One or more optimizer updates."""

@@ -1,6 +1,6 @@
 """What a step is made of: the four parts a driver talks to, as Ray actors or in this process."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unirl.cluster.placement import Placement
     from unirl.cluster.reward_pool import RewardPool
     from unirl.cluster.rollout_pool import RolloutPool
+    from unirl.jobs.local import LocalRollouts
 
 
 class Pairs(Protocol):
@@ -152,6 +153,8 @@ class Parts:
     learner: Learners
     ahead: AheadFiles | None = None
     """Where finished rollouts wait for their step to be recorded; None keeps them in memory alone."""
+    count_passes: Callable[[], int] = lambda: 0
+    """Passes that this process itself made through the model."""
 
 
 @contextmanager
@@ -225,12 +228,13 @@ def _local_parts(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitSta
     source = PairSource.open(pairs, **pair_settings(config))
     learner = LocalLearner(config, checkpoint)
     stack.callback(learner.close)
-    return Parts(source, *_local_rollouts(config, checkpoint, stack, _control(record)), learner)
+    rollouts, rewards = _local_rollouts(config, checkpoint, stack, _control(record))
+    return Parts(source, rollouts, rewards, learner, count_passes=lambda: rollouts.num_passes + learner.num_passes)
 
 
 def _local_rollouts(
     config: RlConfig, checkpoint: Path, stack: ExitStack, control: ScaleControl | None = None
-) -> tuple[Rollouts, Rewards]:
+) -> "tuple[LocalRollouts, Rewards]":
     from unirl.jobs.local import LocalRewards, LocalRollouts
 
     rewards = LocalRewards(config.rewards)

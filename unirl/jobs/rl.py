@@ -29,6 +29,7 @@ from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.sentinels import StoppedByAlertError
+from unirl.monitoring.stalls import stall_watch
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.step_data import StepData
 from unirl.monitoring.terminal import Terminal
@@ -97,6 +98,7 @@ def train(parts: Parts, run: Run, first_step: int, *, owed: bool = False) -> Non
         StoppedByAlertError: a sentinel ended the run, which is saved.
     """
     config = run.config
+    run.beat.count_passes = parts.count_passes
     with open_flow(parts, config, run.clock, first_step) as flow:
         if owed:
             flow.settle()
@@ -175,11 +177,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         driver_heartbeat(run_dir, config.monitoring, clock) as beat,
     ):
         terminal = Terminal(
-            config.train.num_steps,
-            stall_after_s=config.monitoring.stall_after_s,
-            waiting_for=lambda: clock.current,
-            on_stall=lambda message: record.alert("stalled", message),
-            quiet=not log.isEnabledFor(logging.INFO),
+            config.train.num_steps, waiting_for=lambda: clock.current, quiet=not log.isEnabledFor(logging.INFO)
         )
         run = Run(config, record, terminal, clock, interrupts, beat)
         if changed:
@@ -193,7 +191,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
                 first_step, owed = restore(parts, config, record, follow=follow) if resumed else (1, False)
                 accept(record, config)
                 terminal.banner({"ready": f"going on with step {first_step}" if resumed else "step 1 is next"})
-                with terminal:
+                with terminal, stall_watch(record, beat, config.monitoring.stall_after_s):
                     interrupts.defer()
                     train(parts, run, first_step, owed=owed)
         except (Interrupted, KeyboardInterrupt) as ending:

@@ -36,10 +36,11 @@ from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_r
 from unirl.jobs.sft_checks import changed_rate, find_unlearned, what_ends
 from unirl.models.policy import check_family
 from unirl.monitoring.durable_files import write_atomic
-from unirl.monitoring.heartbeat import driver_heartbeat
+from unirl.monitoring.heartbeat import Heartbeat, driver_heartbeat
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_lines, changed_settings
 from unirl.monitoring.run_log import RunLog
+from unirl.monitoring.stalls import stall_watch
 from unirl.monitoring.step_clock import StepClock
 from unirl.monitoring.terminal import Terminal
 
@@ -48,6 +49,11 @@ log = logging.getLogger(__name__)
 
 class Ranks(Protocol):
     """The learner's ranks, as actors or in this process."""
+
+    @property
+    def num_passes(self) -> int:
+        """Passes that this process itself made through the model, since the start."""
+        ...
 
     def update(self, step: int) -> dict[str, float]:
         """Learn from the sequences of a step, counted from 1; returns metrics."""
@@ -83,6 +89,7 @@ class Run:
     terminal: Terminal
     clock: StepClock
     interrupts: Interrupts
+    beat: Heartbeat
     last: int
     """Its last step."""
     data: dict[str, Any]
@@ -212,7 +219,7 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         )
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
         run = _open_run(config, record, interrupts, last, data)
-        stack.enter_context(driver_heartbeat(run_dir, config.monitoring, run.clock))
+        stack.enter_context(run.beat)
         if changed:
             shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
             log.warning("resumed with other settings: %s", shown)
@@ -236,7 +243,8 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
                 first_step = ranks.restore(run_dir / "checkpoints")["step"] + 1
             record.accept()
             run.terminal.banner({"ready": f"step {first_step} is next"})
-            with run.terminal:
+            run.beat.count_passes = lambda: ranks.num_passes
+            with run.terminal, stall_watch(record, run.beat, run.config.monitoring.stall_after_s):
                 run.interrupts.defer()
                 train(ranks, run, first_step)
         run.interrupts.hasten()
@@ -288,14 +296,10 @@ def _shown(estimate: tuple[float, float, float]) -> str:
 
 def _open_run(config: SftConfig, record: RunLog, interrupts: Interrupts, last: int, data: dict[str, Any]) -> Run:
     clock = StepClock()
-    terminal = Terminal(
-        last,
-        stall_after_s=config.monitoring.stall_after_s,
-        waiting_for=lambda: clock.current,
-        on_stall=lambda message: record.alert("stalled", message),
-        quiet=not log.isEnabledFor(logging.INFO),
-    )
-    return Run(config, record, terminal, clock, interrupts, last, data)
+    quiet = not log.isEnabledFor(logging.INFO)
+    terminal = Terminal(last, waiting_for=lambda: clock.current, quiet=quiet)
+    beat = driver_heartbeat(record.run_dir, config.monitoring, clock)
+    return Run(config, record, terminal, clock, interrupts, beat, last, data)
 
 
 def _join_ray(config: SftConfig, checkpoint: Path, stack: ExitStack, log_dir: Path) -> None:

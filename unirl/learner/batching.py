@@ -24,7 +24,9 @@ from unirl.types import (
 )
 
 MOST_APART = 1.02
-"""Kinds of pairs get micro-batches of their own if that is at most so many times the tokens of mixed ones."""
+"""Kinds of pairs get micro-batches of their own if that costs at most so many times what mixed ones do."""
+PASS_TOKENS = 1024
+"""Tokens that cost a rank as much as exchanging weights or gradients with the others once more."""
 
 
 def weigh_groups(
@@ -124,14 +126,20 @@ class MicroBatch:
 
 
 def plan_micro_batches(
-    rows: Sequence[LearnerRow], *, policy: Policy, scoring: Scoring, max_tokens: int, num_ranks: int
+    rows: Sequence[LearnerRow],
+    *,
+    policy: Policy,
+    scoring: Scoring,
+    max_tokens: int,
+    num_ranks: int,
+    exchanges: bool = False,
 ) -> list[list[MicroBatch]]:
     """Micro-batches of each rank, in the order of their passes.
 
     All ranks get equally many, and at one position all have the same task and number of passes, since a forward or
     backward pass under ZeRO meets the other ranks inside the model. The tasks come one after the other, and in each of
-    them the kinds of pairs, unless keeping the kinds apart made the ranks carry noticeably more tokens: so the gradient
-    of a task or kind is a difference of two sums. Rows are taken from long to short (by passes, then tokens, then
+    them the kinds of pairs, unless keeping the kinds apart cost noticeably more tokens or passes: so the gradient of a
+    task or kind is a difference of two sums. Rows are taken from long to short (by passes, then tokens, then
     position), so that padding is small and the largest micro-batch comes first; no randomness.
 
     Args:
@@ -140,6 +148,7 @@ def plan_micro_batches(
         scoring: decides between one stream and two.
         max_tokens: most tokens of a micro-batch on one rank, padding and all streams included.
         num_ranks: data-parallel ranks.
+        exchanges: whether ranks exchange weights or gradients in each pass, as under ZeRO-2 and 3.
 
     Raises:
         ValueError: one row alone is above the budget.
@@ -154,7 +163,7 @@ def plan_micro_batches(
     tasks = [[index for index, row in enumerate(rows) if row.task == task] for task in TASKS]
     kinds = sorted({row.pair_kind for row in rows}, key=str)
     apart = [[index for index in part if rows[index].pair_kind == kind] for part in tasks for kind in kinds]
-    room = _Room(rows, tokens, passes, max_tokens, num_ranks)
+    room = _Room(rows, tokens, passes, max_tokens, num_ranks, PASS_TOKENS if exchanges else 0)
     plans = [room.plan(groups) for groups in (apart, tasks)]
     return plans[0] if room.load(plans[0]) <= MOST_APART * room.load(plans[1]) else plans[1]
 
@@ -168,6 +177,7 @@ class _Room:
     passes: Sequence[int]
     max_tokens: int
     num_ranks: int
+    pass_tokens: int
 
     def plan(self, groups: Sequence[Sequence[int]]) -> list[list[MicroBatch]]:
         """Micro-batches of each rank, group after group; none holds rows of two groups."""
@@ -195,12 +205,12 @@ class _Room:
         )
 
     def load(self, plan: Sequence[Sequence[MicroBatch]]) -> int:
-        """Tokens, padding and passes included, of the rank that has most at each position."""
-        sizes = [
-            [len(micro.indices) * max(self.tokens[i] for i in micro.indices) * micro.num_passes for micro in part]
-            for part in plan
-        ]
+        """Tokens of the rank that has most at each position, with padding and what the passes cost besides."""
+        sizes = [[self._tokens(micro) * micro.num_passes for micro in part] for part in plan]
         return sum(map(max, zip(*sizes, strict=True)))
+
+    def _tokens(self, micro: MicroBatch) -> int:
+        return len(micro.indices) * max(self.tokens[i] for i in micro.indices) + self.pass_tokens
 
 
 def _rows_per_rank(tokens: Sequence[int], max_tokens: int, num_ranks: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unirl.algorithms.importance import truncated_importance
 from unirl.algorithms.losses import BatchTotals, masked_sum, token_scales
 from unirl.algorithms.objective import find_objective
-from unirl.algorithms.policy_loss import LossRule
+from unirl.algorithms.policy_loss import LOG_RATIO_CAP, LossRule
 from unirl.config import AlgorithmConfig, LearnerConfig, RlConfig, SamplingConfig
 from unirl.learner.batching import plan_micro_batches
 from unirl.learner.diffusion_steps import draw_steps, merge_steps
@@ -147,6 +147,9 @@ class Learner:
         if work:
             metrics["learner/grad_norm"] = norm
         laps.end("other")
+        if work and self._is_measured(step) and (moved := self._kl_of_update(work)) is not None:
+            metrics["policy/kl_update"] = moved
+        laps.end("score")
         return (
             metrics
             | measured
@@ -159,6 +162,11 @@ class Learner:
                 "learner/backward_s": laps.seconds["backward"],
             }
         )
+
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._engine.num_backwards
 
     def _prepare(self, batch: LearnerBatch) -> list[MicroTensors]:
         """This rank's micro-batches as tensors; none on every rank when the batch has no rows."""
@@ -179,6 +187,7 @@ class Learner:
             scoring=self._scoring,
             max_tokens=self._settings.learner.max_tokens_per_micro_batch,
             num_ranks=self._engine.place.world_size,
+            exchanges=self._engine.exchanges,
         )
         longest_image = max((len(row.completion_ids) for row in rows if row.task == "generation"), default=0)
         totals = BatchTotals(
@@ -304,6 +313,22 @@ class Learner:
         else:
             return
         data.old_logprobs = torch.where(mask, logprobs, data.old_logprobs)
+
+    @torch.no_grad()
+    def _kl_of_update(self, work: list[MicroTensors]) -> float | None:
+        """KL per token that the updates just made took the policy from the one that sampled; None without a token.
+
+        Of the last micro-batch of each task, the same ones on every rank; the k3 estimate that `policy/kl` is.
+        """
+        tally = Tally()
+        for data in {data.task: data for data in work}.values():
+            for scores, mask in scored_passes(self.policy, self._engine, data, self._scoring):
+                log_ratio = torch.where(mask, scores.logprobs - data.old_logprobs, 0.0).clamp(
+                    -LOG_RATIO_CAP, LOG_RATIO_CAP
+                )
+                tally.add({"kl": masked_sum(torch.expm1(log_ratio) - log_ratio, mask), "tokens": mask.sum()})
+        sums, _ = tally.reduce()
+        return sums["kl"] / sums["tokens"] if sums["tokens"] else None
 
     @torch.no_grad()
     def _reference_logprobs(self, data: MicroTensors, policy: Policy, runner: Runner) -> Tensor:

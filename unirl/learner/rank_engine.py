@@ -39,6 +39,8 @@ class RankEngine:
         self._engine = build_engine(module, config)
         self.device: torch.device = self._engine.device
         self.dtype = self._trainable[0].dtype
+        self.num_backwards = 0
+        """Since the start."""
         self._grad_square = torch.zeros((), dtype=torch.float64, device=self.device)
         for parameter in self._trainable:
             parameter.register_hook(self._measure_gradient)
@@ -68,6 +70,7 @@ class RankEngine:
         self._grad_square.zero_()
         # DeepSpeed averages gradients over ranks; the losses of the ranks are parts of one sum.
         self._engine.backward(loss * self.place.world_size)
+        self.num_backwards += 1
         return self._grad_square.item()
 
     def gradient_parts(self) -> GradientParts:
@@ -75,6 +78,11 @@ class RankEngine:
         num_ranks = self.place.world_size
         summed = not self.parts_need_traffic
         return GradientParts(lambda: gradient_sums(self._engine, self._trainable), num_ranks, summed_over_ranks=summed)
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether ranks exchange weights or gradients in each pass, and not once an update."""
+        return self.place.world_size > 1 and self._config.zero_stage >= 2
 
     @property
     def parts_need_traffic(self) -> bool:

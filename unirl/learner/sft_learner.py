@@ -169,6 +169,11 @@ class SftLearner:
         }
 
     @torch.no_grad()
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the start."""
+        return self._engine.num_backwards
+
     def evaluate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """Loss and accuracy of each modality over these sequences; the same on all ranks."""
         sums = _no_sums()

@@ -43,6 +43,10 @@ MEAN_RATIO = 0.05
 """Of the same nats in answers, how far the mean ratio may be from 1; guidance, which spreads it, does not move it."""
 FAR_KL = 0.5
 """Nats per token between the policy that sampled and the one that learns."""
+FALLEN = 0.25
+"""Share of the usual range of a step's rewards by which the mean may fall."""
+FALLEN_STEPS, USUAL_STEPS = 2, 5
+"""Steps running that it must have fallen in, and most steps before them that it is compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,8 +241,9 @@ def off_policy_ratio(look: Look) -> Iterator[str]:
 
 def far_kl(look: Look) -> Iterator[str]:
     """Updates that leave the region where ratios mean anything."""
-    if (kl := look.now.get("policy/kl", 0.0)) > FAR_KL:
-        yield f"the policy is {kl:.3g} nats a token from the one that sampled"
+    for name, when in (("policy/kl", "during"), ("policy/kl_update", "after")):
+        if (kl := look.now.get(name, 0.0)) > FAR_KL:
+            yield f"{when} the updates the policy is {kl:.3g} nats a token from the one that sampled"
 
 
 def dominating_modality(look: Look) -> Iterator[str]:
@@ -396,3 +401,21 @@ def quarantined(look: Look) -> Iterator[str]:
     """Requests left out."""
     if num := look.now.get("rollout/num_quarantined"):
         yield f"requests that could not be sampled and were left out: {num:g}; quarantine.jsonl names them"
+
+
+def fallen_reward(look: Look) -> Iterator[str]:
+    """A task that was learned, and is not any more: the mean of two steps, against that of those before."""
+    for task in TASKS:
+        name = f"reward/{task}"
+        columns = (name, f"{name}/spread", f"{name}/range")
+        lines = [[line[column] or 0.0 for column in columns] for line in (*look.past, look.now)
+                 if all(line.get(column) is not None for column in columns)]  # fmt: skip
+        before, now = lines[:-FALLEN_STEPS][-USUAL_STEPS:], lines[-FALLEN_STEPS:]
+        if not before or look.now.get(name) is None:
+            continue
+        (usual, spread, extent), (value, *_) = np.mean(before, axis=0), np.mean(now, axis=0)
+        # By chance a step's mean varies as the prompts do, and at least as it did.
+        step = max(spread / math.sqrt(look.rules.pairs_per_step), float(np.std(before, axis=0)[0]))
+        by_chance = step * math.sqrt(1 / len(before) + 1 / len(now))
+        if usual - value > max(FALLEN * extent, BY_CHANCE * by_chance) > 0:
+            yield f"{name} is {value:.3g} in {len(now)} steps, where it was {usual:.3g} before"

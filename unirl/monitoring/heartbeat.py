@@ -53,7 +53,10 @@ class Heartbeat:
         self.num_done = 0
         """Groups sampled, completions scored, pairs' steps handed out, or updates made, since the process started."""
         self.num_tokens, self.num_images = 0, 0
-        self._actor, self._role, self._every_s, self._look = actor, role, every_s, look
+        self.count_passes: Callable[[], int] = lambda: 0
+        """Passes through the model since the process started: the sign of life in a long piece of work."""
+        self.every_s = every_s
+        self._actor, self._role, self._look = actor, role, look
         self._folder, self._complained = folder, False
         self._file: JsonLines | None = None
         self._ended = threading.Event()
@@ -93,6 +96,7 @@ class Heartbeat:
             "num_done": self.num_done,
             "num_tokens": self.num_tokens,
             "num_images": self.num_images,
+            "num_passes": self.count_passes(),
             "memory_mb": _memory_mb(),
             "pid": os.getpid(),
             "node": socket.gethostname(),
@@ -100,7 +104,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         self._beat()
-        while not self._ended.wait(self._every_s):
+        while not self._ended.wait(self.every_s):
             self._beat()
         self._beat()
         if self._file is not None:

@@ -104,6 +104,8 @@ ADVICE: dict[str, Advice] = {
     "policy/clip_fraction": Advice("0 on-policy; below 0.2 else", "fewer updates a step, a lower rate"),
     "policy/ratio_capped_fraction": Advice("0", "sampler and learner disagree: `unirl verify`"),
     "policy/kl": Advice("0 on-policy; below 0.05 else", "fewer updates a step, a lower rate"),
+    "reward/<task>/spread": Advice("falls as prompts are solved", "0 with a low mean: see `reward/<task>`"),
+    "policy/kl_update": Advice("below 0.05", "a lower `learner.lr`; go on from before with `unirl runs fork`"),
     "policy/kl_reference": Advice("rises slowly", "fast: raise `algorithm.kl_beta` or lower `learner.lr`"),
     "policy/entropy/text": Advice(
         "falls slowly", "a fall to a tenth is a collapse: resume from before, lower the rate"

@@ -50,6 +50,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/num_restarts", "workers", "sum", "Reward workers replaced since the last line: dead or hung."),
     Metric("score/<task>/<reward>", "1", "mean", "Mean of one reward over what it judged, before its weight."),
     Metric("score/<task>/<reward>/<detail>", "1", "mean", "Mean of a named part of it, such as correct or exact."),
+    Metric("reward/<task>/spread", "1", "mean", "Standard deviation (ddof 1) of the groups' mean rewards."),
     Metric("reward/<task>/range", "1", "mean", "Greatest less least reward of the step's judged completions."),
     Metric(
         "reward/understanding/length_coupling",
@@ -143,6 +144,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy/clip_fraction", "1", "mean", "Share of tokens whose ratio was clipped."),
     Metric("policy/ratio_capped_fraction", "1", "mean", "Share of tokens whose log-ratio was held at 20 nats."),
     Metric("policy/kl", "nats", "mean", "KL per token from the policy that sampled, k3 estimate."),
+    Metric(
+        "policy/kl_update",
+        "nats",
+        "mean",
+        "KL per token from the policy that sampled to the one after the step's updates, k3 estimate on a micro-batch "
+        "of each task; in steps with a cosine.",
+    ),
     Metric("policy/kl_reference", "nats", "mean", "KL per token from the reference policy; with a KL penalty only."),
     Metric("policy/entropy/text", "nats", "mean", "Entropy of the next-token distribution in answers."),
     Metric("policy/entropy/image", "nats", "mean", "Entropy of the next-token distribution in images."),

@@ -76,6 +76,8 @@ class RunLog:
         self._step: int = max(steps, default=0)
         self.stopping = ""
         """The alert that is to end the run; empty while there is none."""
+        self.gone: set[str] = set()
+        """Actors that are gone for good, by the names of their heartbeats."""
         try:
             forget_orders(run_dir)
             before = _read_run(run_dir, resume)
@@ -210,6 +212,8 @@ class RunLog:
     def event(self, kind: str, message: str, fields: Mapping[str, object] | None = None) -> None:
         """Add a line to events.jsonl: an actor went down, weights were published, a checkpoint was saved, ..."""
         log.info("%s: %s", kind, message)
+        if fields and kind == "actor":
+            (self.gone.add if fields["state"] == "down" else self.gone.discard)(str(fields["actor"]))
         line = {"v": 1, "time": time.time(), "attempt": self.attempt, "kind": kind, "message": message}
         self._files["events"].append(line | dict(fields or {}))
         self._mirrors.event(kind, fields or {})

@@ -53,6 +53,16 @@ SENTINELS: tuple[Sentinel, ...] = (
         needs=_STEPS,
     ),
     Sentinel(
+        name="fallen_reward",
+        watches="Mean reward of a task over two steps: lower than in the five before by a quarter of the range of "
+        "rewards, and beyond chance.",
+        normal="A rise, with ups and downs of a few hundredths.",
+        why="The policy has lost what it could; checkpoints saved from now on hold it as it is.",
+        remedy="Go on from before the fall with a lower learner.lr: unirl runs fork RUN NEW --step N.",
+        find=detectors.fallen_reward,
+        needs=_STEPS,
+    ),
+    Sentinel(
         name="zero_variance",
         watches="Share of groups whose rewards are all equal: 100 % in three steps running, and over 12 pairs.",
         normal="Less than half of the groups are flat; more near the end of a run.",
@@ -152,8 +162,9 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="far_kl",
-        watches="KL per token from the policy that sampled: above 0.5 nats.",
-        normal="0 on-policy; below 0.05 with several updates.",
+        watches="KL per token from the policy that sampled, during the updates and, in steps with a cosine, after "
+        "them: above 0.5 nats.",
+        normal="0 during a single update; below 0.05 else.",
         why="So long a step usually cannot be taken back.",
         remedy="Lower learner.lr or algorithm.updates_per_step; resume from an older checkpoint.",
         find=detectors.far_kl,
@@ -311,10 +322,11 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="stalled",
-        watches="Seconds without a sign from any worker: monitoring.stall_after_s.",
+        watches="The run, and each worker at work: nothing done for monitoring.stall_after_s and thrice the longest "
+        "wait before; or a worker without a heartbeat for so long.",
         normal="A sign every few seconds to minutes.",
         why="A hung worker costs the machine's hours and shows in no curve.",
-        remedy="The message says what is waited for; read that worker's log. rollout.timeout_s replaces it in the end.",
+        remedy="Read the log of the worker it names. A hung one is replaced in the end (rollout.timeout_s).",
         stops=False,
     ),
     Sentinel(

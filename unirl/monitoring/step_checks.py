@@ -19,6 +19,9 @@ def check_metrics(data: StepData) -> Iterator[tuple[str, float]]:
         rewards = np.concatenate([group.scored.rewards[group.scored.judged] for group in groups] or [np.zeros(0)])
         if len(rewards):
             yield f"reward/{task}/range", float(np.ptp(rewards))
+        means = [g.scored.rewards[g.scored.judged].mean(dtype=np.float64) for g in groups if g.scored.judged.any()]
+        if len(means) > 1:
+            yield f"reward/{task}/spread", float(np.std(means, ddof=1))
         yield from _coupling(task, groups)
         yield from _cut_off(task, groups)
     if data.groups:

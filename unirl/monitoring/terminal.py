@@ -1,9 +1,6 @@
 """What a run shows in the terminal: a live table for people, one line per step for logs, a word when it hangs."""
 
-import logging
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -17,8 +14,6 @@ from rich.table import Table
 
 from unirl.monitoring.metrics import reduce_values
 from unirl.types import TASKS
-
-log = logging.getLogger(__name__)
 
 WINDOW = 5
 """Steps over which the table at the end takes first, last and best."""
@@ -41,15 +36,13 @@ _SHORT = {
 
 
 class Terminal:
-    """Progress of one run on stderr. A context manager: inside it the live table is up and hanging is watched for."""
+    """Progress of one run on stderr. A context manager: inside it the live table is up."""
 
     def __init__(
         self,
         num_steps: int,
         *,
-        stall_after_s: float,
         waiting_for: Callable[[], str],
-        on_stall: Callable[[str], None] = lambda message: None,
         console: Console | None = None,
         quiet: bool = False,
     ) -> None:
@@ -57,14 +50,11 @@ class Terminal:
 
         Args:
             num_steps: last step of the run.
-            stall_after_s: seconds without a change after which to say what is waited for.
-            waiting_for: phase and workers being waited for, such as "rollout: text-0, image-1"; called from a thread.
-            on_stall: called with each such message.
+            waiting_for: phase that is running; called from a thread.
             console: where to write; stderr by default. Only a terminal gets the live table.
             quiet: show warnings only.
         """
-        self._num_steps, self._stall_after_s = num_steps, stall_after_s
-        self._waiting_for, self._on_stall = waiting_for, on_stall
+        self._num_steps, self._waiting_for = num_steps, waiting_for
         # A log has no width; tables need one.
         width = None if sys.stderr.isatty() else 140
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True, width=width)
@@ -72,24 +62,17 @@ class Terminal:
         self._history: dict[str, list[tuple[int, float]]] = {}
         self._durations: deque[float] = deque(maxlen=20)
         self._step = 0
-        self._last_sign = time.monotonic()
         self._live: Live | None = None
-        self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._watch_for_stalls, daemon=True, name="stall-watch")
 
     def __enter__(self) -> Self:
-        self._last_sign = time.monotonic()
         if self._console.is_terminal and not self._quiet:
             self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
             self._live.start()
-        self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._watch.join()
         if self._live is not None:
             self._live.stop()
 
@@ -101,7 +84,6 @@ class Terminal:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take in a finished step and, without a live table, print its line."""
-        self._last_sign = time.monotonic()
         self._step = step
         if (seconds := metrics.get("time/step_s")) is not None:
             # The evaluation before the first step comes once.
@@ -163,19 +145,6 @@ class Terminal:
     def _say(self, line: str) -> None:
         if not self._quiet:
             self._console.print(line, markup=False)
-
-    def _watch_for_stalls(self) -> None:
-        before, told_at = self._waiting_for(), 0.0
-        while not self._ended.wait(min(1.0, self._stall_after_s / 4)):
-            waiting = self._waiting_for()
-            if waiting != before:
-                before, self._last_sign = waiting, time.monotonic()
-            idle = time.monotonic() - self._last_sign
-            if idle >= self._stall_after_s and told_at != self._last_sign:
-                told_at = self._last_sign
-                message = f"nothing has happened for {format_duration(idle)}; waiting for {waiting}"
-                log.warning("%s", message)
-                self._on_stall(message)
 
 
 def step_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_s: float | None) -> str:

@@ -138,6 +138,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(plant=learning.old_weights_published, sentinel="frozen_weights"),
     Fault(plant=learning.no_rate, sentinel="learning_rate_zero"),
     Fault(plant=learning.huge_rate, sentinel="far_kl", settings=("algorithm.updates_per_step=2",)),
+    Fault(plant=learning.huge_rate_once, sentinel="fallen_reward"),
 )
 
 CLEAN: tuple[Clean, ...] = (

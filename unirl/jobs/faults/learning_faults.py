@@ -197,6 +197,11 @@ def huge_rate() -> AbstractContextManager[None]:
     return replaced(learner_file, "learning_rate", lambda _: lambda *arguments: 0.3)
 
 
+def huge_rate_once() -> AbstractContextManager[None]:
+    """The same with one update a step, whose harm shows in later samples only."""
+    return huge_rate()
+
+
 def nan_metric() -> AbstractContextManager[None]:
     """The entropy of pictures is 0 times infinity."""
 
