@@ -18,6 +18,7 @@ from unirl.config_rules import Problem
 from unirl.jobs.parts import Rollouts
 from unirl.models.policy import EncodedPrompt, Scoring, TokenScores
 from unirl.monitoring.phases import Activity
+from unirl.monitoring.step_data import SyncCheck
 from unirl.types import (
     GenerationSample,
     LearnerBatch,
@@ -280,8 +281,8 @@ class LosingRollouts:
     def take_restarts(self) -> int:
         return 0
 
-    def take_stale(self) -> list[str]:
-        return self._rollouts.take_stale()
+    def take_sync_check(self) -> SyncCheck:
+        return self._rollouts.take_sync_check()
 
     def take_activities(self) -> list[Activity]:
         return self._rollouts.take_activities()

@@ -395,8 +395,9 @@ class MonitoringConfig:
     """What an alert does (docs: sentinels): "warn" notes it in events.jsonl; "stop" saves a checkpoint and ends the run
     with exit code 1 at the first one that says learning has gone wrong."""
     max_logprob_gap: float | None = None
-    """Nats by which sampler and learner may differ on a token; null takes 1e-3 (2s - 1) in float32 and 2s - 1 in
-    bfloat16, s the guidance scale. PairGRPO only."""
+    """Nats by which sampler and learner may differ on a single token before an on-policy update; null takes 1e-3 in
+    float32 and 1 in bfloat16. On average over a step's tokens they may differ by a fiftieth of it, and the mean ratio
+    from 1 by a twentieth. Gaps of images may be 2s - 1 times as large, s the guidance scale. PairGRPO only."""
     grad_cosine_every: int = 10
     """Steps between measurements of the cosine between the understanding and the generation gradient, by pair kind too;
     the first step is one. In between the norm of either is taken where that needs no traffic between ranks. Keeps up to

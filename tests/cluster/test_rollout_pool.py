@@ -16,6 +16,7 @@ from unirl.jobs.local import LocalRollouts
 from unirl.models.named_arrays import checksum, slice_checksum, to_array, to_tensor
 from unirl.models.policy import load_policy
 from unirl.monitoring.control import ScaleControl, order_scale, read_answer
+from unirl.monitoring.step_data import SyncCheck
 from unirl.rollout.units import units_of_work
 from unirl.types import TensorSpec, WeightsManifest
 
@@ -211,16 +212,25 @@ def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of,
         worker.slices = type(worker._sampler).weight_slices
         type(worker._sampler).weight_slices = fail
 
+    def show(slices):
+        def change(worker):
+            type(worker._sampler).weight_slices = lambda self: slices
+
+        return change
+
     def see(worker):
         type(worker._sampler).weight_slices = worker.slices
 
-    def stale_after(publication, **settings):
+    def after(publication, **settings):
         pool.load_weights(publication, **settings)
         list(pool.sample(requests_of(2, 2), config.rollout.sampling))
         ray_session.get([worker.handle.ready.remote() for worker in pool._workers.all])
-        return pool.take_stale()
+        return pool.take_sync_check()
 
-    assert stale_after(published(20)) == []
+    def stale_after(publication, **settings):
+        return list(after(publication, **settings).stale)
+
+    assert after(published(20)) == SyncCheck((), len(published(20).manifest.tensors))
     deaf = pool._workers.all[0]
     ray_session.get(deaf.handle.__ray_call__.remote(deafen))
     assert stale_after(published(21, factor=2)) == [deaf.name]
@@ -229,8 +239,12 @@ def test_a_worker_that_keeps_its_old_weights_is_named(pool, config, requests_of,
     assert stale_after(published(23)) == []
     ray_session.get(deaf.handle.__ray_call__.remote(blind))
     assert stale_after(published(24)) == [deaf.name], "weights that cannot be compared are not taken for the same"
+    ray_session.get(deaf.handle.__ray_call__.remote(show({})))
+    assert after(published(25)) == SyncCheck((deaf.name,), 0)
+    ray_session.get(deaf.handle.__ray_call__.remote(show(None)))
+    assert stale_after(published(26)) == [], "a worker that rests is not accused"
     ray_session.get(deaf.handle.__ray_call__.remote(see))
-    assert stale_after(published(25)) == []
+    assert stale_after(published(27)) == []
     assert pool.take_restarts() == 0
 
 

@@ -19,6 +19,8 @@ QUICK = (
     "image_marks_lost",
     "optimizer_stopped",
     "one_place_off",
+    "micro_batch_skipped",
+    "unguided_in_bfloat16",
 )
 NOT_IN_A_LAB_RUN = {"importance_capped", "lost_workers", "other_weights", "quarantined"}
 """Of overlap, dead processes and other machines."""

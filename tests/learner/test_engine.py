@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tests.fakes import TinyPolicy, tiny_batch
 from tests.learner.conftest import SETTINGS
 from tests.learner.test_learner import SCORING, largest_difference, weights
 from unirl.config import LearnerConfig
+from unirl.learner import engine
 from unirl.learner.engine import RankPlace, deepspeed_config, learning_rate, start_process_group
 from unirl.learner.tally import Tally
 
@@ -76,3 +78,19 @@ def test_tally_adds_sums_and_keeps_maxima(make_learner):
     sums, maxima = tally.reduce()
     assert sums == pytest.approx({"a": 3.5, "b": 1e-9})
     assert maxima == {"m": 7.0}
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_deepspeed_that_keeps_its_sums_elsewhere_is_refused(make_learner, zero_stage, dtype):
+    policy = TinyPolicy()
+    policy.module.to(dtype)
+    optimizer = make_learner(policy, zero_stage=zero_stage)._engine._engine.optimizer
+    settings = replace(SETTINGS.learner, zero_stage=zero_stage)
+    kept = next(set(names) for names in engine.PRIVATE_SUMS[zero_stage] if all(hasattr(optimizer, n) for n in names))
+    engine.check_private_sums(SimpleNamespace(**dict.fromkeys(kept)), settings)
+    for name in kept:
+        with pytest.raises(RuntimeError, match=rf"{name}.* without them in deepspeed"):
+            engine.check_private_sums(SimpleNamespace(**dict.fromkeys(kept - {name})), settings)
+    with pytest.raises(RuntimeError, match="norm_for_param_grads"):
+        engine.check_private_sums(SimpleNamespace(**dict.fromkeys(kept)), replace(settings, offload_optimizer="cpu"))

@@ -10,6 +10,8 @@ from tests.fakes import TinyPolicy, score_all, tiny_batch
 from tests.janus_checkpoints import write_janus
 from tests.learner.conftest import SETTINGS
 from unirl.config import AlgorithmConfig, ModelConfig, SamplingConfig
+from unirl.learner import learner as learner_file
+from unirl.learner.batching import plan_micro_batches
 from unirl.learner.learner import scoring_of
 from unirl.models.janus_pro import JanusPro
 from unirl.models.named_arrays import to_tensor
@@ -136,6 +138,44 @@ def test_wrong_sampler_logprobs_show_as_a_gap(make_learner):
     assert metrics["policy/logprob_gap_max"] == pytest.approx(0.25, abs=1e-4)
     stale = make_learner(TinyPolicy()).update(replace(batch, rows=rows, policy_version=-7), 0)
     assert stale["policy/logprob_gap_max"] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_gaps_of_answers_and_images_are_told_apart_with_their_means(make_learner):
+    batch = tiny_batch(TinyPolicy(), SCORING)
+
+    def off(row, nats):
+        return replace(row, old_logprobs=row.old_logprobs + np.float32(nats))
+
+    rows = tuple(off(row, 0.25 if row.task == "generation" else -0.125) for row in batch.rows)
+    rows = (off(rows[0], -0.5), *rows[1:])
+    assert rows[0].task == "understanding"
+    metrics = make_learner(TinyPolicy()).update(replace(batch, rows=rows), 0)
+    tokens = [int(row.loss_mask.sum()) for row in rows if row.task == "understanding"]
+    assert metrics["policy/logprob_gap/image"] == pytest.approx(0.25, abs=1e-4)
+    assert metrics["policy/logprob_gap_max/image"] == pytest.approx(0.25, abs=1e-4)
+    assert metrics["policy/logprob_gap_max/text"] == metrics["policy/logprob_gap_max"] == pytest.approx(0.625, abs=1e-4)
+    assert metrics["policy/logprob_gap/text"] == pytest.approx(0.125 + 0.5 * tokens[0] / sum(tokens), abs=1e-4)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_rows_and_tokens_are_counted_where_they_enter_a_loss(make_learner, monkeypatch, updates):
+    def update():
+        learner = make_learner(TinyPolicy(), max_tokens_per_micro_batch=26, updates_per_step=updates)
+        return learner.update(batch, 0)
+
+    batch = tiny_batch(TinyPolicy(), SCORING, num_rows=9)
+    whole = update()
+    assert whole["learner/num_rows"] == len(batch.rows)
+    assert whole["learner/num_tokens"] == sum(int(row.loss_mask.sum()) for row in batch.rows)
+    taken = []
+
+    def plan(rows, **settings):
+        ((lost, padding, *kept),) = plan_micro_batches(rows, **settings)
+        taken.append(len(rows) - len(lost.indices) - len(padding.indices))
+        return [[replace(padding, counted=False), *kept]]
+
+    monkeypatch.setattr(learner_file, "plan_micro_batches", plan)
+    assert update()["learner/num_rows"] == taken[0] < len(batch.rows)
 
 
 def test_gap_is_not_reported_for_a_batch_of_older_weights(make_learner):

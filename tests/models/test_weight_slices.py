@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from unirl.models.named_arrays import SLICE, differing, slice_checksum, slice_checksums
+from unirl.models.named_arrays import SLICE, compare, slice_checksum, slice_checksums
 from unirl.types import TensorSpec, WeightsManifest
 
 SHAPES = {"a": (200,), "b": (3, 5)}
@@ -21,23 +21,30 @@ def manifest_of(weights):
 
 def test_a_weight_that_moved_is_named(weights):
     manifest = manifest_of(weights)
-    assert differing(manifest, slice_checksums(weights, SHAPES)) == []
+    same = compare(manifest, slice_checksums(weights, SHAPES))
+    assert (same.num_compared, same.differing, same.is_stale) == (2, (), False)
     moved = weights | {"b": weights["b"] * (1 + 1e-6)}
-    assert differing(manifest, slice_checksums(moved, SHAPES)) == ["b"]
+    other = compare(manifest, slice_checksums(moved, SHAPES))
+    assert (other.num_compared, other.differing, other.is_stale) == (2, ("b",), True)
 
 
 def test_precision_and_form_do_not_matter_but_what_is_fused_or_empty_is_left_out(weights):
     half = {name: weight.bfloat16() for name, weight in weights.items()}
     manifest = manifest_of(half)
-    assert differing(manifest, slice_checksums({n: w.float() for n, w in half.items()}, SHAPES)) == []
+    assert not compare(manifest, slice_checksums({n: w.float() for n, w in half.items()}, SHAPES)).is_stale
     held = {"a": torch.empty(0), "b": torch.empty(3, 5, device="meta"), "fused": torch.zeros(600)}
     assert slice_checksums(held, SHAPES) == {}
-    assert differing(manifest, {"unknown": "0"}) == []
 
 
-def test_a_manifest_without_slices_accuses_nobody(weights):
+@pytest.mark.parametrize("held", [{}, {"unknown": "0"}])
+def test_where_nothing_can_be_compared_nothing_is_taken_for_the_same(weights, held):
+    found = compare(manifest_of(weights), held)
+    assert (found.num_compared, found.differing, found.is_stale) == (0, (), True)
+
+
+def test_a_manifest_without_slices_says_nothing(weights):
     specs = manifest_of(weights).tensors
-    assert differing(WeightsManifest(policy_version=1, tensors=specs, checksum=""), {"a": "0"}) == []
+    assert compare(WeightsManifest(policy_version=1, tensors=specs, checksum=""), {"a": "0"}).is_stale
 
 
 def test_the_middle_of_a_large_weight_counts(weights):

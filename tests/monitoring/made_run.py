@@ -177,7 +177,11 @@ def make_learner(step):
         "policy/kl": abs(rng.gauss(0, 1e-6)),
         "policy/entropy/text": 0.5 - 0.004 * step + rng.gauss(0, 0.01),
         "policy/entropy/image": 0.27 - 0.0015 * step + rng.gauss(0, 0.005),
-        "policy/logprob_gap_max": abs(rng.gauss(0, 2e-6)),
+        "policy/logprob_gap_max": 2e-6,
+        "policy/logprob_gap_max/text": abs(rng.gauss(0, 1e-6)),
+        "policy/logprob_gap_max/image": 2e-6,
+        "policy/logprob_gap/text": abs(rng.gauss(0, 1e-7)),
+        "policy/logprob_gap/image": abs(rng.gauss(0, 2e-7)),
     }
 
 

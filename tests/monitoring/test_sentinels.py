@@ -15,6 +15,7 @@ from unirl.monitoring.metrics import step_metrics
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.sentinel_table import SENTINELS, refusing_sentinel, severity_of
 from unirl.monitoring.sentinels import Sentinels, StoppedByAlertError
+from unirl.monitoring.step_data import SyncCheck
 from unirl.types import QuarantinedRequest
 
 PACKAGE = Path(metrics.__file__).parents[1]
@@ -71,8 +72,8 @@ SINGLE = {
     "nonfinite": {"learner__loss": float("inf")},
     "disordered_advantages": {"advantage__disordered_fraction": 0.1},
     "learning_rate_zero": {"learner__lr": 0.0},
-    "logprob_gap": {"policy__logprob_gap_max": 0.01},
-    "off_policy_ratio": {"policy__ratio_mean": 0.9},
+    "logprob_gap": {"policy__logprob_gap_max__text": 0.0015},
+    "off_policy_ratio": {"policy__ratio_min": 0.9},
     "far_kl": {"policy__kl_update": 0.7},
     "unjudged": {"reward__generation__unjudged_fraction": 0.1},
     "blank_images": {"pairs__num_blank_images": 1},
@@ -98,6 +99,42 @@ def test_a_sentinel_speaks_at_once(name):
 def test_what_is_unusual_is_known_after_two_steps(name, values):
     assert heard([changed(1, **values), changed(2, **values)]) == []
     assert heard([healthy(1), healthy(2), changed(3, **values)]) == [name]
+
+
+BFLOAT16 = Rules.of(load_config([], ["model.dtype=bfloat16", "rollout.sampling.image.guidance_scale=5"]))
+ROUNDED = {
+    "policy__logprob_gap_max__text": 0.04,
+    "policy__logprob_gap_max__image": 1.3,
+    "policy__logprob_gap__text": 0.001,
+    "policy__logprob_gap__image": 0.012,
+    "policy__ratio_min": 0.27,
+    "policy__ratio_mean": 0.998,
+    "policy__ratio_max": 1.8,
+}
+"""As the lab's sampler on vLLM shows in bfloat16 at guidance 5."""
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("logprob_gap", {"policy__logprob_gap__text": 0.03}),
+        ("logprob_gap", {"policy__logprob_gap__image": 0.3}),
+        ("logprob_gap", {"policy__logprob_gap_max__text": 1.3}),
+        ("off_policy_ratio", {"policy__ratio_mean": 1.07}),
+    ],
+)
+def test_in_bfloat16_single_tokens_may_differ_and_the_mean_may_not(name, values):
+    """Means are believed after two steps: few tokens may have learned in one."""
+    rounded = [changed(step, **ROUNDED) for step in range(1, 4)]
+    assert heard(rounded, BFLOAT16) == []
+    assert heard([*rounded, changed(4, **ROUNDED | values), changed(5, **ROUNDED | values)], BFLOAT16) == [name]
+    if "gap_max" not in next(iter(values)):
+        assert heard([*rounded, changed(4, **ROUNDED | values), changed(5, **ROUNDED)], BFLOAT16) == []
+
+
+def test_guidance_spreads_gaps_of_images_alone():
+    image = ROUNDED | {"policy__logprob_gap_max__image": 8.0, "policy__logprob_gap__image": 0.17}
+    assert heard([changed(1, **image), changed(2, **image)], BFLOAT16) == []
 
 
 def test_a_reward_that_falls_and_stays_down():
@@ -153,7 +190,23 @@ def test_weights_that_stay_and_samplers_that_lag():
     steps = [(replace(data, weights_checksum="ab"), line) for data, line in map(healthy, (1, 2))]
     assert heard(steps) == ["frozen_weights"]
     data, line = healthy(1)
-    assert heard([(replace(data, stale_samplers=["rollout.text 0"]), line)]) == ["stale_sampler"]
+    assert heard([(replace(data, sync_check=SyncCheck(("rollout.text 0",), 4)), line)]) == ["stale_sampler"]
+    fine = replace(data, sync_check=SyncCheck((), 4))
+    assert heard([(fine, step_metrics(fine))]) == []
+    assert step_metrics(fine)["rollout/num_compared_weights"] == 4
+    assert "rollout/num_compared_weights" not in line, "nobody was asked"
+
+
+def test_tokens_of_weights_to_come_are_seen_beside_older_ones():
+    def drawn(group, version):
+        group_of = group.scored.group
+        trajectories = tuple(replace(t, policy_version=version) for t in group_of.trajectories)
+        return replace(group, scored=replace(group.scored, group=replace(group_of, trajectories=trajectories)))
+
+    data = make_step(6)
+    mixed = replace(data, groups=(drawn(data.groups[0], 6), *(drawn(group, 4) for group in data.groups[1:])))
+    rules = Rules.of(load_config([], ["overlap.mode=one_step_off", "rollout.pairs_per_step=4"]))
+    assert heard([(mixed, step_metrics(mixed))], rules) == ["staleness"]
 
 
 def test_weights_of_pairs_that_cannot_be():
@@ -319,17 +372,61 @@ def test_the_table_is_whole():
 
 
 @pytest.mark.parametrize(
-    ("settings", "gap", "staleness"),
+    ("settings", "text", "image", "staleness"),
     [
-        ((), 1e-3 * 2, 0),
-        (("model.dtype=bfloat16", "rollout.sampling.image.guidance_scale=5"), 9.0, 0),
-        (("monitoring.max_logprob_gap=0.25", "overlap.mode=one_step_off", "algorithm.updates_per_step=3"), 0.25, 3),
-        (("overlap.mode=bounded_staleness", "overlap.max_staleness=4"), 2e-3, 4),
+        ((), 1e-3, 2e-3, 0),
+        (("model.dtype=bfloat16", "rollout.sampling.image.guidance_scale=5"), 1.0, 9.0, 0),
+        (
+            ("monitoring.max_logprob_gap=0.25", "overlap.mode=one_step_off", "algorithm.updates_per_step=3"),
+            0.25,
+            0.5,
+            3,
+        ),
+        (("overlap.mode=bounded_staleness", "overlap.max_staleness=4"), 1e-3, 2e-3, 4),
     ],
 )
-def test_rules_follow_the_settings(settings, gap, staleness):
+def test_rules_follow_the_settings(settings, text, image, staleness):
     rules = Rules.of(load_config([], list(settings)))
-    assert (rules.logprob_gap, rules.max_staleness) == (pytest.approx(gap), staleness)
+    assert (rules.logprob_gap, rules.max_staleness) == (pytest.approx({"text": text, "image": image}), staleness)
+
+
+def test_a_sentinel_that_fails_is_told_once_and_the_run_goes_on(run_dir, monkeypatch, caplog):
+    def fail(look):
+        if look.data.step < 4:
+            raise ZeroDivisionError("no pairs")
+        yield "this is wrong"
+
+    table = tuple(replace(s, find=fail) if s.name == "far_kl" else s for s in SENTINELS)
+    monkeypatch.setattr(sentinels, "SENTINELS", table)
+    steps = [changed(step, learner__lr=0.0) if step == 3 else healthy(step) for step in range(1, 5)]
+    log = go_on(run_dir, steps, resume=False, on_alert="stop")
+    events = [event for event in read_lines(run_dir / "events.jsonl") if event["kind"] == "alert"]
+    assert [(e["step"], e["sentinel"], e["severity"]) for e in events] == [
+        (1, "far_kl", "warn"), (3, "learning_rate_zero", "stop"), (4, "far_kl", "stop"),
+    ]  # fmt: skip
+    assert events[0]["message"] == "sentinel far_kl failed: ZeroDivisionError: no pairs"
+    assert "Traceback" in caplog.text
+    assert log.stopping.startswith("learning_rate_zero")
+    assert len(read_lines(run_dir / "metrics.jsonl")) == len(list((run_dir / "journal").glob("*.parquet"))) == 4
+
+
+def test_uses_of_pairs_take_the_room_of_the_pair_set_however_long_the_run(run_dir):
+    config = make_config(journal=False)
+    made = [replace(make_step(1 + step % 2), step=step, num_pairs=8) for step in range(1, 9)]
+    with RunLog(run_dir, config, config.monitoring) as log:
+        for data in made:
+            log.record_step(data)
+    assert log.sentinels is not None
+    assert len(log.sentinels._uses) == 8
+    watch = Sentinels(Rules.of(config), run_dir)
+
+    def repeated(data):
+        begun, _ = watch.look(data, step_metrics(data))
+        return "repeated_pairs" in [alert.sentinel.name for alert in begun]
+
+    assert not any(repeated(replace(data, policy_version=data.step - 1)) for data in made[3:]), "steps made again"
+    assert repeated(replace(made[0], step=9)) is False
+    assert repeated(replace(made[0], step=10)) is True
 
 
 def test_old_lines_are_forgotten(monkeypatch):

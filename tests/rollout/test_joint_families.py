@@ -9,7 +9,7 @@ import torch
 from tests.joint_rollouts import CASES, SIZE, make_requests, write_case
 from tests.rollout.conftest import engine_config, logprob_gap, publication, sampling_with, tokens
 from unirl.models.joint_policy import EMBEDDING
-from unirl.models.named_arrays import differing
+from unirl.models.named_arrays import compare
 from unirl.models.policy import Scoring, load_policy
 from unirl.rollout.build import build_sampler
 from unirl.rollout.torch_sampler import TorchSampler
@@ -104,9 +104,9 @@ def test_new_weights_reach_the_engine(joint_engine, joint_plain, case):
     requests = make_requests(3, 3)
     before = tokens(joint_engine.sample(requests, sampling_with()))
     manifest, named = publication(moved, moved.module.state_dict(), 1)
-    assert EMBEDDING in differing(manifest, joint_engine.weight_slices())
+    assert EMBEDDING in compare(manifest, joint_engine.weight_slices()).differing
     joint_engine.load_weights(manifest, named)
-    assert differing(manifest, joint_engine.weight_slices()) == []
+    assert not compare(manifest, joint_engine.weight_slices()).is_stale
     groups = joint_engine.sample(requests, sampling_with())
     joint_engine.load_weights(*publication(joint_plain.policy, joint_plain.policy.module.state_dict(), 0))
     assert tokens(groups) == tokens(TorchSampler(moved, 256, 32).sample(requests, sampling_with())) != before

@@ -6,6 +6,7 @@ Without a GPU the calls are made all the same, and free nothing.
 import pytest
 
 from tests.rollout.conftest import publication, sampling_with, tokens
+from unirl.models.named_arrays import compare
 
 
 @pytest.fixture
@@ -31,13 +32,17 @@ def test_a_rested_engine_wakes_for_weights_then_for_requests_and_draws_the_same(
     requests = lab_requests(2, 2)
     before = tokens(engine.sample(requests, sampling_with()))
     asleep = engine._engine.llm.llm_engine.is_sleeping
+    assert engine.weight_slices()
     engine.rest()
     assert asleep()
+    assert engine.weight_slices() is None, "there is nothing to look at"
     assert tokens(engine.sample(requests, sampling_with())) == before
     assert not asleep()
     engine.rest()
     engine.rest()
-    engine.load_weights(*publication(plain.policy, plain.policy.module.state_dict(), 0))
+    manifest, named = publication(plain.policy, plain.policy.module.state_dict(), 0)
+    engine.load_weights(manifest, named)
+    assert not compare(manifest, engine.weight_slices()).is_stale
     assert asleep(), "its cache is still given back"
     assert tokens(engine.sample(requests, sampling_with())) == before
     assert calls == [

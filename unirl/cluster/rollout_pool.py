@@ -21,9 +21,10 @@ from unirl.cluster.rollout_workers import SERVES, Control, RolloutWorkers, Worke
 from unirl.cluster.weight_broadcast import WeightBroadcast
 from unirl.cluster.weight_sync import Publication, WeightStore
 from unirl.config import RlConfig, SamplingConfig
-from unirl.models.named_arrays import differing
+from unirl.models.named_arrays import compare
 from unirl.monitoring.phases import Activity
 from unirl.monitoring.run_log import Report
+from unirl.monitoring.step_data import SyncCheck
 from unirl.rollout.completions import num_sampled
 from unirl.rollout.units import units_of_work
 from unirl.types import QuarantinedRequest, RolloutGroup, RolloutRequest, Task, WeightsManifest
@@ -359,30 +360,34 @@ class RolloutPool:
             self._requeue(handed.unit, todo, TimeoutError(f"no answer within {limit_s:g} s (rollout.timeout_s)"))
 
     def _ask(self, worker: Worker, publication: Publication) -> None:
-        """Have a worker look at its own weights, once it has those of the publication; `take_stale` reads the answer.
+        """Have a worker look at its own weights, once it has those of the publication, for `take_sync_check`.
 
         The publication itself is not kept: its buckets would stay in the object store.
         """
         self._asked[worker.handle.weight_slices.remote()] = worker.name, publication.manifest
 
-    def take_stale(self) -> list[str]:
-        """Workers whose own weights were found to differ from published ones, since the last call."""
+    def take_sync_check(self) -> SyncCheck:
+        """What workers, asked for their own weights, have answered since the last call."""
         done = ray.wait([*self._asked], num_returns=len(self._asked), timeout=0)[0] if self._asked else []
-        stale: list[str] = []
+        stale, compared = set[str](), list[int]()
         for reference in done:
             name, manifest = self._asked.pop(reference)
             try:
                 identity, held = ray.get(reference)
             except RayTaskError:
                 log.warning("%s: its weights could not be compared with the published ones", name, exc_info=True)
-                stale.append(name)
+                stale.add(name)
                 continue
             except RayError:
                 continue  # the worker is gone, and replaced
-            is_old = identity is None or identity[0] < manifest.policy_version
-            if is_old or (identity == (manifest.policy_version, manifest.checksum) and differing(manifest, held)):
-                stale.append(name)
-        return sorted(set(stale))
+            if identity is None or identity[0] < manifest.policy_version:
+                stale.add(name)
+            elif held is not None and identity == (manifest.policy_version, manifest.checksum):
+                found = compare(manifest, held)
+                compared.append(found.num_compared)
+                if found.is_stale:
+                    stale.add(name)
+        return SyncCheck(tuple(sorted(stale)), min(compared, default=None))
 
     def take_quarantined(self) -> list[QuarantinedRequest]:
         """Requests that got no group, since the last call."""

@@ -102,8 +102,11 @@ class RolloutWorker:
         self._take_over(publication, named)
         return self._sampler.policy_version
 
-    def weight_slices(self) -> tuple[Identity | None, dict[str, str]]:
-        """Which weights were loaded last, and checksums of a fixed slice of those that it samples with."""
+    def weight_slices(self) -> tuple[Identity | None, dict[str, str] | None]:
+        """Which weights were loaded last, and checksums of a fixed slice of those that it samples with.
+
+        None in their place while it rests.
+        """
         return self._loaded, self._sampler.weight_slices()
 
     def load_weights(self, publication: Publication) -> int:

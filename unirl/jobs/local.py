@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from unirl.config import RewardsConfig, RlConfig, SamplingConfig
 from unirl.learner.learner import Learner
-from unirl.models.named_arrays import differing
+from unirl.models.named_arrays import Comparison, compare
 from unirl.models.policy import Policy
 from unirl.monitoring.control import ScaleControl
 from unirl.monitoring.phases import SAMPLING, Activity
+from unirl.monitoring.step_data import SyncCheck
 from unirl.rewards.reward_set import RewardSet
 from unirl.rollout.build import build_sampler
 from unirl.rollout.completions import DECODING, num_sampled
@@ -37,7 +38,7 @@ class LocalRollouts:
     def __init__(self, config: RlConfig, checkpoint: Path, control: ScaleControl | None = None) -> None:
         self._control = control
         self.oldest_version: int | None = None
-        self._stale: list[str] = []
+        self._compared: list[Comparison] = []
         self._size = config.rollout.sequences_per_unit
         self._sampler = build_sampler(config.model, checkpoint, config.rollout, "both")
         self.num_passes = 0
@@ -83,13 +84,13 @@ class LocalRollouts:
     def load_weights(self, publication: LocalPublication, *, wait: bool = True) -> None:
         """Take over the learner's weights, at once."""
         self._sampler.load_weights(publication.manifest, publication.tensors)
-        if differing(publication.manifest, self._sampler.weight_slices()):
-            self._stale.append("rollout.both 0")
+        self._compared.append(compare(publication.manifest, self._sampler.weight_slices() or {}))
 
-    def take_stale(self) -> list[str]:
-        """The sampler, if it did not take over the weights of a sync since the last call."""
-        stale, self._stale = self._stale, []
-        return stale
+    def take_sync_check(self) -> SyncCheck:
+        """Whether the sampler took over the weights of each sync since the last call."""
+        compared, self._compared = self._compared, []
+        stale = ("rollout.both 0",) if any(found.is_stale for found in compared) else ()
+        return SyncCheck(stale, min((found.num_compared for found in compared), default=None))
 
     def take_restarts(self) -> int:
         """0: nothing here is replaced."""

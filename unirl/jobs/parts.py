@@ -13,6 +13,7 @@ from unirl.monitoring.ahead import AheadFiles
 from unirl.monitoring.control import ScaleControl
 from unirl.monitoring.phases import Activity
 from unirl.monitoring.run_log import Report, RunLog
+from unirl.monitoring.step_data import SyncCheck
 from unirl.types import (
     LearnerBatch,
     PairRecord,
@@ -80,8 +81,8 @@ class Rollouts(Protocol):
         """Workers replaced since the last call."""
         ...
 
-    def take_stale(self) -> list[str]:
-        """Samplers whose own weights were found to differ from published ones, since the last call."""
+    def take_sync_check(self) -> SyncCheck:
+        """How the samplers' own weights compared with those published, since the last call."""
         ...
 
     def take_activities(self) -> list[Activity]:

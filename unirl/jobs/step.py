@@ -15,7 +15,7 @@ from unirl.jobs.parts import Parts, Published
 from unirl.learner.batching import build_batch, weigh_groups
 from unirl.monitoring.phases import Activity
 from unirl.monitoring.step_clock import StepClock
-from unirl.monitoring.step_data import StepData
+from unirl.monitoring.step_data import StepData, SyncCheck
 from unirl.rollout.seeds import sample_seed
 from unirl.rollout.units import units_of_work
 from unirl.types import (
@@ -45,8 +45,8 @@ class SampledStep:
     """Groups that were on disk already, sampled before a crash."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Workers replaced meanwhile, by pool."""
-    stale_samplers: Sequence[str] = ()
-    """Samplers that did not take over published weights, by name."""
+    sync_check: SyncCheck = field(default_factory=SyncCheck)
+    """Whether samplers took over published weights."""
     activities: Sequence[Activity] = ()
     """What the workers did."""
 
@@ -71,7 +71,7 @@ def sample_step(step: int, parts: Parts, config: RlConfig, clock: StepClock) -> 
         num_kept=len(kept),
         restarts={"rollout": parts.rollouts.take_restarts(), "reward": parts.rewards.take_restarts()},
         activities=[*parts.rollouts.take_activities(), *parts.rewards.take_activities()],
-        stale_samplers=parts.rollouts.take_stale(),
+        sync_check=parts.rollouts.take_sync_check(),
     )
 
 
@@ -96,7 +96,7 @@ def learn_step(sampled: SampledStep, parts: Parts, config: RlConfig, clock: Step
         num_kept=sampled.num_kept,
         weights_checksum=published.manifest.checksum,
         num_pairs=parts.pairs.num_pairs(),
-        stale_samplers=sampled.stale_samplers,
+        sync_check=sampled.sync_check,
         policy_version=published.manifest.policy_version - config.algorithm.updates_per_step,
     )
     return data, published

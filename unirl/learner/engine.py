@@ -99,6 +99,7 @@ def build_engine(module: nn.Module, config: LearnerConfig) -> Any:
         config=deepspeed_config(config, trainable[0].dtype),
         dist_init_required=False,
     )
+    check_private_sums(engine.optimizer, config)
     return engine
 
 
@@ -122,6 +123,38 @@ def _optimizer(parameters: list[nn.Parameter], config: LearnerConfig) -> torch.o
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+
+
+PRIVATE_SUMS = {
+    1: (("fp32_groups_gradients_flat",), ("partition_gradients", "bit16_groups")),
+    2: (("partition_gradients", "bit16_groups", "averaged_gradients", "all_grad_tensors", "grad_start_offset"),),
+    3: (("grad_partitions_flat_buffer",),),
+}
+"""Attributes of DeepSpeed's own in which its optimizer of a ZeRO stage keeps sums of gradients: one set or another."""
+OFFLOADED_SUMS = {
+    1: ("accumulated_grads_in_cpu", "norm_for_param_grads", "single_partition_of_fp32_groups"),
+    2: ("accumulated_grads_in_cpu", "norm_for_param_grads", "single_partition_of_fp32_groups"),
+    3: ("norm_for_param_grads", "fp32_partitioned_groups_flat"),
+}
+"""And those of an optimizer that is offloaded."""
+
+
+def check_private_sums(optimizer: Any, config: LearnerConfig) -> None:
+    """See that the sums which `clear_gradients` and `gradient_sums` touch are where they look for them.
+
+    Raises:
+        RuntimeError: another DeepSpeed keeps them elsewhere; old gradients would be added to new ones in silence.
+    """
+    stage, offloaded = config.zero_stage, config.offload_optimizer != "none"
+    wanted = [(*names, *(OFFLOADED_SUMS[stage] if offloaded else ())) for names in PRIVATE_SUMS.get(stage, ((),))]
+    if not any(all(hasattr(optimizer, name) for name in names) for names in wanted):
+        import deepspeed
+
+        raise RuntimeError(
+            f"learner: expected DeepSpeed's optimizer of ZeRO stage {stage} to keep its gradients in "
+            f"{' or in '.join(', '.join(names) for names in wanted)}; got a {type(optimizer).__name__} without "
+            f"them in deepspeed {deepspeed.__version__}; install the version that launch/requirements names"
+        )
 
 
 def clear_gradients(engine: Any) -> None:

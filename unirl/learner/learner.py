@@ -20,7 +20,7 @@ from unirl.learner.diffusion_steps import draw_steps, merge_steps
 from unirl.learner.engine import RankPlace, build_frozen_engine, learning_rate
 from unirl.learner.passes import MicroTensors, Runner, micro_tensors, scored_passes
 from unirl.learner.rank_engine import RankEngine
-from unirl.learner.tally import Laps, Tally, measure, metrics_of
+from unirl.learner.tally import MODALITIES, Laps, Tally, measure, metrics_of
 from unirl.learner.task_gradients import TaskGradients
 from unirl.learner.weights import Bucket
 from unirl.models.named_arrays import to_tensor
@@ -83,7 +83,6 @@ class Learner:
         if reference is not None:
             runner = build_frozen_engine(reference.module, settings.learner, self._engine.device)
             self._reference = reference, runner
-        self._num_tokens = 0
 
     @classmethod
     def from_config(cls, config: RlConfig, checkpoint: Path, *, rank: int, address: tuple[str, int]) -> "Learner":
@@ -143,7 +142,8 @@ class Learner:
                 norm = max(norm, self._engine.step(step))
                 laps.end("backward")
             self.policy_version += 1
-        metrics = metrics_of(*tally.reduce(), num_updates=num_updates)
+        metrics = {"learner/num_rows": 0.0, "learner/num_tokens": 0.0}
+        metrics |= metrics_of(*tally.reduce(), num_updates=num_updates)
         if work:
             metrics["learner/grad_norm"] = norm
         laps.end("other")
@@ -156,8 +156,6 @@ class Learner:
             | {
                 "learner/lr": lr,
                 "learner/skipped_updates": 0.0 if work else float(num_updates),
-                "learner/num_rows": float(len(batch.rows)),
-                "learner/num_tokens": float(self._num_tokens),
                 "learner/num_micro_batches": float(len(work)),
                 "learner/update_s": sum(laps.seconds.values()),
                 "learner/score_s": laps.seconds["score"],
@@ -183,7 +181,6 @@ class Learner:
         whole = [merge_steps(row, algorithm.diffusion_shrink) for row in batch.rows]
         key = self._settings.seed, self.policy_version
         rows, factors = draw_steps(whole, algorithm.diffusion_steps_per_update, key)
-        self._num_tokens = sum(int(row.loss_mask.sum()) for row in rows)
         plan = plan_micro_batches(
             rows,
             policy=self.policy,
@@ -265,7 +262,7 @@ class Learner:
     ) -> tuple[set[int], float]:
         """One backward per scoring pass; returns the rows with a broken log-probability, and the squared gradients."""
         bad: set[int] = set()
-        square = 0.0
+        square, taken = 0.0, torch.zeros(len(data.rows), dtype=torch.bool, device=data.loss_mask.device)
         for scores, mask in scored_passes(self.policy, self._engine, data, self._scoring):
             broken = mask & ~scores.logprobs.isfinite()
             if bool(broken.any()):
@@ -291,6 +288,8 @@ class Learner:
             laps.end("backward")
             tally.add(sums | {f"loss/{data.task}": sums["loss"]})
             measure(tally, data, scores, mask, difference)
+            taken |= mask.any(dim=1)
+        tally.add({"rows": taken.sum()})
         return bad, square
 
     def _take_old(self, data: MicroTensors, logprobs: Tensor, mask: Tensor, tally: Tally, *, on_policy: bool) -> None:
@@ -301,7 +300,9 @@ class Learner:
             name = "guidance_gap" if self._settings.algorithm.diffusion_shrink == 1 else "rescoring_gap"
             tally.add({name: masked_sum(difference, mask), f"{name}_tokens": mask.sum()})
         elif on_policy:
-            tally.maximum("logprob_gap", torch.where(mask, difference, -math.inf))
+            name = f"logprob_gap/{MODALITIES[data.task]}"
+            tally.add({name: masked_sum(difference, mask), f"{name}_tokens": mask.sum()})
+            tally.maximum(name, torch.where(mask, difference, -math.inf))
             return
         elif (cap := self._settings.algorithm.importance_cap) is not None:
             weights = truncated_importance(logprobs, data.old_logprobs, mask, cap)

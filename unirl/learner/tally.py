@@ -101,6 +101,8 @@ def metrics_of(sums: dict[str, float], maxima: dict[str, float], *, num_updates:
     metrics = {name: means[key] for name, key in named.items() if key in means}
     if "clip_low_fraction" in means:
         metrics["policy/clip_fraction"] = means["clip_low_fraction"] + means["clip_high_fraction"]
+    # What took part in a loss, not what arrived: a pass that was left out is missed here.
+    metrics |= {f"learner/num_{name}": sums[name] / num_updates for name in ("rows", "tokens") if name in sums}
     for name, value in sums.items():
         if name == "loss" or name.startswith("loss/"):
             metrics[f"learner/{name}"] = value / num_updates
@@ -113,6 +115,8 @@ def metrics_of(sums: dict[str, float], maxima: dict[str, float], *, num_updates:
         # Beyond e^700 a float is infinite; the loss holds the ratio far below.
         metrics["policy/ratio_max"] = math.exp(min(maxima["log_ratio"], 700.0))
         metrics["policy/ratio_min"] = math.exp(min(-maxima["negative_log_ratio"], 700.0))
-    if maxima.get("logprob_gap", -math.inf) >= 0:
-        metrics["policy/logprob_gap_max"] = maxima["logprob_gap"]
+    gaps = {m: gap for m in MODALITIES.values() if (gap := maxima.get(f"logprob_gap/{m}", -math.inf)) >= 0}
+    metrics.update({f"policy/logprob_gap_max/{modality}": gap for modality, gap in gaps.items()})
+    if gaps:
+        metrics["policy/logprob_gap_max"] = max(gaps.values())
     return metrics

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,31 @@ def slice_checksums(held: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
     }
 
 
-def differing(manifest: WeightsManifest, held: Mapping[str, str]) -> list[str]:
-    """Names of weights that a sampler holds otherwise than published, by the checksums of their slices."""
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A sampler's weights beside those published, by the checksums of their slices."""
+
+    num_compared: int
+    """Weights that both have under one name."""
+    differing: tuple[str, ...]
+    """Names of those that the sampler holds otherwise."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the sampler cannot be taken to hold what was published; where nothing was compared it cannot."""
+        return bool(self.differing) or not self.num_compared
+
+
+def compare(manifest: WeightsManifest, held: Mapping[str, str]) -> Comparison:
+    """What a sampler holds beside what was published.
+
+    Args:
+        manifest: of the publication.
+        held: the sampler's own checksums by name, as `slice_checksums` gives them.
+    """
     published = {spec.name: own for spec, own in zip(manifest.tensors, manifest.slices, strict=False)}
-    return [name for name, own in held.items() if published.get(name, own) != own]
+    both = published.keys() & held.keys()
+    return Comparison(len(both), tuple(name for name in held if name in both and held[name] != published[name]))
 
 
 def checksum(named: Iterable[tuple[str, NDArray[np.generic]]], digest: Any = None) -> str:

@@ -15,8 +15,9 @@ from unirl.types import TASKS
 Line = Mapping[str, float | None]
 """Metrics of a step; None where a value was not finite."""
 
-FLAT_STEPS, FLAT_GROUPS = 3, 12
-"""Steps, and groups, without a signal in a row before a task counts as silent: near the end single steps are."""
+FLAT_STEPS, FLAT_PAIRS = 3, 12
+"""Steps without a signal in a row before a task counts as silent, more where they are of few pairs: as many as sample
+so many. Near the end single steps are silent."""
 COUPLED = 0.8
 """Rank correlation from which on a reward is taken to follow the other quantity."""
 COUPLED_FREEDOM = 60
@@ -35,6 +36,11 @@ CUT_OFF = 0.2
 """Share of answers that may be cut off."""
 CAPPED = 0.2
 """Share of tokens of older weights whose weight may be the cap."""
+MEAN_GAP = 0.02
+"""Of the nats by which sampler and learner may differ on a single token, what they may differ by on average: rounding
+makes single tokens jump, but not the mean."""
+MEAN_RATIO = 0.05
+"""Of the same nats in answers, how far the mean ratio may be from 1; guidance, which spreads it, does not move it."""
 FAR_KL = 0.5
 """Nats per token between the policy that sampled and the one that learns."""
 FALLEN = 0.25
@@ -55,8 +61,8 @@ class Rules:
     """Updates since the weights that drew a token."""
     learns_all: bool
     """Whether rows without advantage are learned from, for a KL penalty."""
-    logprob_gap: float
-    """Nats by which sampler and learner may differ on a token."""
+    logprob_gap: Mapping[str, float]
+    """Nats by which sampler and learner may differ on a single token, by modality."""
 
     @classmethod
     def of(cls, config: RlConfig) -> "Rules":
@@ -64,15 +70,15 @@ class Rules:
         algorithm, overlap = config.algorithm, config.overlap
         spread = 2 * config.rollout.sampling.image.guidance_scale - 1
         steps = {"synchronous": 0, "one_step_off": 1, "bounded_staleness": overlap.max_staleness}[overlap.mode]
-        own = 1e-3 if config.model.dtype == "float32" else 1.0
         limit = config.monitoring.max_logprob_gap
+        own = limit if limit is not None else 1e-3 if config.model.dtype == "float32" else 1.0
         return cls(
             rewards={task: tuple(config.rewards.active(task)) for task in TASKS},
             pairs_per_step=config.rollout.pairs_per_step,
             updates_per_step=algorithm.updates_per_step,
             max_staleness=steps * algorithm.updates_per_step,
             learns_all=algorithm.kl_beta != 0,
-            logprob_gap=own * max(1.0, spread) if limit is None else limit,
+            logprob_gap={"text": own, "image": own * max(1.0, spread)},
         )
 
 
@@ -89,9 +95,9 @@ class Look:
     """The run's first five, without the present one."""
     checksum_before: str
     """Of the weights after the step before; empty when nobody knows."""
-    repeated: Sequence[str]
+    repeated: Callable[[], Sequence[str]]
     """Pairs that came again before their epoch was over."""
-    leaked: Sequence[str]
+    leaked: Callable[[], Sequence[str]]
     """Samples of the step that are held out too."""
 
     def lasts(self, num_steps: int, holds: Callable[[Line], bool]) -> bool:
@@ -102,7 +108,7 @@ class Look:
     @property
     def flat_steps(self) -> int:
         """Steps in a row that make a task silent."""
-        return max(FLAT_STEPS, math.ceil(FLAT_GROUPS / self.rules.pairs_per_step))
+        return max(FLAT_STEPS, math.ceil(FLAT_PAIRS / self.rules.pairs_per_step))
 
     @property
     def is_on_policy(self) -> bool:
@@ -199,15 +205,24 @@ def frozen_weights(look: Look) -> Iterator[str]:
 
 def stale_sampler(look: Look) -> Iterator[str]:
     """A sampler that keeps old weights."""
-    if stale := look.data.stale_samplers:
-        yield f"after a sync {', '.join(stale)} held other weights than those published"
+    check = look.data.sync_check
+    if check.stale:
+        yield (
+            f"after a sync {', '.join(check.stale)} held other weights than those published, or none that could be "
+            f"compared (of the sampler with fewest {check.fewest_compared or 0} were)"
+        )
 
 
 def logprob_gap(look: Look) -> Iterator[str]:
     """Sampler and learner disagree."""
-    gap = look.now.get("policy/logprob_gap_max", 0.0)
-    if gap > look.rules.logprob_gap:
-        yield f"sampler and learner differ by {gap:.3g} nats on a token; expected at most {look.rules.logprob_gap:.3g}"
+    for modality, limit in look.rules.logprob_gap.items():
+        rows = (("logprob_gap_max", f"a {modality} token", limit, 1),
+                ("logprob_gap", f"the average {modality} token", MEAN_GAP * limit, 2))  # fmt: skip
+        for kind, what, most, num_steps in rows:
+            name = f"policy/{kind}/{modality}"
+            if look.lasts(num_steps, lambda line, name=name, most=most: (line.get(name) or 0.0) > most):
+                gap = look.now[name]
+                yield f"sampler and learner differ by {gap:.3g} nats on {what}; expected at most {most:.3g}"
 
 
 def off_policy_ratio(look: Look) -> Iterator[str]:
@@ -216,10 +231,11 @@ def off_policy_ratio(look: Look) -> Iterator[str]:
         yield "log-ratios beyond 20 nats were held there"
     if not look.is_on_policy:
         return
-    limit = math.exp(min(2 * look.rules.logprob_gap, 700.0))
-    found = [look.now.get(f"policy/ratio_{name}", 1.0) for name in ("min", "mean", "max")]
-    if max(found) > limit or min(found) < 1 / limit:
-        low, mean, high = found
+    limits = look.rules.logprob_gap
+    widest, mean_off = math.exp(min(2 * max(limits.values()), 700.0)), MEAN_RATIO * limits["text"]
+    low, mean, high = (look.now.get(f"policy/ratio_{name}", 1.0) for name in ("min", "mean", "max"))
+    is_wide = high > widest or low < 1 / widest
+    if is_wide or look.lasts(2, lambda line: abs((line.get("policy/ratio_mean") or 1.0) - 1) > mean_off):
         yield f"before the first update ratios lie in [{low:.3g}, {high:.3g}], on average {mean:.3g}; all should be 1"
 
 
@@ -343,14 +359,14 @@ def truncated_failures(look: Look) -> Iterator[str]:
 
 def repeated_pairs(look: Look) -> Iterator[str]:
     """Pairs that come twice in an epoch."""
-    if look.repeated:
-        yield f"{len(look.repeated)} pairs came again before the epoch was over, such as {look.repeated[0]}"
+    if repeated := look.repeated():
+        yield f"{len(repeated)} pairs came again before the epoch was over, such as {repeated[0]}"
 
 
 def evaluation_leak(look: Look) -> Iterator[str]:
     """Training on what is held out."""
-    if look.leaked:
-        yield f"{len(look.leaked)} samples of this step are evaluated on as well, such as {look.leaked[0]}"
+    if leaked := look.leaked():
+        yield f"{len(leaked)} samples of this step are evaluated on as well, such as {leaked[0]}"
 
 
 def blank_images(look: Look) -> Iterator[str]:
@@ -364,7 +380,7 @@ def staleness(look: Look) -> Iterator[str]:
     oldest = look.now.get("rollout/staleness_max", 0.0)
     if oldest > look.rules.max_staleness:
         yield f"tokens were drawn {oldest:g} updates ago; overlap.mode allows {look.rules.max_staleness}"
-    if look.now.get("rollout/policy_version", 0.0) > look.data.policy_version:
+    if look.now.get("rollout/staleness_min", 0.0) < 0:
         yield "tokens claim to be drawn by weights that do not exist yet"
 
 

@@ -53,6 +53,7 @@ ADVICE: dict[str, Advice] = {
     "pairs/num_blank_images": Advice("0", "repair or drop these samples"),
     "rollout/policy_version": Advice("step - 1 in a synchronous run", "see `rollout/staleness_max`"),
     "rollout/staleness_mean": Advice("0 synchronous; up to the bound else", "lower `overlap.max_staleness`"),
+    "rollout/staleness_min": Advice("0 or more", "below 0 tokens claim weights that do not exist: a defect"),
     "rollout/staleness_max": Advice("at most what `overlap.mode` allows", "a defect of the pool"),
     "rollout/staleness/<updates>": Advice("most mass at few updates", "more workers, or a lower bound"),
     "rollout/truncated_fraction": Advice("below 0.05", "raise `rollout.sampling.text.max_tokens`"),
@@ -64,6 +65,9 @@ ADVICE: dict[str, Advice] = {
     "rollout/num_quarantined": Advice("0", "quarantine.jsonl has the errors"),
     "rollout/surprisal/<modality>": Advice("near `policy/entropy/<modality>`", "as for the entropy"),
     "rollout/num_stale_samplers": Advice("0", "end that worker; another takes its place"),
+    "rollout/num_compared_weights": Advice(
+        "steady; all in a plain sampler, what the engine leaves as it was in vLLM", "0 says nothing: mend weight_slices"
+    ),
     "rollout/equal_images_fraction": Advice("0", "check seeds and temperature"),
     "rollout/tokens_per_s": Advice("steady", _SPEED),
     "rollout/images_per_s": Advice("steady", _SPEED),
@@ -122,6 +126,10 @@ ADVICE: dict[str, Advice] = {
     "policy/importance_mean": Advice("0.9 to 1.1", "a lower `overlap.max_staleness`"),
     "policy/importance_capped_fraction": Advice("below 0.05", "a lower `overlap.max_staleness`, or a higher cap"),
     "policy/logprob_gap_max": Advice("below 1e-5 (2s - 1) in float32, 0.5 (2s - 1) in bfloat16", "`unirl verify`"),
+    "policy/logprob_gap_max/<modality>": Advice("likewise, without 2s - 1 for text", "`unirl verify`"),
+    "policy/logprob_gap/<modality>": Advice(
+        "below 1e-6 (2s - 1) in float32, 0.02 (2s - 1) in bfloat16; for text without 2s - 1", "`unirl verify`"
+    ),
     "fleet/<role>/tokens_per_s": Advice("steady", _SPEED),
     "fleet/<role>/images_per_s": Advice("steady", _SPEED),
     "fleet/<role>/queue_length": Advice("above 0 while sampling, 0 at its end", "long: more workers of the role"),

@@ -85,7 +85,14 @@ METRICS: tuple[Metric, ...] = (
         "rollout/num_stale_samplers",
         "workers",
         "max",
-        "Samplers whose own weights differ from the published ones, by a checksum of a fixed slice at each sync.",
+        "Samplers whose own weights differ from the published ones, by a checksum of a fixed slice at each sync, or of "
+        "which none could be compared.",
+    ),
+    Metric(
+        "rollout/num_compared_weights",
+        "weights",
+        "min",
+        "Weights so compared, of the sampler with fewest; absent where none was asked, or all rested.",
     ),
     Metric("advantage/abs_mean", "1", "mean", "Mean size of the advantages, pair weight applied; 0 teaches nothing."),
     Metric("pairs/similarity_mean", "1", "mean", "Mean cosine similarity s_p of the step's pairs."),
@@ -98,6 +105,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("rollout/policy_version", "updates", "last", "Oldest weights that sampled any of the step's tokens."),
     Metric("rollout/staleness_mean", "updates", "mean", "Updates since the weights that drew a token."),
     Metric("rollout/staleness_max", "updates", "max", "Most such updates."),
+    Metric("rollout/staleness_min", "updates", "min", "Fewest such updates."),
     Metric("rollout/staleness/<updates>", "1", "mean", "Share of the tokens drawn so many updates ago (a histogram)."),
     Metric("rollout/truncated_fraction", "1", "mean", "Share of answers cut off at the length limit."),
     Metric("rollout/answer_tokens_mean", "tokens", "mean", "Mean length of an answer."),
@@ -114,8 +122,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("learner/loss/<task>", "1", "mean", "Part of one task."),
     Metric("learner/grad_norm", "1", "mean", "Global norm of the gradient before clipping."),
     Metric("learner/lr", "1", "last", "Learning rate of the update."),
-    Metric("learner/num_rows", "rows", "sum", "Trajectories that took part in the update."),
-    Metric("learner/num_tokens", "tokens", "sum", "Loss tokens that took part in the update."),
+    Metric("learner/num_rows", "rows", "sum", "Trajectories whose tokens took part in a loss of the update."),
+    Metric("learner/num_tokens", "tokens", "sum", "Tokens that took part in a loss of the update."),
     Metric("learner/num_micro_batches", "passes", "sum", "Forward and backward passes of one rank."),
     Metric("learner/skipped_updates", "updates", "sum", "Updates left out because no group carried a signal."),
     Metric("learner/num_restarts", "gangs", "sum", "Times that all ranks were started anew; absent without any."),
@@ -174,6 +182,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy/importance_mean", "1", "mean", "Mean weight of a token that older weights drew, capped."),
     Metric("policy/importance_capped_fraction", "1", "mean", "Share of such tokens whose weight is the cap."),
     Metric("policy/logprob_gap_max", "nats", "max", "Largest |learner - sampler| log-probability before the update."),
+    Metric("policy/logprob_gap_max/<modality>", "nats", "max", "The same over answers or over images."),
+    Metric("policy/logprob_gap/<modality>", "nats", "mean", "Mean |learner - sampler| over their tokens, likewise."),
     Metric(
         "learner/grad_norm/<task>",
         "1",
@@ -349,6 +359,7 @@ def _staleness(trajectories: Sequence[Trajectory], policy_version: int) -> Itera
     if total:
         yield "rollout/staleness_mean", sum(updates * count for updates, count in tokens.items()) / total
         yield "rollout/staleness_max", max(tokens)
+        yield "rollout/staleness_min", min(tokens)
         yield from ((f"rollout/staleness/{updates}", count / total) for updates, count in sorted(tokens.items()))
 
 

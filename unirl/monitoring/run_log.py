@@ -82,7 +82,7 @@ class RunLog:
             forget_orders(run_dir)
             before = _read_run(run_dir, resume)
             watched = isinstance(config, RlConfig | SftConfig)
-            self.sentinels = watch(config, run_dir, resumed=resume) if watched else None
+            self.sentinels = watch(config, run_dir) if watched else None
             """None where none watch."""
             self.attempt: int = before.get("attempt", -1) + 1
             """Starts of this run before the present one."""
@@ -166,11 +166,13 @@ class RunLog:
             return
         begun, over = self.sentinels.look(data, values)
         for alert in begun:
-            self.alert(alert.sentinel.name, alert.message, data.step, since=alert.since)
+            self.alert(alert.sentinel.name, alert.message, data.step, since=alert.since, stops=not alert.failed)
         for alert in over:
             self.event("alert over", alert.message, {"step": alert.step, "sentinel": alert.sentinel.name})
 
-    def alert(self, sentinel: str, message: str, step: int | None = None, *, since: int | None = None) -> None:
+    def alert(
+        self, sentinel: str, message: str, step: int | None = None, *, since: int | None = None, stops: bool = True
+    ) -> None:
         """Note what a sentinel says; with `monitoring.on_alert=stop` most end the run after the step.
 
         Args:
@@ -178,9 +180,11 @@ class RunLog:
             message: what is wrong.
             step: where; None takes the one under way.
             since: first step of a condition that lasts.
+            stops: False where it is no verdict on the run, which then goes on.
         """
         step = self._step + 1 if step is None else step
-        fields = alert_fields(sentinel_of(sentinel), step, self._monitoring.on_alert) | {"since": since or step}
+        on_alert = self._monitoring.on_alert if stops else "warn"
+        fields = alert_fields(sentinel_of(sentinel), step, on_alert) | {"since": since or step}
         log.warning("step %d: %s: %s", step, sentinel, message)
         self.event("alert", message, fields)
         if fields["severity"] == "stop":

@@ -51,7 +51,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="constant_reward",
-        watches="Greatest less least reward of a task: 0 in three steps running, and in 12 groups.",
+        watches="Greatest less least reward of a task: 0 in three steps running, and over 12 pairs.",
         normal="Rewards of a step differ, until a task is solved.",
         why="Nothing is learned from a task whose every completion earns the same.",
         remedy="Read pairs in the dashboard: if answers are rightly all right, take harder data; else mend the reward.",
@@ -70,7 +70,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="zero_variance",
-        watches="Share of groups whose rewards are all equal: 100 % in three steps running, and in 12 groups.",
+        watches="Share of groups whose rewards are all equal: 100 % in three steps running, and over 12 pairs.",
         normal="Less than half of the groups are flat; more near the end of a run.",
         why="Group-relative advantages of equal rewards are 0: steps cost as always and teach nothing.",
         remedy="More completions a prompt (rollout.num_*), a higher temperature, or pairs of middling difficulty.",
@@ -112,10 +112,10 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="lost_rows",
-        watches="Completions with an advantage and a loss token, against rows that took part in the update.",
+        watches="Completions with an advantage and a loss token, against rows that took part in a loss of the update.",
         normal="The two numbers are equal.",
         why="Samples that never reach the loss bias it towards those that do.",
-        remedy="A defect between weigh_groups and the learner; compare unirl/learner/batching.py.",
+        remedy="A defect between weigh_groups and the loss; compare unirl/learner/batching.py and learner.py.",
         find=detectors.lost_rows,
         sft="Targets of the step's sequences, against those that took part in its loss.",
         find_sft=sft_detectors.lost_targets,
@@ -144,8 +144,9 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="stale_sampler",
-        watches="Checksum of a fixed slice of each sampler's own weights after each sync, against the learner's.",
-        normal="No difference, with any engine and any way of transport.",
+        watches="Checksum of a fixed slice of each sampler's own weights after each sync, against the learner's; and a "
+        "sampler of which no weight can be compared, unless its engine sleeps.",
+        normal="No difference, with any engine and any way of transport; rollout/num_compared_weights above 0.",
         why="A sampler with old weights makes every batch off-policy, and no curve shows why.",
         remedy="Read that worker's log; end it, and another takes its place with the newest weights.",
         find=detectors.stale_sampler,
@@ -160,19 +161,24 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="logprob_gap",
-        watches="Largest |learner - sampler| log-probability of a token, on-policy: monitoring.max_logprob_gap.",
-        normal="2e-6 on the lab in float32; a few hundredths, and tenths at most, in bfloat16.",
+        watches="|learner - sampler| log-probability of on-policy tokens, by modality: the largest against "
+        "monitoring.max_logprob_gap, the mean of two steps running against a fiftieth of it; for images 2s - 1 times.",
+        normal="On the lab: mean 1e-7 and at most 2e-6 in float32; in bfloat16 mean 0.001 and at most 0.03 in answers, "
+        "0.01 and 1.3 in images at guidance s = 5.",
         why="Ratios and advantages are then of another policy than the one that sampled.",
         remedy="Run unirl verify on the checkpoint: it says which part differs. Raise the limit for a larger model.",
         find=detectors.logprob_gap,
+        needs="nothing; two steps for the mean, after a resume from metrics.jsonl",
     ),
     Sentinel(
         name="off_policy_ratio",
-        watches="Least and greatest ratio of an on-policy update, which should be 1; log-ratios beyond 20 nats ever.",
-        normal="1 to five digits in float32 with one update a step.",
+        watches="Ratios of an on-policy update, which should be 1: the mean of two steps running, within a twentieth "
+        "of monitoring.max_logprob_gap; least and greatest; log-ratios beyond 20 nats ever.",
+        normal="With one update a step 1 to five digits in float32; in bfloat16 a mean of 0.998 to 1.001.",
         why="The clipped loss drops the very tokens that should be learned.",
         remedy="As for logprob_gap; with several updates a step, lower learner.lr or algorithm.updates_per_step.",
         find=detectors.off_policy_ratio,
+        needs="nothing; two steps for the mean, after a resume from metrics.jsonl",
     ),
     Sentinel(
         name="far_kl",
@@ -308,7 +314,8 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="staleness",
-        watches="Updates since the weights that drew a token: more than overlap.mode allows, or below 0.",
+        watches="Updates since the weights that drew a token: of the oldest more than overlap.mode allows, of "
+        "the newest below 0.",
         normal="0 in a synchronous run, `algorithm.updates_per_step` one step off.",
         why="Importance weights reach only so far.",
         remedy="A defect of the flow or of the pool, which refuse such rollouts.",
@@ -481,7 +488,7 @@ dashboard:
 
 ```json
 {"kind": "alert", "step": 120, "sentinel": "logprob_gap", "severity": "warn", "since": 120,
- "message": "sampler and learner differ by 3.62 nats on a token; expected at most 0.002",
+ "message": "sampler and learner differ by 3.62 nats on a text token; expected at most 0.001",
  "remedy": "Run unirl verify on the checkpoint: it says which part differs. ..."}
 ```
 
@@ -490,12 +497,15 @@ dashboard:
 - **`monitoring.on_alert`** is `warn` or `stop`. With `stop`, the first alert that says learning has gone wrong
   (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1; `--resume RUN` goes on, with
   `monitoring.on_alert=warn` if you know better.
+- **A sentinel that fails** costs the run nothing but its opinion: one alert of severity `warn` says so, the traceback
+  is in `logs/driver.log`, and the others are asked all the same.
 - **After a resume** they go on as if nothing had happened: what they compare with is read from `metrics.jsonl`,
   `used_pairs.jsonl` and `events.jsonl`. Steps that are made again replace what was noted of them.
 - **Limits** are no settings, but for `monitoring.max_logprob_gap`, which depends on the model, and
-  `monitoring.stall_after_s`. They are far from what healthy runs show: [the bank of faults](faults.md) plants more
-  than seventy faults in runs of the lab, each of which must be caught within three steps, beside runs without a fault,
-  in which none may speak. `unirl verify --faults` runs it.
+  `monitoring.stall_after_s`. Single tokens may differ by tenths in bfloat16, so there it is the mean of a modality's
+  tokens that tells a wrong temperature. They are far from what healthy runs show: [the bank of faults](faults.md)
+  plants more than eighty faults in runs of the lab, each of which must be caught within three steps, beside runs
+  without a fault, in which none may speak. `unirl verify --faults` runs it.
 
 A sentinel reads what the run recorded and asks workers for nothing more, but for the checksums of their weights: 64
 values of each tensor at each sync.

@@ -1,9 +1,10 @@
 """Asks every sentinel after each step, and remembers what was told. The table of sentinels is `sentinel_table.py`."""
 
 import hashlib
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from unirl.monitoring.durable_files import read_lines
 from unirl.monitoring.sentinel_table import SENTINELS, Sentinel, sentinel_of
 from unirl.monitoring.step_data import StepData
 from unirl.types import GenerationSample, UnderstandingSample
+
+log = logging.getLogger(__name__)
 
 REMIND_EVERY = 100
 """Steps after which a condition that lasts is told again."""
@@ -34,6 +37,8 @@ class Alert:
     message: str
     since: int
     """First step of the condition."""
+    failed: bool = False
+    """Whether it could not look: then this is about the sentinel, and no verdict on the run."""
 
 
 @dataclass(slots=True)
@@ -42,6 +47,7 @@ class _Condition:
     seen: int
     told: int | None
     """Step at which it was told last; None when another process told it."""
+    failed: bool = False
 
 
 class Sentinels:
@@ -52,22 +58,23 @@ class Sentinels:
 
         Args:
             rules: what the settings of PairGRPO say should hold; None watches fine-tuning.
-            run_dir: of a run that goes on: what was seen and told before is read from its files.
+            run_dir: of the run: what was seen and told before is read from its files.
         """
         finders = {s.name: s.find if rules else s.find_sft for s in SENTINELS}
         self._finders = {name: find for name, find in finders.items() if find is not None}
         # Sentinels of fine-tuning read none.
         self._rules = rules or Rules.of(RlConfig())
+        self._run_dir = run_dir
         self._lines: dict[int, Line] = {}
-        self._used: dict[int, list[str]] = {}
         self._uses: Counter[str] = Counter()
+        self._newest_use = 0
+        """Step whose pairs were counted last."""
         self._conditions: dict[str, _Condition] = {}
         self._checksum = ""
         self._heldout: dict[str, str] = {}
         if run_dir is not None:
             self._lines = {line["step"]: line for line in read_lines(run_dir / "metrics.jsonl")}
-            for line in read_lines(run_dir / "used_pairs.jsonl"):
-                self._use(line["step"], [pair["pair_id"] for pair in line["pairs"]])
+            self._newest_use = max(self._lines, default=0)
             self._read_conditions(read_lines(run_dir / "events.jsonl"))
 
     def _read_conditions(self, events: Iterable[Mapping[str, object]]) -> None:
@@ -88,6 +95,7 @@ class Sentinels:
     def look(self, data: StepData, metrics: Mapping[str, float]) -> tuple[list[Alert], list[Alert]]:
         """Ask all about a finished step: what is to be told, and which conditions are over."""
         self._forget_from(data.step)
+        used = self._use(data)
         steps = sorted(self._lines)
         look = Look(
             rules=self._rules,
@@ -96,11 +104,11 @@ class Sentinels:
             past=[self._lines[step] for step in steps[-KEPT_LINES:]],
             first=[self._lines[step] for step in steps[:FIRST_LINES]],
             checksum_before=self._checksum,
-            repeated=self._repeated(data),
-            leaked=self._leaked(data),
+            repeated=lambda: self._repeated(data, used),
+            leaked=lambda: self._leaked(data),
         )
-        found = {name: "; ".join(find(look)) for name, find in self._finders.items()}
-        begun = [alert for s in SENTINELS if (alert := self._tell(s, data.step, found.get(s.name, "")))]
+        found = {name: _ask(name, find, look) for name, find in self._finders.items()}
+        begun = [a for s in SENTINELS if s.name in found and (a := self._tell(s, data.step, *found[s.name]))]
         over = [self._end(name, data.step) for name in self._over(data.step)]
         self._lines[data.step] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._checksum = data.weights_checksum
@@ -113,19 +121,19 @@ class Sentinels:
         if any(known >= step for known in self._lines):
             self._checksum = ""
         self._lines = {known: line for known, line in self._lines.items() if known < step}
-        for known in [known for known in self._used if known >= step]:
-            self._use(known, [])
         self._conditions = {n: c for n, c in self._conditions.items() if c.since < step}
 
-    def _tell(self, sentinel: Sentinel, step: int, message: str) -> Alert | None:
+    def _tell(self, sentinel: Sentinel, step: int, message: str, failed: bool) -> Alert | None:
         if not message:
             return None
-        condition = self._conditions.setdefault(sentinel.name, _Condition(step, step, None))
+        condition = self._conditions.get(sentinel.name)
+        if condition is None or condition.failed != failed:
+            condition = self._conditions[sentinel.name] = _Condition(step, step, None, failed)
         condition.seen = step
         if condition.told is not None and step - condition.told < REMIND_EVERY:
             return None
         condition.told = step
-        return Alert(step, sentinel, message, condition.since)
+        return Alert(step, sentinel, message, condition.since, failed)
 
     def _over(self, step: int) -> list[str]:
         return [n for n, c in self._conditions.items() if step - c.seen >= QUIET_STEPS]
@@ -135,27 +143,43 @@ class Sentinels:
         message = f"{name} is over; it began at step {condition.since}"
         return Alert(step, sentinel_of(name), message, condition.since)
 
-    def _repeated(self, data: StepData) -> list[str]:
-        """Pairs used more often than the epochs begun so far allow; a pair comes once an epoch."""
+    def _use(self, data: StepData) -> list[str]:
+        """Count the step's pairs, and return them. Where steps are made again, all before them are counted anew."""
         own = sorted({group.pair.pair_id for group in data.groups})
-        self._use(data.step, own)
+        if data.step <= self._newest_use or (self._newest_use and not self._uses):
+            self._uses = _uses_before(data.step, self._run_dir)
+        self._uses.update(own)
+        self._newest_use = data.step
+        return own
+
+    def _repeated(self, data: StepData, own: Sequence[str]) -> list[str]:
+        """Pairs used more often than the epochs begun so far allow; a pair comes once an epoch."""
         if not data.num_pairs:
             return []
         epochs = math.ceil(data.step * self._rules.pairs_per_step / data.num_pairs)
         return [name for name in own if self._uses[name] > epochs]
-
-    def _use(self, step: int, names: list[str]) -> None:
-        """Note the pairs of a step, in place of those noted of it before."""
-        self._uses.subtract(self._used.pop(step, []))
-        self._uses.update(names)
-        if names:
-            self._used[step] = names
 
     def _leaked(self, data: StepData) -> list[str]:
         if not self._heldout:
             return []
         samples = [group.scored.group.request.sample for group in data.groups]
         return [sample.id for sample in samples if content_key(sample) in self._heldout]
+
+
+def _ask(name: str, find: Callable[[Look], Iterator[str]], look: Look) -> tuple[str, bool]:
+    """What a sentinel says, "" where all is well, and whether it failed: then the run goes on without its opinion."""
+    try:
+        return "; ".join(find(look)), False
+    except Exception as error:
+        log.exception("step %d: sentinel %s failed", look.data.step, name)
+        return f"sentinel {name} failed: {type(error).__name__}: {error}", True
+
+
+def _uses_before(step: int, run_dir: Path | None) -> Counter[str]:
+    """How often each pair was used before a step; of a step that was made again, what it used last."""
+    lines = read_lines(run_dir / "used_pairs.jsonl") if run_dir is not None else []
+    used = {line["step"]: [pair["pair_id"] for pair in line["pairs"]] for line in lines if line["step"] < step}
+    return Counter(name for names in used.values() for name in names)
 
 
 def content_key(sample: UnderstandingSample | GenerationSample) -> str:
@@ -169,7 +193,6 @@ def content_key(sample: UnderstandingSample | GenerationSample) -> str:
     return digest.hexdigest()
 
 
-def watch(config: RlConfig | SftConfig, run_dir: Path, *, resumed: bool) -> Sentinels:
-    """The sentinels of a run."""
-    rules = Rules.of(config) if isinstance(config, RlConfig) else None
-    return Sentinels(rules, run_dir if resumed else None)
+def watch(config: RlConfig | SftConfig, run_dir: Path) -> Sentinels:
+    """The sentinels of a run, new or under way."""
+    return Sentinels(Rules.of(config) if isinstance(config, RlConfig) else None, run_dir)

@@ -74,6 +74,8 @@ SERIES: tuple[Series, ...] = (
     _gauge("policy_entropy", "policy/entropy/(?P<modality>text|image)", "Entropy in nats.", "modality"),
     _gauge("policy_guidance_gap", "policy/guidance_gap", "Guided against conditional log-probability, in nats."),
     _gauge("policy_logprob_gap_max", "policy/logprob_gap_max", "Learner against sampler log-probability, in nats."),
+    _gauge("policy_logprob_gap", "policy/logprob_gap/(?P<modality>text|image)", "Mean such difference of a modality.",
+           "modality"),
     _gauge("policy_grad_cosine", f"learner/grad_cosine(/{_KIND})?", "Cosine of the tasks' gradients.", "pair_kind"),
     _gauge("learner_grad_norm", f"learner/grad_norm(/{_TASK})?", "Gradient norm before clipping.", "task"),
     _gauge("learner_loss", f"learner/loss(/{_TASK})?", "Loss of the update.", "task"),

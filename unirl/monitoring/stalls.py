@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from unirl.monitoring.heartbeat import Heartbeat
 from unirl.monitoring.run_log import RunLog
-from unirl.monitoring.series import read_heartbeats
 from unirl.monitoring.terminal import format_duration
+from unirl.run_files import last_beats
 
 PATIENCE = 3.0
 """Times the longest wait that ended well, up to which another of its kind is waited for."""
@@ -122,7 +122,7 @@ class StallWatch:
 
     def __enter__(self) -> Self:
         # What an earlier attempt of the run left is no worker of this one until it is written to.
-        self._beats = {str(beat["actor"]): (beat.get("time"), None) for beat in read_heartbeats(self._run_dir)}
+        self._beats = {str(beat["actor"]): (beat.get("time"), None) for beat in last_beats(self._run_dir)}
         self._thread.start()
         return self
 
@@ -150,7 +150,7 @@ class StallWatch:
         """Read as often as they are written."""
         now = self._now()
         if now - self._read_at >= self._driver.every_s:
-            self._read_at, self._read = now, read_heartbeats(self._run_dir)
+            self._read_at, self._read = now, last_beats(self._run_dir)
         return self._read
 
     def _sign(self, beat: Mapping[str, Any]) -> Sign | None:

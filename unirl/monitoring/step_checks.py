@@ -35,7 +35,9 @@ def check_metrics(data: StepData) -> Iterator[tuple[str, float]]:
         logprobs = np.concatenate([t.logprobs[t.loss_mask] for t in drawn] or [np.zeros(0, np.float32)])
         if len(logprobs):
             yield f"rollout/surprisal/{modality}", -float(logprobs.mean(dtype=np.float64))
-    yield "rollout/num_stale_samplers", len(data.stale_samplers)
+    yield "rollout/num_stale_samplers", len(data.sync_check.stale)
+    if data.sync_check.fewest_compared is not None:
+        yield "rollout/num_compared_weights", data.sync_check.fewest_compared
 
 
 def _coupling(task: str, groups: Sequence[WeightedGroup]) -> Iterator[tuple[str, float]]:

@@ -7,6 +7,16 @@ from unirl.monitoring.phases import Activity, Block
 from unirl.types import QuarantinedRequest, WeightedGroup
 
 
+@dataclass(frozen=True, slots=True)
+class SyncCheck:
+    """What came of comparing samplers' own weights with those published."""
+
+    stale: tuple[str, ...] = ()
+    """Samplers whose weights differ, or of which none could be compared, by name."""
+    fewest_compared: int | None = None
+    """Weights compared in the sampler with fewest; None where no sampler was asked, or all of them rested."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepData:
     """One finished step."""
@@ -37,5 +47,5 @@ class StepData:
     """Requests of the step that could not be sampled."""
     num_pairs: int = 0
     """Pairs of an epoch; 0 when nobody said."""
-    stale_samplers: Sequence[str] = ()
-    """Samplers whose own weights were not the published ones after the sync before the step, by name."""
+    sync_check: SyncCheck = field(default_factory=SyncCheck)
+    """Of the syncs before the step."""

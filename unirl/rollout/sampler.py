@@ -32,10 +32,11 @@ class Sampler(Protocol):
         """Give back what memory it can until it is needed again; the next call wakes it by itself."""
         ...
 
-    def weight_slices(self) -> dict[str, str]:
+    def weight_slices(self) -> dict[str, str] | None:
         """Checksums of a fixed slice of the weights that it samples with, by the manifest's names.
 
-        What an engine keeps in another form than the checkpoint is left out.
+        What an engine keeps in another form than the checkpoint is left out. None while it rests and has put its
+        weights away, so that there is nothing to look at.
         """
         ...
 

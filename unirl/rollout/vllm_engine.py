@@ -113,7 +113,7 @@ class VllmSampler:
         """Let the engine sleep: its weights wait in main memory, its key-value cache is given back."""
         self._engine.sleep()
 
-    def weight_slices(self) -> dict[str, str]:
+    def weight_slices(self) -> dict[str, str] | None:
         """Checksums of a fixed slice of what engine and front hold as the checkpoint does: norms, tables, heads."""
         return self._engine.weight_slices()
 

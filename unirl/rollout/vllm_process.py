@@ -167,14 +167,16 @@ class EngineProcess:
         self.llm.llm_engine.set_weight_version(str(manifest.policy_version))
         self._is_broken = False
 
-    def weight_slices(self) -> dict[str, str]:
+    def weight_slices(self) -> dict[str, str] | None:
         """Checksums of a fixed slice of the weights that lie here under the checkpoint's names and in its shapes.
+
+        None while it sleeps.
 
         The engine names and fuses weights in its own way: one of its tensors is taken for the checkpoint's where both
         alone have the last words of its name.
         """
         if "weights" in self._asleep:
-            return {}
+            return None
         shapes, own = self._front.shapes, dict(self.model.named_parameters())
         theirs, ours = _by_last_words(shapes), _by_last_words(own)
         pairs = [(names[0], ours[words][0]) for words, names in theirs.items() if _is_one(names, ours.get(words))]

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
+from unirl.jobs.faults import fleet_faults as fleet
 from unirl.jobs.faults import learning_faults as learning
 from unirl.jobs.faults import reward_faults as rewards
 from unirl.jobs.faults import sampling_faults as sampling
@@ -19,6 +20,17 @@ DIFFUSION = (
     "algorithm.diffusion_steps_per_update=6",
 )
 """Settings of the lab's masked-diffusion model."""
+BFLOAT16 = ("model.dtype=bfloat16", "rollout.sampling.image.guidance_scale=5")
+"""Where single tokens differ most between sampler and learner."""
+TWO_WORKERS = ("rollout.text.num_workers=0", "rollout.image.num_workers=0", "rollout.both.num_workers=2")
+"""Of rollouts, for a run on Ray."""
+TWO_RANKS = (
+    "rollout.text.num_workers=0",
+    "rollout.image.num_workers=0",
+    "rollout.both.num_workers=1",
+    "learner.num_ranks=2",
+)
+"""Of the learner, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +43,8 @@ class Fault:
     """Which must speak."""
     settings: tuple[str, ...] = ()
     job: Literal["train", "sft"] = "train"
+    local: bool = True
+    """Without Ray; False for what is wrong inside an actor."""
 
     @property
     def name(self) -> str:
@@ -76,12 +90,17 @@ FAULTS: tuple[Fault, ...] = (
     Fault(plant=rewards.weight_upside_down, sentinel="wrong_pair_weights"),
     Fault(plant=sampling.update_ignored, sentinel="stale_sampler"),
     Fault(plant=sampling.half_loaded, sentinel="stale_sampler"),
+    Fault(plant=sampling.weights_not_shown, sentinel="stale_sampler"),
+    Fault(plant=fleet.deaf_worker, sentinel="stale_sampler", settings=TWO_WORKERS, local=False),
     Fault(plant=sampling.bit_flipped, sentinel="damaged_weights"),
     Fault(plant=sampling.wrong_model, sentinel="damaged_weights"),
     Fault(plant=sampling.hotter_sampler, sentinel="logprob_gap"),
     Fault(plant=sampling.other_guidance, sentinel="logprob_gap"),
     Fault(plant=sampling.other_guidance_of_diffusion, sentinel="logprob_gap", settings=DIFFUSION),
     Fault(plant=sampling.logprobs_forgotten, sentinel="logprob_gap"),
+    Fault(plant=sampling.warmer_in_bfloat16, sentinel="logprob_gap", settings=BFLOAT16),
+    Fault(plant=sampling.unguided_in_bfloat16, sentinel="logprob_gap", settings=("model.dtype=bfloat16",)),
+    Fault(plant=sampling.positions_shifted_in_bfloat16, sentinel="logprob_gap", settings=BFLOAT16),
     Fault(plant=sampling.logprobs_shifted, sentinel="off_policy_ratio"),
     Fault(plant=sampling.infinite_logprob, sentinel="nonfinite"),
     Fault(plant=sampling.cold, sentinel="entropy_collapse"),
@@ -107,8 +126,13 @@ FAULTS: tuple[Fault, ...] = (
     Fault(plant=learning.answers_weigh_nothing, sentinel="no_gradient"),
     Fault(plant=learning.every_other_row, sentinel="lost_rows"),
     Fault(plant=learning.rows_twice, sentinel="lost_rows"),
+    Fault(plant=learning.micro_batch_skipped, sentinel="lost_rows"),
+    Fault(plant=learning.micro_batch_masked, sentinel="lost_rows"),
+    Fault(plant=fleet.idle_rank, sentinel="lost_rows", settings=TWO_RANKS, local=False),
     Fault(plant=learning.dropout_left_on, sentinel="logprob_gap"),
+    Fault(plant=learning.dropout_in_bfloat16, sentinel="logprob_gap", settings=BFLOAT16),
     Fault(plant=learning.ratio_to_something_else, sentinel="off_policy_ratio"),
+    Fault(plant=learning.other_ratio_in_bfloat16, sentinel="off_policy_ratio", settings=BFLOAT16),
     Fault(plant=learning.loss_explodes, sentinel="gradient_spike"),
     Fault(plant=learning.pictures_dominate, sentinel="dominating_modality"),
     Fault(plant=learning.nan_loss, sentinel="nonfinite"),
@@ -124,6 +148,8 @@ FAULTS: tuple[Fault, ...] = (
 
 CLEAN: tuple[Clean, ...] = (
     *(Clean(name=f"seed {seed}", seed=seed) for seed in range(4)),
+    Clean(name="bfloat16, guidance 5", seed=12, settings=BFLOAT16),
+    Clean(name="bfloat16, the engine", seed=13, settings=(*BFLOAT16, "rollout.backend=vllm")),
     Clean(
         name="4 completions of 12 pairs",
         seed=4,
@@ -156,13 +182,16 @@ CLEAN: tuple[Clean, ...] = (
         name="one step off, two workers",
         seed=10,
         local=False,
-        settings=("overlap.mode=one_step_off",),
+        settings=(
+            *TWO_WORKERS,
+            "overlap.mode=one_step_off",
+        ),
     ),
     Clean(
         name="staleness up to 2, weights in flight, two workers",
         seed=11,
         local=False,
-        settings=("overlap.mode=bounded_staleness", "overlap.in_flight_updates=true"),
+        settings=(*TWO_WORKERS, "overlap.mode=bounded_staleness", "overlap.in_flight_updates=true"),
     ),
     *(Clean(name=f"fine-tuning, {name}", seed=12 + i, settings=s, job="sft") for i, (name, s) in enumerate(sft.CLEAN)),
 )

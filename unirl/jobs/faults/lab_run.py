@@ -95,7 +95,7 @@ def run_fault(fault: Fault, cache: str, seed: int = 0) -> Outcome:
     with _run_dir(config) as (run_dir, config), _silence():
         started = perf_counter()
         with ExitStack() as planted, replaced(owner, name, _planting(fault, planted, run_dir)):
-            error = _run(config, local=True)
+            error = _run(config, local=fault.local)
         seconds = perf_counter() - started
         spoke = _spoke(run_dir)
         steps = len(read_lines(run_dir / "metrics.jsonl"))

@@ -85,6 +85,11 @@ def dropout_left_on() -> AbstractContextManager[None]:
     return replaced(JanusPro, "score", make)
 
 
+def dropout_in_bfloat16() -> AbstractContextManager[None]:
+    """The same in bfloat16."""
+    return dropout_left_on()
+
+
 @contextmanager
 def ratio_to_something_else() -> Any:
     """The loss takes ratios to log-probabilities that are a third too low."""
@@ -97,6 +102,11 @@ def ratio_to_something_else() -> Any:
 
     with replaced(policy_loss, "clipped_surrogate", make), replaced(policy_loss, "surrogate_sums", sums):
         yield
+
+
+def other_ratio_in_bfloat16() -> AbstractContextManager[None]:
+    """The same in bfloat16."""
+    return ratio_to_something_else()
 
 
 def batched(change: Any) -> AbstractContextManager[None]:
@@ -134,6 +144,23 @@ def every_other_row() -> AbstractContextManager[None]:
 def rows_twice() -> AbstractContextManager[None]:
     """Rows that are learned twice."""
     return batched(lambda rows: (*rows, *rows[:4]))
+
+
+def micro_batch_skipped() -> AbstractContextManager[None]:
+    """The learner leaves its first micro-batch out."""
+    return replaced(learner_file, "plan_micro_batches", lambda o: lambda *a, **k: [part[1:] for part in o(*a, **k)])
+
+
+def micro_batch_masked() -> AbstractContextManager[None]:
+    """The learner takes a micro-batch for padding: it goes through the model and counts for nothing."""
+
+    def make(original: Any) -> Any:
+        def plan(*arguments: Any, **settings: Any) -> Any:
+            return [[replace(part[0], counted=False), *part[1:]] for part in original(*arguments, **settings)]
+
+        return plan
+
+    return replaced(learner_file, "plan_micro_batches", make)
 
 
 def optimizer_asleep() -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from unirl.jobs import step
 from unirl.jobs.assets import resolve_heldout
 from unirl.jobs.faults.planting import replaced
 from unirl.jobs.local import LocalPublication, LocalRollouts
+from unirl.models import janus_pro
 from unirl.models.janus_pro import JanusPro
 from unirl.models.lumina_prompts import LuminaPrompts
 from unirl.models.policy import Policy
@@ -46,6 +47,13 @@ def half_loaded() -> AbstractContextManager[None]:
         return load
 
     return replaced(torch_sampler, "load_policy_weights", make)
+
+
+@contextmanager
+def weights_not_shown() -> Any:
+    """A sampler that keeps its old weights, and shows none that could be compared."""
+    with update_ignored(), replaced(TorchSampler, "weight_slices", lambda _: lambda self: {}):
+        yield
 
 
 def published(change: Any) -> AbstractContextManager[None]:
@@ -94,6 +102,33 @@ def drawn(change: Any) -> AbstractContextManager[None]:
 def hotter_sampler() -> AbstractContextManager[None]:
     """The sampler forgets the temperature that the learner scores with."""
     return drawn(lambda logits, _: logits * 0.7)
+
+
+def warmer_in_bfloat16() -> AbstractContextManager[None]:
+    """In bfloat16, a sampler that is a fifth warmer than the learner thinks."""
+    return drawn(lambda logits, _: logits / 1.2)
+
+
+def unguided_in_bfloat16() -> AbstractContextManager[None]:
+    """In bfloat16, a sampler that forgets guidance."""
+    return replaced(torch_sampler, "guided_logits", lambda _: lambda cond, uncond, scale: cond)
+
+
+def positions_shifted_in_bfloat16() -> AbstractContextManager[None]:
+    """In bfloat16, a sampler that counts what it drew from one position further on."""
+
+    def make(original: Any) -> Any:
+        def run(trunk: Any, embeddings: Any, mask: Any, cache: Any) -> Any:
+            is_decoding = cache is not None and cache.get_seq_length() > 0
+
+            def shifted(*, position_ids: Any, **others: Any) -> Any:
+                return trunk(position_ids=position_ids + 1, **others)
+
+            return original(shifted if is_decoding else trunk, embeddings, mask, cache)
+
+        return run
+
+    return replaced(janus_pro, "run_trunk", make)
 
 
 def other_guidance() -> AbstractContextManager[None]:
