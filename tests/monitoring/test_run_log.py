@@ -185,7 +185,7 @@ def test_what_stops_learning_is_an_event_and_a_warning(open_log, tmp_path, caplo
     assert line["nonfinite"] == ["policy/kl"]
     alerts = [e["message"] for e in read_run(tmp_path / "run").events if e["kind"] == "alert"]
     assert "policy/kl is nan" in alerts
-    assert "step 1: nonfinite: policy/kl is nan" in caplog.text
+    assert "step 1, nonfinite: policy/kl is nan -> Look at the rows" in caplog.text
 
 
 def test_equal_evaluation_images_are_one_file(open_log, tmp_path):
