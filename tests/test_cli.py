@@ -20,7 +20,7 @@ COMMANDS = [
     "bench rollout", "bench reward", "bench learner", "bench sync", "bench step", "bench rl-shape", "bench all",
     "dashboard", "bench dashboard",
     "config show", "config validate", "config keys", "config diff",
-    "runs list", "runs show", "runs compare", "runs tail", "export",
+    "runs list", "runs show", "runs compare", "runs tail", "runs fork", "export",
 ]  # fmt: skip
 
 

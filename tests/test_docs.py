@@ -103,7 +103,7 @@ print(build_reward("contrast", config.rewards.generation["contrast"])._target)
 
 
 @pytest.mark.parametrize("words", unirl_commands())
-def test_a_shown_command_exists_and_its_settings_are_accepted(words, monkeypatch):
+def test_a_shown_command_exists_and_its_settings_are_accepted(words, monkeypatch, tmp_path):
     path = []
     for word in words:
         if CliRunner().invoke(cli.app, [*path, word, "--help"]).exit_code or word.startswith("-"):
@@ -112,6 +112,9 @@ def test_a_shown_command_exists_and_its_settings_are_accepted(words, monkeypatch
     assert path, words
     if path[0] == "submit":
         monkeypatch.chdir(ROOT)
+        token = tmp_path / "token"
+        token.write_text("a token")
+        words = [str(token) if flag == "--token-file" else word for flag, word in pairwise(["", *words])]
         assert CliRunner().invoke(cli.app, [*words, "--dry-run"]).exit_code == 0
     if path not in (["train"], ["pair", "make"]):
         return

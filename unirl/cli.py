@@ -47,7 +47,9 @@ lab_app = typer.Typer(no_args_is_help=True, help="The embedded lab: its data, it
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed: ratios against a named baseline in one run.")
 data_app = typer.Typer(no_args_is_help=True, help="Interleaved text and images: import, check, look at.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at settings and check them.")
-runs_app = typer.Typer(no_args_is_help=True, help="Look at runs by their directories; needs no torch and no Ray.")
+runs_app = typer.Typer(
+    no_args_is_help=True, help="Look at runs by their directories, and fork one; needs no torch and no Ray."
+)
 app.add_typer(pair_app, name="pair")
 app.add_typer(data_app, name="data")
 app.add_typer(lab_app, name="lab")
@@ -968,6 +970,22 @@ def runs_tail(
     from unirl.jobs import runs as job
 
     raise typer.Exit(job.tail(run, num_lines=lines, wait_s=wait, as_json=as_json))
+
+
+@runs_app.command("fork")
+def runs_fork(
+    run: RunArgument,
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="New run directory; a name in runs/ where RUN is one.")],
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="After which to take it; default the newest checkpoint.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a run as it was after a checkpoint into a new directory, to go on there with other settings."""
+    start_logging(None)
+    from unirl.jobs import fork as job
+
+    raise typer.Exit(job.main(run, new, step=step, as_json=as_json))
 
 
 @app.command()

@@ -319,7 +319,7 @@ class TrainConfig:
     save_every: int = 20
     """Steps between checkpoints; the last step and an interrupt always save. 0 keeps only those."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; 0 keeps all."""
+    """Newest checkpoints kept, and while an alert lasts that learning goes wrong, one from before it; 0 keeps all."""
 
 
 @dataclass(frozen=True)
@@ -518,7 +518,7 @@ class SftTrainConfig:
     save_every: int = 500
     """Steps between checkpoints; the last step and an interrupt always save. 0 keeps only those."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; 0 keeps all."""
+    """Newest checkpoints kept, and while an alert lasts that learning goes wrong, one from before it; 0 keeps all."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,8 @@ def held_versions(folder: Path) -> list[tuple[float, str, int]]:
     held = []
     for actor in actor_names(folder):
         for beat in islice(last_records(folder, f"actors/{actor}.jsonl", 1 << 13), RECENT_BEATS):
-            at, version = beat.get("time"), beat.get("policy_version")
+            at: Any = beat.get("time")
+            version = beat.get("policy_version")
             if type(version) is int and 0 <= version < 1 << 31 and type(at) in (int, float) and abs(at) < 1e11:
                 held.append((float(at), actor, version))
     return sorted(held)

@@ -40,6 +40,11 @@ def results(batch, reward):
     return [StepResult(pair_id=pair.pair_id, task=task, **earned) for pair in batch for task in TASKS]
 
 
+def test_a_service_that_answers_is_up(service, losses):
+    service.tell_up()
+    assert losses == [("actor", {"actor": "pairing", "role": "pairing", "state": "up"})]
+
+
 def test_a_killed_service_goes_on_with_leases_and_ledger(service, pairs, losses, kill_actor, tmp_path):
     plain = PairSource.open(pairs, **SETTINGS)
     for step in range(3):

@@ -107,6 +107,23 @@ def test_a_dry_run_says_what_is_left(grid, capsys):
     assert "fast: learner.lr=0.01" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ("model.path=nowhere", "arm odd: nowhere: expected an existing path or"),
+        ("data.pairs=nowhere", "arm odd: nowhere: expected an existing path or 'lab:pairs'"),
+        ("evaluation.data=nowhere", "arm odd: nowhere: expected an existing path or 'lab:heldout'"),
+        ("evaluation.data=configs", "arm odd: configs: expected a table understanding.parquet"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_an_arm_is_made_from_must_be_there(tmp_path, arm, said, dry_run):
+    asked = [f"arms={{plain: {{}}, odd: {{settings: [{arm}]}}}}", "job=train", f"run_dir={tmp_path / 'grid'}"]
+    with pytest.raises(DataError, match=said):
+        ablate.main(load_config([], asked, AblationConfig), dry_run=dry_run, run=Runs().run)
+    assert not (tmp_path / "grid").exists()
+
+
 def test_a_grid_that_was_begun_keeps_its_settings(grid):
     ablate.main(grid, run=Runs().run)
     with pytest.raises(DataError, match="expected the settings that this began with"):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.jobs.test_runs import ROOT, without
-from tests.monitoring.mirror_files import read_tensorboard
+from tests.monitoring.mirror_files import read_tensorboard, read_tensorboard_times
 from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.journal import read_step
 
@@ -30,11 +30,14 @@ def test_parquet_is_a_row_a_step_and_a_column_a_metric(unirl, run_dir, tmp_path)
 def test_tensorboard_has_every_value_and_the_evaluations(unirl, run_dir, tmp_path):
     assert unirl("export", run_dir, "--tensorboard", "--out", tmp_path / "tb")[0] == 0
     read, record = read_tensorboard(tmp_path / "tb"), read_run(run_dir)
+    times = {key: time for key, (_, time) in read_tensorboard_times(tmp_path / "tb").items()}
     for line in record.metrics:
         for name, value in line.items():
             if "/" in name and value is not None:
                 assert read[name, line["step"]] == pytest.approx(value, rel=1e-6)
     for step, result in record.evaluations.items():
+        written = json.loads((run_dir / "evaluations" / f"step_{step:06d}.json").read_text())["time"]
+        assert {times[f"evaluation/{name}", step] for name in result.estimates} == {written}
         for name, estimate in result.estimates.items():
             assert read[f"evaluation/{name}", step] == pytest.approx(estimate.mean, rel=1e-6, abs=1e-9)
 

@@ -330,3 +330,12 @@ def test_everything_works_where_only_the_light_packages_are(runs, tmp_path):
         [sys.executable, "-c", program, runs], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_alerts_are_shown_with_step_sentinel_and_remedy(unirl, run_dir, tmp_path):
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    alert = {"kind": "alert", "step": 12, "sentinel": "far_kl", "message": "0.9 nats away", "remedy": "Lower the rate."}
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(alert) + "\n" + json.dumps({"kind": "alert", "message": "of an older run"}) + "\n")
+    lines = [line.strip() for line in unirl("runs", "show", folder)[1].splitlines()]
+    assert lines[-2:] == ["step 12, far_kl: 0.9 nats away -> Lower the rate.", "of an older run"]

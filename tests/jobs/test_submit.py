@@ -228,6 +228,7 @@ def test_a_dry_run_shows_the_plan_and_asks_nobody(monkeypatch, place):
         ),
         (["generate", "--prompt", "a", "--out", "here"], "--out: expected an absolute path"),
         (["--run-dir", "/s", "--address", "10.0.0.1:6379"], "--address: expected the URL of a Ray dashboard"),
+        (["--run-dir", "/s", "--dry-run", "--token-file", "none"], "--token-file: expected a file with"),
         (["--resume", "runs/x"], "--run-dir: expected an absolute path"),
     ],
 )

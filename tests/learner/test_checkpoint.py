@@ -14,6 +14,7 @@ import torch
 
 from tests.fakes import TinyPolicy, tiny_batch
 from tests.learner.test_learner import SCORING, weights
+from unirl.learner.commits import committed, prune, step_of
 
 STATE = {"data_position": {"epoch": 1, "next": 32}, "journal_step": 7}
 
@@ -51,8 +52,29 @@ def test_newest_checkpoints_are_kept(make_learner, tmp_path):
     learner = make_learner(TinyPolicy())
     for step in (1, 2, 3, 3):
         learner.save(tmp_path, step, {})
+        prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000002", "step_00000003"]
     assert (tmp_path / "latest").read_text() == "step_00000003"
+
+
+@pytest.mark.parametrize(
+    ("keep", "ruined_since", "left"),
+    [
+        (2, None, [8, 10]),
+        (2, 7, [6, 8, 10]),
+        (2, 6, [4, 8, 10]),
+        (2, 9, [8, 10]),
+        (2, 2, [8, 10]),
+        (0, 2, [2, 4, 6, 8, 10]),
+    ],
+)
+def test_the_newest_from_before_a_run_went_wrong_is_kept(tmp_path, keep, ruined_since, left):
+    for step in (2, 4, 6, 8, 10):
+        folder = tmp_path / f"step_{step:08d}"
+        folder.mkdir()
+        (folder / "COMMIT.json").write_text('{"files": {}}')
+    prune(tmp_path, keep, ruined_since=ruined_since)
+    assert [step_of(folder) for folder in committed(tmp_path)] == left
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "uncommitted", "torn commit"])

@@ -6,6 +6,11 @@ import struct
 
 def read_tensorboard(folder):
     """(name, step) -> value of every scalar, from the records of the event files."""
+    return {key: value for key, (value, _) in read_tensorboard_times(folder).items()}
+
+
+def read_tensorboard_times(folder):
+    """(name, step) -> value and Unix time of every scalar."""
     from tensorboardX.proto import event_pb2
 
     values = {}
@@ -15,7 +20,7 @@ def read_tensorboard(folder):
             (length,) = struct.unpack_from("<Q", data, place)
             event = event_pb2.Event()
             event.ParseFromString(data[place + 12 : place + 12 + length])
-            values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            values |= {(value.tag, event.step): (value.simple_value, event.wall_time) for value in event.summary.value}
             place += 12 + length + 4
     return values
 

@@ -105,6 +105,15 @@ def test_a_package_that_is_absent_is_one_clear_error(monkeypatch, setting, packa
     assert cli.exit_code(error.value) == cli.ENVIRONMENT
 
 
+@pytest.mark.parametrize("job", ["train", "sft"])
+def test_prometheus_without_ray_is_refused_before_anything_is_made(job, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([job, "--local", "monitoring.prometheus=true", f"data.cache_dir={tmp_path / 'cache'}"])
+    assert ended.value.code == 2
+    assert "monitoring.prometheus (true) must be false with --local" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_prometheus_without_ray_is_refused():
     with pytest.raises(ConfigError, match=r"monitoring.prometheus \(true\) must be false with --local"):
         mirrors_of(MonitoringConfig(prometheus=True), local=True)

@@ -3,15 +3,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.monitoring.made_run import make_step
+from tests.monitoring.made_run import make_config, make_step
 from unirl.config_loading import load_config
 from unirl.evaluation.run_reader import read_run
 from unirl.monitoring.journal import read_step
+from unirl.monitoring.run_log import RunLog
+from unirl.monitoring.sentinels import StoppedByAlertError
 from unirl.run_files import read_lines
 
 REPOSITORY = Path(__file__).parents[2]
@@ -132,6 +135,7 @@ def test_a_folder_with_other_files_is_refused(open_log, tmp_path):
     (tmp_path / "run" / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"got thesis.tex; set another train.run_dir"):
         open_log()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 def test_a_damaged_run_json_is_a_clear_error(open_log, tmp_path):
@@ -186,7 +190,40 @@ def test_what_stops_learning_is_an_event_and_a_warning(open_log, tmp_path, caplo
     assert line["nonfinite"] == ["policy/kl"]
     alerts = [e["message"] for e in read_run(tmp_path / "run").events if e["kind"] == "alert"]
     assert "policy/kl is nan" in alerts
-    assert "step 1: nonfinite: policy/kl is nan" in caplog.text
+    assert "step 1, nonfinite: policy/kl is nan -> Look at the rows" in caplog.text
+
+
+@pytest.mark.parametrize("fields", [{}, {"job": "sft", "local": True}])
+def test_alerts_are_counted_at_the_end_and_the_way_on_is_as_the_run_was_started(tmp_path, caplog, fields):
+    config, folder = make_config(on_alert="stop"), tmp_path / "a run"
+    log = RunLog(folder, config, config.monitoring, facts=fields)
+    for step in (1, 2):
+        log.record_step(make_step(step, learner={"policy/kl": 0.9, "learner/num_restarts": step - 1}))
+    with pytest.raises(StoppedByAlertError) as stopped, log:
+        log.check_alerts()
+    again = f"unirl sft --resume '{folder}' --local" if fields else f"unirl train --resume '{folder}'"
+    assert f"go on with `{again} key=value`; as it is, it would end again" in str(stopped.value)
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    counted = Counter(event["sentinel"] for event in read_run(folder).events if event["kind"] == "alert")
+    assert counted["far_kl"] == counted["lost_workers"] == 1
+    assert sum(line.startswith("step 1, far_kl: the policy is 0.9 nats") and " -> " in line for line in lines) == 1
+    assert lines[-1].startswith(f"alerts: {counted.total()} (")
+    assert "far_kl 1" in lines[-1]
+    assert lines[-1].endswith(f"see {folder / 'events.jsonl'}")
+
+
+def test_a_run_without_alerts_ends_without_a_word_of_them(open_log, caplog):
+    open_log().end("interrupted", "SIGINT")
+    assert "alerts:" not in caplog.text
+
+
+def test_whence_a_run_was_forked_stays_known(open_log, tmp_path):
+    open_log().end("interrupted")
+    file = tmp_path / "run" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"forked_from": {"id": "first", "step": 3}}))
+    with open_log(resume=True) as log:
+        log.accept()
+    assert run_json(tmp_path / "run")["forked_from"] == {"id": "first", "step": 3}
 
 
 def test_equal_evaluation_images_are_one_file(open_log, tmp_path):

@@ -339,6 +339,16 @@ def test_an_alert_says_what_to_do_and_by_the_setting_is_to_end_the_run(run_dir):
     assert log.stopping == ""
 
 
+def test_while_something_is_wrong_its_first_step_is_known(run_dir):
+    steps = [healthy(step) for step in range(1, 8)]
+    bad = [(replace(data, learner=dict(data.learner) | {"policy/kl": 0.9}), {}) for data, _ in steps]
+    harmless = (replace(steps[0][0], learner=dict(steps[0][0].learner) | {"learner/num_restarts": 1}), {})
+    assert go_on(run_dir, [harmless, steps[1]], resume=False).ruined_since is None
+    assert go_on(run_dir, [bad[2]], resume=True).ruined_since == 3
+    assert go_on(run_dir, [steps[3], steps[4]], resume=True).ruined_since == 3
+    assert go_on(run_dir, [steps[5]], resume=True).ruined_since is None
+
+
 def test_an_error_by_which_a_run_ends_is_an_alert_of_the_sentinel_that_refused(run_dir):
     config = make_config()
     with suppress(RuntimeError), RunLog(run_dir, config, config.monitoring) as log:

@@ -100,6 +100,11 @@ class PairingService:
             ledger.unlink(missing_ok=True)
         self._actor: Any = PairingActor.remote(*self._arguments, ())
 
+    def tell_up(self) -> None:
+        """Wait until the actor answers, and note that it is up."""
+        self.num_pairs()
+        report_actor(self._report, "pairing", "pairing", "up")
+
     def num_pairs(self) -> int:
         """Pairs of an epoch."""
         self._num_pairs = self._num_pairs or self._call("num_pairs")

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +12,10 @@ from pathlib import Path
 from unirl.config import AblationConfig, RlConfig, SftConfig
 from unirl.config_loading import load_config, to_yaml
 from unirl.config_rules import ConfigError, Problem
-from unirl.data.atomic import atomic_file
+from unirl.data.atomic import DataError, atomic_file
 from unirl.evaluation.ablation import Arm, Cell, common_measures, compare, mean_of, measures_of, training_rewards
 from unirl.evaluation.ablation_report import Ablation, Curve, write_ablation_report
+from unirl.jobs.assets import check_conversations, check_heldout, check_pairs, resolve_checkpoint
 from unirl.jobs.commands import CommandError, Commands, RunCommand, folder_of_runs, keep_settings, words_of_run
 from unirl.jobs.interrupts import Interrupted
 from unirl.jobs.run_dirs import is_finished
@@ -61,11 +62,13 @@ def main(
 
     Raises:
         ConfigError: an arm's settings are wrong; its keys are named after the arm.
-        DataError: the folder's grid was begun with other settings, or it is a run.
+        DataError: the folder's grid was begun with other settings, or it is a run; or a checkpoint, pair set or data of
+            an arm are not there.
         ValueError: no run of the reference is finished.
     """
     folder = folder_of_runs(config.run_dir, config.name)
     runs = list(runs_of(config, folder))
+    _check_assets([each for each in runs if not is_finished(each.run_dir)])
     if dry_run:
         left = [str(run.run_dir) for run in runs if not is_finished(run.run_dir)]
         sys.stdout.write(json.dumps({"runs": len(runs), "left": left}) + "\n" if as_json else _plan(config, runs))
@@ -106,6 +109,36 @@ def runs_of(config: AblationConfig, folder: Path) -> Iterator[ArmRun]:
             except ConfigError as error:
                 raise ConfigError([_of_arm(name, problem) for problem in error.problems]) from error
             yield ArmRun(arm=name, seed=seed, config=loaded, folder=folder / name)
+
+
+def _check_assets(runs: Sequence[ArmRun]) -> None:
+    """Look for what the runs are made from, as each of them would, making nothing.
+
+    Raises:
+        ConfigError: settings in the name of the lab's pairs that cannot be.
+        DataError: names the arm, and what is not there.
+    """
+    looked_at: set[tuple[Callable[[str], object], str]] = set()
+    for run in runs:
+        for check, name in _assets_of(run.config):
+            if (check, name) in looked_at:
+                continue
+            looked_at.add((check, name))
+            try:
+                check(name)
+            except DataError as error:
+                raise DataError(f"arm {run.arm}: {error}") from error
+
+
+def _assets_of(config: RlConfig | SftConfig) -> Iterator[tuple[Callable[[str], object], str]]:
+    yield resolve_checkpoint, config.model.path
+    if isinstance(config, SftConfig):
+        for source in (*config.data.sources.values(), *config.evaluation.sources.values()):
+            yield check_conversations, source.path
+        return
+    yield check_pairs, config.data.pairs
+    if config.evaluation.enabled:
+        yield check_heldout, config.evaluation.data
 
 
 def _of_arm(name: str, problem: Problem) -> Problem:

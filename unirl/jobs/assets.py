@@ -93,6 +93,34 @@ def resolve_pairs(name: str, cache_dir: str | Path, settings: PairConfig | None 
     return folder
 
 
+def check_pairs(name: str) -> None:
+    """Look for the pair set behind data.pairs, making nothing.
+
+    Raises:
+        ConfigError: settings in the name that cannot be.
+        DataError: the folder is not a whole pair set.
+    """
+    lab, *given = name.split(",")
+    if lab == "lab:pairs":
+        load_config([], given, PairConfig)
+    else:
+        check_files(_path(name, "lab:pairs"))
+
+
+def check_heldout(name: str) -> None:
+    """Look for the tables behind evaluation.data, reading none.
+
+    Raises:
+        DataError: there is nothing of this name, or it lacks a table.
+    """
+    if name == "lab:heldout":
+        return
+    folder = _path(name, "lab:heldout")
+    for table in (file_name(UnderstandingSample), file_name(GenerationSample)):
+        if not (folder / table).is_file():
+            raise DataError(f"{folder}: expected a table {table}; got none; write it, or name another folder")
+
+
 def check_conversations(name: str) -> None:
     """Look for the conversations behind a source, making nothing.
 

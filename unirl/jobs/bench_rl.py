@@ -14,6 +14,7 @@ from unirl.benchmarks.reward import RewardBench, measure_reward
 from unirl.benchmarks.rollout import AT, RolloutBench, RolloutCase, measure_rollout
 from unirl.benchmarks.sync import SyncBench, measure_sync
 from unirl.config import ClusterConfig, RlConfig
+from unirl.config_rules import OptionError
 from unirl.jobs.assets import CHECKPOINTS
 from unirl.jobs.bench_rl_shape import RlShape, measure_rl_shape
 from unirl.jobs.bench_step import measure_step
@@ -115,7 +116,5 @@ def _folder(name: str) -> Path:
     folder = Path(name)
     if not (folder / "config.json").is_file():
         known = ", ".join(dict.fromkeys([*ROLLOUT_CASES, *LEARNER_CASES]))
-        raise FileNotFoundError(
-            f"bench: expected one of {known} or a Janus checkpoint folder; got {name}; correct --model"
-        )
+        raise OptionError(f"--model: expected one of {known} or a Janus checkpoint folder; got {name}; correct it")
     return folder

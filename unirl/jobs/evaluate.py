@@ -16,6 +16,7 @@ from unirl.evaluation.evaluate import EvaluationResult, make_requests, summarise
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout
 from unirl.jobs.parts import Rewards, Rollouts, open_judged_rollouts
 from unirl.jobs.prompt_check import check_prompts
+from unirl.monitoring.run_facts import resume_command
 from unirl.rewards.reward import check_rewards
 from unirl.rollout.seeds import sample_seed
 from unirl.types import GenerationSample, UnderstandingSample
@@ -92,7 +93,7 @@ def policy_of(target: str) -> Path:
     policy = Path(target) / "policy"
     if not policy.is_dir():
         raise DataError(
-            f"{target}: expected a finished run with a folder policy; got none; finish it with unirl train --resume "
-            f"{target}"
+            f"{target}: expected a finished run with a folder policy; got none; finish it with "
+            f"{resume_command(Path(target), json.loads((Path(target) / 'run.json').read_text()))}"
         )
     return resolve_checkpoint(str(policy))

@@ -77,8 +77,9 @@ def write_tensorboard(record: RunRecord, out: Path) -> str:
                 if line.get(name) is not None:
                     writer.add_scalar(name, line[name], line["step"], walltime=line.get("time"))
         for step, result in record.evaluations.items():
+            written = json.loads((record.folder / f"evaluations/step_{step:06d}.json").read_text()).get("time")
             for name, estimate in result.estimates.items():
-                writer.add_scalar(f"evaluation/{name}", estimate.mean, step)
+                writer.add_scalar(f"evaluation/{name}", estimate.mean, step, walltime=written)
     return f"{len(record.metrics)} steps, {len(names)} metrics, {len(record.evaluations)} evaluations"
 
 

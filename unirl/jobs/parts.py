@@ -261,6 +261,7 @@ def _actors(config: RlConfig, checkpoint: Path, pairs: Path, stack: ExitStack, r
     wait_until_up(rollouts.starting() | rewards.starting(), config.cluster.start_timeout_s)
     rollouts.tell_up()
     rewards.tell_up()
+    service.tell_up()
     return Parts(service, rollouts, rewards, survive(learner, service, config, record) if record else learner)
 
 

@@ -1,6 +1,5 @@
 """Going on with a run that ended: its newest checkpoint, then the steps recorded since, made again from the journal."""
 
-import logging
 from collections.abc import Iterable
 
 from unirl.config import RlConfig
@@ -11,8 +10,6 @@ from unirl.jobs.step import results_of
 from unirl.monitoring.journal import forget_after, recorded_steps, weights_after
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.sentinel_table import alert_fields, sentinel_of
-
-log = logging.getLogger(__name__)
 
 
 def restore(parts: Parts, config: RlConfig, record: RunLog, *, follow: bool) -> tuple[int, bool]:
@@ -62,7 +59,6 @@ def compare(checksum: str, step: int, parts: Parts, record: RunLog) -> None:
     recorded = weights_after(record.run_dir, step)
     if recorded and checksum != recorded:
         message = f"step {step}, made again from the journal, gave other weights than the run's"
-        log.warning("%s: another machine, torch or number of threads; the run goes on with the new ones", message)
         fields = alert_fields(sentinel_of("other_weights"), step)
         record.event("alert", message, fields | {"checksum": checksum, "recorded": recorded})
         if parts.ahead is not None:

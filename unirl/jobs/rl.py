@@ -11,19 +11,20 @@ from pathlib import Path
 import torch
 
 from unirl.cluster.plan import actor_plan, check_machine, count_parameters, total_resources
-from unirl.config import RlConfig, default_text
+from unirl.config import RlConfig
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
 from unirl.jobs.assets import resolve_checkpoint, resolve_heldout, resolve_pairs
 from unirl.jobs.evaluate import evaluate_policy
 from unirl.jobs.flow import open_flow
 from unirl.jobs.interrupts import Interrupted, Interrupts
-from unirl.jobs.mirrors import mirrors_of
+from unirl.jobs.mirrors import local_problems, mirrors_of
 from unirl.jobs.parts import Parts, open_parts
 from unirl.jobs.prompt_check import check_prompts, check_settings, samples_of
 from unirl.jobs.resume import keeps_course, restore
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, last_step
 from unirl.jobs.run_summary import banner, show_plan, show_result
+from unirl.learner.commits import prune
 from unirl.monitoring.heartbeat import Heartbeat, driver_heartbeat
 from unirl.monitoring.log_files import log_to_files
 from unirl.monitoring.run_facts import changed_settings
@@ -60,7 +61,9 @@ class Run:
     def save(self, parts: Parts, step: int) -> None:
         """Commit a checkpoint from which the run goes on as if nothing had happened."""
         with self.clock.phase("save"):
-            parts.learner.save(self.record.run_dir / "checkpoints", step, {"step": step, "pairs": parts.pairs.state()})
+            checkpoints = self.record.run_dir / "checkpoints"
+            parts.learner.save(checkpoints, step, {"step": step, "pairs": parts.pairs.state()})
+            prune(checkpoints, self.config.train.keep_checkpoints, ruined_since=self.record.ruined_since)
             self.record.sync()
             if parts.ahead is not None:
                 parts.ahead.sync()
@@ -102,7 +105,7 @@ def train(parts: Parts, run: Run, first_step: int, *, owed: bool = False) -> Non
             if asked_to_end or last or run.record.stopping or is_due(step, config.train.save_every):
                 flow.settle()
                 run.save(parts, step)
-            run.record.check_alerts("train")
+            run.record.check_alerts()
             if asked_to_end:
                 run.interrupts.check()
         flow.settle()
@@ -146,6 +149,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         return 0
     if not local:
         check_machine(config, checkpoint)
+    mirrors = mirrors_of(config.monitoring, local=local)
     pairs = resolve_pairs(config.data.pairs, config.data.cache_dir)
     check_prompts(samples_of(config, pairs), config, checkpoint)
     clock = StepClock()
@@ -158,7 +162,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             overrides=sys.argv[1:],
             facts=facts_of(config, checkpoint, local=local),
             resume=resumed,
-            mirrors=mirrors_of(config.monitoring, local=local),
+            mirrors=mirrors,
         ) as record,
         log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)),
         driver_heartbeat(run_dir, config.monitoring, clock) as beat,
@@ -167,10 +171,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
             config.train.num_steps, waiting_for=lambda: clock.current, quiet=not log.isEnabledFor(logging.INFO)
         )
         run = Run(config, record, terminal, clock, interrupts, beat)
-        if changed:
-            shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
-            log.warning("resumed with other settings: %s", shown)
-            record.event("settings", "resumed with other settings", {"changed": changed})
+        record.note_changes(changed)
         terminal.banner(banner(config, run_dir, checkpoint, local=local))
         try:
             with open_parts(config, checkpoint, pairs, local=local, record=record) as parts:
@@ -184,7 +185,7 @@ def main(config: RlConfig, *, local: bool = False, resume: str | None = None, dr
         except (Interrupted, KeyboardInterrupt) as ending:
             record.end("interrupted", str(ending) or "ended at once")
             done = "saved and ended" if isinstance(ending, Interrupted) else "ended without saving"
-            sys.stderr.write(f"{done}; go on with: unirl train --resume {run_dir}\n")
+            sys.stderr.write(f"{done}; go on with: {record.resume_command}\n")
             return interrupts.exit_code
         record.end("finished")
         show_result(config, run_dir, checkpoint, terminal)
@@ -204,23 +205,23 @@ def facts_of(config: RlConfig, checkpoint: Path, *, local: bool) -> dict[str, ob
 
     An actor has one thread.
     """
-    threads = torch.get_num_threads()
+    threads, facts = torch.get_num_threads(), {"job": "train", "local": local, "num_steps": config.train.num_steps}
     if local:
         resources = {"CPU": float(threads), "GPU": float(torch.cuda.is_available())}
-        return {"learner_threads": threads, "resources": resources, "num_steps": config.train.num_steps}
+        return facts | {"learner_threads": threads, "resources": resources}
     needed = total_resources(actor_plan(config, count_parameters(checkpoint)))
     resources = {name: needed[name] for name in ("CPU", "GPU")}
-    return {"learner_threads": 1, "resources": resources, "num_steps": config.train.num_steps}
+    return facts | {"learner_threads": 1, "resources": resources}
 
 
 def check_local(config: RlConfig) -> None:
     """Refuse what one process cannot do.
 
     Raises:
-        ConfigError: several learner ranks, or rollouts beside the learner.
+        ConfigError: several learner ranks, rollouts beside the learner, or what only Ray serves.
     """
     rule, mode = "with --local, which has one process", config.overlap.mode
-    problems = []
+    problems = local_problems(config.monitoring)
     if config.learner.num_ranks != 1:
         problems.append(Problem("learner.num_ranks", config.learner.num_ranks, f"must be 1 {rule}", "set it to 1"))
     if mode != "synchronous":

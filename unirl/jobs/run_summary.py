@@ -18,6 +18,7 @@ from unirl.evaluation.evaluate import Estimate, Gain, find_measures
 from unirl.evaluation.report import write_report
 from unirl.evaluation.run_reader import read_run
 from unirl.lab.ceiling import NOTES, clean_ceiling
+from unirl.monitoring.alerts import warn_of_alerts
 from unirl.monitoring.run_facts import changed_lines, changed_settings
 from unirl.monitoring.terminal import Terminal
 
@@ -87,7 +88,7 @@ def banner(config: RlConfig, run_dir: Path, checkpoint: Path, *, local: bool) ->
 
 
 def show_result(config: RlConfig, run_dir: Path, checkpoint: Path, terminal: Terminal) -> None:
-    """Write the report; print first, last and best rewards and the held-out evaluation before and after."""
+    """Write the report; print first, last and best rewards, the evaluation before and after, and how many alerts."""
     ceiling = clean_ceiling(checkpoint, config.rollout.sampling.image.guidance_scale)
     notes = NOTES if ceiling else ()
     report = write_report(run_dir, notes=notes, ceiling=ceiling, num_examples=config.evaluation.num_examples)
@@ -96,6 +97,7 @@ def show_result(config: RlConfig, run_dir: Path, checkpoint: Path, terminal: Ter
     if rows:
         head = ("held-out", "before", "after", "gain", "greedy", "ceiling")
         terminal.table("evaluation, 95 % intervals", head, rows)
+    warn_of_alerts(run_dir)
 
 
 def evaluation_rows(run_dir: Path, ceiling: dict[str, float]) -> list[tuple[str, ...]]:

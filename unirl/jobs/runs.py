@@ -23,6 +23,7 @@ from unirl.evaluation.evaluate import Estimate, EvaluationResult
 from unirl.evaluation.exam import ExamRow, exam_rows
 from unirl.evaluation.run_reader import RunRecord, read_run
 from unirl.jobs.run_dirs import RUNS, is_run
+from unirl.monitoring.alerts import alert_line
 from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import reduce_values
 from unirl.monitoring.run_state import state_now
@@ -135,7 +136,7 @@ def show(name: Path, *, as_json: bool) -> int:
     first_last = [str(step) for step in list(record.evaluations)[:1] + list(record.evaluations)[1:][-1:]]
     _print_evaluations([f"step {step}" for step in first_last], measures, "evaluation, 95 % intervals")
     _print_exam(["before", "after"], _exam_of_run(record))
-    _print_table((f"last of {len(alerts)} alerts",), [(str(alert.get("message")),) for alert in alerts[-5:]])
+    _print_table((f"last of {len(alerts)} alerts",), [(alert_line(alert),) for alert in alerts[-5:]])
     return 0
 
 

@@ -19,7 +19,7 @@ from unirl.cluster.plan import (
     shortages,
 )
 from unirl.cluster.sft_worker import SftWorker, TokenSources, num_steps, open_mixture
-from unirl.config import SftConfig, default_text
+from unirl.config import SftConfig
 from unirl.config_loading import load_config
 from unirl.config_rules import ConfigError, Problem
 from unirl.data.atomic import DataError
@@ -30,11 +30,13 @@ from unirl.jobs.assets import check_conversations, resolve_checkpoint
 from unirl.jobs.conversations import changed_sources, token_sources
 from unirl.jobs.exam import check_exam, take_exam
 from unirl.jobs.interrupts import Interrupted, Interrupts
-from unirl.jobs.mirrors import mirrors_of
+from unirl.jobs.mirrors import local_problems, mirrors_of
 from unirl.jobs.rl import is_due
 from unirl.jobs.run_dirs import check_changes, choose_run_dir, is_complete, is_run, last_step, newest_commit
 from unirl.jobs.sft_checks import LEAST_STEPS, changed_rate, find_unlearned, left_out, unmoved, what_ends
+from unirl.learner.commits import prune
 from unirl.models.policy import check_family
+from unirl.monitoring.alerts import warn_of_alerts
 from unirl.monitoring.durable_files import write_atomic
 from unirl.monitoring.heartbeat import Heartbeat, driver_heartbeat
 from unirl.monitoring.log_files import log_to_files
@@ -129,7 +131,9 @@ class Run:
     def save(self, ranks: Ranks, step: int) -> None:
         """Commit a checkpoint from which the run goes on as if nothing had happened."""
         with self.clock.phase("save"):
-            ranks.save(self.record.run_dir / "checkpoints", step, {"step": step, "data": self.data})
+            checkpoints = self.record.run_dir / "checkpoints"
+            ranks.save(checkpoints, step, {"step": step, "data": self.data})
+            prune(checkpoints, self.config.train.keep_checkpoints, ruined_since=self.record.ruined_since)
             self.record.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 
@@ -161,7 +165,7 @@ def train(ranks: Ranks, run: Run, first_step: int) -> None:
         asked_to_end = run.interrupts.received
         if asked_to_end or step == run.last or run.record.stopping or is_due(step, config.train.save_every):
             run.save(ranks, step)
-        run.record.check_alerts("sft")
+        run.record.check_alerts()
         if asked_to_end:
             run.interrupts.check()
     if not run.is_evaluated(run.last):
@@ -184,9 +188,8 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
         DataError: conversations, tokens, a checkpoint or a run directory that cannot be used.
         PlacementError: this machine cannot hold the learner.
     """
-    if local and config.learner.num_ranks != 1:
-        rule = "must be 1 with --local, which has one process"
-        raise ConfigError([Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1")])
+    if local:
+        _check_local(config)
     check_exam(config)
     checkpoint = resolve_checkpoint(config.model.path).absolute()
     check_family(config.model, checkpoint)
@@ -202,6 +205,7 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
             f"run directory {run_dir}: expected a new folder; got one that holds a run; go on with --resume {run_dir}, "
             "or set another train.run_dir"
         )
+    mirrors = mirrors_of(config.monitoring, local=local)
     with Interrupts() as interrupts, ExitStack() as stack:
         if not local:
             _join_ray(config, checkpoint, stack, run_dir / "logs")
@@ -223,18 +227,15 @@ def main(config: SftConfig, *, local: bool = False, resume: str | None = None, d
                 config,
                 config.monitoring,
                 overrides=sys.argv[1:],
-                facts={"num_steps": last},
+                facts={"job": "sft", "local": local, "num_steps": last},
                 resume=resumed,
-                mirrors=mirrors_of(config.monitoring, local=local),
+                mirrors=mirrors,
             )
         )
         stack.enter_context(log_to_files(run_dir, verbose=log.isEnabledFor(logging.DEBUG)))
         run = _open_run(config, record, interrupts, last, data)
         stack.enter_context(run.beat)
-        if changed:
-            shown = ", ".join(f"{k}: {default_text(a)} -> {default_text(b)}" for k, (a, b) in changed.items())
-            log.warning("resumed with other settings: %s", shown)
-            record.event("settings", "resumed with other settings", {"changed": changed})
+        record.note_changes(changed)
         _say(record, {"unlearned_modality": unlearned, "left_out": left_out(mixture), "rate_jump": rate})
         run.terminal.banner(_banner(run_dir, mixture, last, local=local))
         return _learn(run, checkpoint, tokens, resumed=resumed, local=local)
@@ -270,11 +271,25 @@ def _learn(run: Run, checkpoint: Path, tokens: TokenSources, *, resumed: bool, l
         record.end("interrupted", str(ending) or "ended at once")
         saved = isinstance(ending, Interrupted) or last_step(run_dir) == run.last
         done = "saved and ended" if saved else "ended without saving"
-        sys.stderr.write(f"{done}; go on with: unirl sft --resume {run_dir}\n")
+        sys.stderr.write(f"{done}; go on with: {record.resume_command}\n")
         return run.interrupts.exit_code
     record.end("finished")
     _show_result(run)
     return 0
+
+
+def _check_local(config: SftConfig) -> None:
+    """Refuse what one process cannot do.
+
+    Raises:
+        ConfigError: several learner ranks, or what only Ray serves.
+    """
+    problems = local_problems(config.monitoring)
+    if config.learner.num_ranks != 1:
+        rule = "must be 1 with --local, which has one process"
+        problems.append(Problem("learner.num_ranks", config.learner.num_ranks, rule, "try learner.num_ranks=1"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_data(run_dir: Path, data: dict[str, Any], config: SftConfig) -> None:
@@ -304,6 +319,7 @@ def _show_result(run: Run) -> None:
         rows = exam_rows(*(json.loads(file.read_text()) for file in exams))
         cells = [(row.metric, *map(_shown, (row.before, row.after, row.gain))) for row in rows]
         run.terminal.table("exam, 95 % intervals", ("", "before", "after", "gain"), cells)
+    warn_of_alerts(run_dir)
 
 
 def _shown(estimate: tuple[float, float, float]) -> str:

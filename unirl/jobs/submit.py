@@ -71,7 +71,7 @@ def main(command: Command, target: Target, *, dry_run: bool = False, follow: boo
     Args:
         command: what to run there.
         target: where.
-        dry_run: print what would be sent; ask nobody.
+        dry_run: print what would be sent, and read the token; ask nobody.
         follow: print the job's log and wait for its end.
 
     Returns:
@@ -92,6 +92,7 @@ def main(command: Command, target: Target, *, dry_run: bool = False, follow: boo
     address = dashboard_address(target.address)
     text = "\n".join(_plan(command, upload, entrypoint, job_id, address))
     if dry_run:
+        read_token(target.token_file)
         sys.stdout.write(f"{text}\n")
         return 0
     client = target.connect()

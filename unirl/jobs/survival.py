@@ -132,6 +132,5 @@ class SurvivingLearner:
         found = self._gang.publish_weights().manifest.checksum
         if found != self._published[1]:
             message = f"after a loss step {self._done} has other weights than before: the ranks compute otherwise"
-            log.warning(message)
             fields = alert_fields(sentinel_of("other_weights"), self._done)
             self._report("alert", message, fields | {"checksum": found, "recorded": self._published[1]})

@@ -6,7 +6,6 @@ does not count, so a process may be killed at any moment.
 """
 
 import json
-import logging
 import os
 import random
 import shutil
@@ -19,11 +18,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-log = logging.getLogger(__name__)
+from unirl.learner.commits import COMMIT, LATEST, PREFIX, committed
 
-COMMIT = "COMMIT.json"
-LATEST = "latest"
-PREFIX = "step_"
 TEMPORARY = ".tmp-"
 
 
@@ -64,9 +60,7 @@ def _known_classes() -> list[Any]:
     return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
-def save_checkpoint(
-    engine: Any, root: Path, *, step: int, layout: dict[str, Any], state: dict[str, Any], keep: int
-) -> None:
+def save_checkpoint(engine: Any, root: Path, *, step: int, layout: dict[str, Any], state: dict[str, Any]) -> None:
     """Commit weights, optimizer, random-number states and `state` as `root/step_<step>`. Every rank must call it.
 
     Args:
@@ -75,7 +69,6 @@ def save_checkpoint(
         step: steps done.
         layout: the settings that must be the same at resume, by key: each rank reads its own part of the optimizer.
         state: what else must come back at resume; JSON values only.
-        keep: newest checkpoints to keep, this one included; 0 keeps all.
 
     Raises:
         OSError: something could not be written, for instance because the disk is full; earlier checkpoints are whole.
@@ -92,10 +85,6 @@ def save_checkpoint(
     engine.save_checkpoint(str(root), tag=temporary.name, save_latest=False)
     problem = f"rank {dist.get_rank()}: {files.problem}" if files.problem else ""
     _together(root, lambda: _publish(temporary, folder, commit), problem=problem)
-    if dist.get_rank() == 0 and keep:
-        for old in committed(root)[:-keep]:
-            (old / COMMIT).unlink()
-            shutil.rmtree(old)
 
 
 def _together(root: Path, action: Callable[[], None], problem: str = "") -> None:
@@ -154,30 +143,6 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def committed(root: Path) -> list[Path]:
-    """Whole checkpoints from old to new; one that is broken is named in a warning and left out."""
-    whole = []
-    for folder in sorted(root.glob(f"{PREFIX}*")):
-        problem = _problem(folder)
-        if problem:
-            log.warning("checkpoint %s is skipped: %s", folder, problem)
-        else:
-            whole.append(folder)
-    return whole
-
-
-def _problem(folder: Path) -> str:
-    try:
-        files = json.loads((folder / COMMIT).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"expected a readable {COMMIT}; got {error}"
-    for name, size in files.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if found != size:
-            return f"expected {size} bytes in {name}; got {found}"
-    return ""
 
 
 def load_checkpoint(engine: Any, root: Path, *, layout: dict[str, Any]) -> dict[str, Any]:

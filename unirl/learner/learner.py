@@ -37,8 +37,6 @@ class LearnerSettings:
     sampling: SamplingConfig
     num_steps: int
     """Steps of the run; the schedule ends there."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept; 0 keeps all."""
     seed: int = 0
     """Of the run; decides which reveal steps an update learns from."""
     grad_cosine_every: int = 0
@@ -68,7 +66,7 @@ class Learner:
                 "learner: expected a reference policy for algorithm.kl_reference=initial; got none; load the initial "
                 "checkpoint a second time, or set algorithm.kl_beta=0"
             )
-        self._engine = RankEngine(policy.module, settings.learner, place, keep_checkpoints=settings.keep_checkpoints)
+        self._engine = RankEngine(policy.module, settings.learner, place)
         self.policy, self.policy_version = policy, 0
         self._settings = settings
         self._scoring = scoring_of(settings.sampling, algorithm)
@@ -99,7 +97,6 @@ class Learner:
             algorithm=config.algorithm,
             sampling=config.rollout.sampling,
             num_steps=config.train.num_steps,
-            keep_checkpoints=config.train.keep_checkpoints,
             seed=config.train.seed,
             grad_cosine_every=config.monitoring.grad_cosine_every,
         )

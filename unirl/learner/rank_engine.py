@@ -22,21 +22,20 @@ SAMPLED = 64
 class RankEngine:
     """All ranks call the same methods in the same order."""
 
-    def __init__(self, module: nn.Module, config: LearnerConfig, place: RankPlace, *, keep_checkpoints: int) -> None:
+    def __init__(self, module: nn.Module, config: LearnerConfig, place: RankPlace) -> None:
         """Join the process group and put the module under DeepSpeed.
 
         Args:
             module: the policy's own module; what requires a gradient is trained.
             config: how.
             place: this rank.
-            keep_checkpoints: newest checkpoints kept; 0 keeps all.
 
         Raises:
             ValueError: nothing is trainable, or settings that cannot run here.
         """
         start_process_group(place)
         self.place = place
-        self._module, self._config, self._keep = module, config, keep_checkpoints
+        self._module, self._config = module, config
         self._trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         _set_mode(module, config.activation_checkpointing)
         self._engine = build_engine(module, config)
@@ -141,7 +140,7 @@ class RankEngine:
         """
         from unirl.learner.checkpoint import save_checkpoint
 
-        save_checkpoint(self._engine, folder, step=step, layout=self._layout(), state=state, keep=self._keep)
+        save_checkpoint(self._engine, folder, step=step, layout=self._layout(), state=state)
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Load the newest committed checkpoint in `folder` into this fresh engine; returns the `state` saved with it.

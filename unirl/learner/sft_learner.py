@@ -38,8 +38,6 @@ class SftSettings:
     batching: Batching
     num_steps: int
     """Steps of the run; the schedule ends there."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept; 0 keeps all."""
 
     @classmethod
     def of(cls, config: SftConfig, num_steps: int) -> "SftSettings":
@@ -49,7 +47,6 @@ class SftSettings:
             loss=config.loss,
             batching=config.train.batching,
             num_steps=num_steps,
-            keep_checkpoints=config.train.keep_checkpoints,
         )
 
 
@@ -111,7 +108,7 @@ class SftLearner:
         """
         self.policy, self.num_updates = policy, 0
         self._settings = settings
-        self._engine = RankEngine(policy.module, settings.learner, place, keep_checkpoints=settings.keep_checkpoints)
+        self._engine = RankEngine(policy.module, settings.learner, place)
         # Of one row on every rank.
         self._row_tokens = settings.learner.max_tokens_per_micro_batch * place.world_size
         loss = settings.loss

@@ -116,7 +116,7 @@ ADVICE: dict[str, Advice] = {
     "policy/kl_update": Advice("below 0.05", "a lower `learner.lr`; go on from before with `unirl runs fork`"),
     "policy/kl_reference": Advice("rises slowly", "fast: raise `algorithm.kl_beta` or lower `learner.lr`"),
     "policy/entropy/text": Advice(
-        "falls slowly", "a fall to a tenth is a collapse: resume from before, lower the rate"
+        "falls slowly", "a fall to a tenth is a collapse: lower the rate, from before it (unirl runs fork)"
     ),
     "policy/entropy/image": Advice("falls slowly", "as for text"),
     "policy/guidance_gap": Advice(

@@ -3,8 +3,10 @@
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,17 @@ def describe_run(config: object) -> dict[str, object]:
         "git_commit": git_commit(),
         "changed": changed_settings(config),
     }
+
+
+def resume_command(run_dir: Path, run: Mapping[str, Any]) -> str:
+    """The command that goes on with a run as it was started.
+
+    Args:
+        run_dir: the run.
+        run: its run.json; one without `job` and `local` is taken for a training run on Ray.
+    """
+    words = ["unirl", str(run.get("job", "train")), "--resume", str(run_dir)]
+    return shlex.join(words + (["--local"] if run.get("local") else []))
 
 
 def changed_settings(config: object, since: object | None = None) -> dict[str, list[object]]:

@@ -14,16 +14,17 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unirl.config import MonitoringConfig, RlConfig, SftConfig
+from unirl.config import MonitoringConfig, RlConfig, SftConfig, default_text
 from unirl.config_loading import to_yaml
 from unirl.monitoring import journal, pair_view
+from unirl.monitoring.alerts import alert_line, warn_of_alerts
 from unirl.monitoring.control import forget_orders
 from unirl.monitoring.durable_files import JsonLines, encode_line, read_lines, write_atomic
 from unirl.monitoring.folder_lock import FolderLock, RunDirError
 from unirl.monitoring.images import encode_webp, thin_images
 from unirl.monitoring.metrics import lookup, step_metrics
 from unirl.monitoring.mirrors import Mirror, MirroredRun, Mirrors
-from unirl.monitoring.run_facts import describe_run, without_secrets
+from unirl.monitoring.run_facts import describe_run, resume_command, without_secrets
 from unirl.monitoring.sentinel_table import alert_fields, refusing_sentinel, sentinel_of
 from unirl.monitoring.sentinels import StoppedByAlertError, watch
 from unirl.monitoring.step_data import StepData
@@ -69,6 +70,7 @@ class RunLog:
         """
         self.run_dir = run_dir
         self._monitoring = monitoring
+        _refuse_strangers(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(run_dir)
         self._ended = False
@@ -112,6 +114,11 @@ class RunLog:
             self._lock.release()
             raise
 
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        return resume_command(self.run_dir, self._run)
+
     def accept(self) -> None:
         """Take the settings over as those of the run, which now is under way.
 
@@ -125,6 +132,13 @@ class RunLog:
         self._set_status("running")
         for name, text in self._settings.items():
             write_atomic(self.run_dir / name, text.encode())
+
+    def note_changes(self, changed: Mapping[str, Sequence[object]]) -> None:
+        """Say with which other settings a run goes on, if any: value before and now, by key."""
+        if changed:
+            shown = ", ".join(f"{key}: {' -> '.join(map(default_text, values))}" for key, values in changed.items())
+            log.warning("resumed with other settings: %s", shown)
+            self.event("settings", "resumed with other settings", {"changed": dict(changed)})
 
     def record_step(self, data: StepData) -> dict[str, float]:
         """Write the step's images, pairs, metrics and trajectories, in this order; return the metrics.
@@ -185,24 +199,21 @@ class RunLog:
         step = self._step + 1 if step is None else step
         on_alert = self._monitoring.on_alert if stops else "warn"
         fields = alert_fields(sentinel_of(sentinel), step, on_alert) | {"since": since or step}
-        log.warning("step %d: %s: %s", step, sentinel, message)
         self.event("alert", message, fields)
         if fields["severity"] == "stop":
             self.stopping = self.stopping or f"{sentinel}: {message}; {fields['remedy']}"
 
-    def check_alerts(self, job: str) -> None:
-        """End the run if an alert is to; the step is saved.
-
-        Args:
-            job: of the command that goes on with it.
+    def check_alerts(self) -> None:
+        """End the run if an alert is to; call it when the step is saved.
 
         Raises:
             StoppedByAlertError: says which, and how to go on.
         """
         if self.stopping:
             raise StoppedByAlertError(
-                f"monitoring.on_alert=stop: {self.stopping} Saved and ended; go on with: unirl {job} --resume "
-                f"{self.run_dir}, as it is or with monitoring.on_alert=warn"
+                f"monitoring.on_alert=stop: {self.stopping} Saved and ended. Mend what that names and go on with "
+                f"`{self.resume_command} key=value`; as it is, it would end again. With monitoring.on_alert=warn it "
+                "goes on whatever is found"
             )
 
     def write_quarantined(self, step: int, quarantined: Sequence[QuarantinedRequest]) -> None:
@@ -237,7 +248,10 @@ class RunLog:
 
     def event(self, kind: str, message: str, fields: Mapping[str, object] | None = None) -> None:
         """Add a line to events.jsonl: an actor went down, weights were published, a checkpoint was saved, ..."""
-        log.info("%s: %s", kind, message)
+        if kind == "alert":
+            log.warning("%s", alert_line({"message": message} | dict(fields or {})))
+        else:
+            log.info("%s: %s", kind, message)
         if fields and kind == "actor":
             (self.gone.add if fields["state"] == "down" else self.gone.discard)(str(fields["actor"]))
         line = {"v": 1, "time": time.time(), "attempt": self.attempt, "kind": kind, "message": message}
@@ -271,6 +285,11 @@ class RunLog:
     def _evaluation_path(self, step: int) -> Path:
         return self.run_dir / "evaluations" / f"step_{step:06d}.json"
 
+    @property
+    def ruined_since(self) -> int | None:
+        """First step with which sentinels say something is wrong that lasts; None while they do not."""
+        return None if self.sentinels is None else self.sentinels.ruined_since
+
     def sync(self) -> None:
         """Make all lines so far survive a power cut; call it with each checkpoint."""
         for file in self._files.values():
@@ -286,6 +305,8 @@ class RunLog:
             if self._accepted:
                 self._set_status(status, reason)
             self.sync()
+            if status != "finished":
+                warn_of_alerts(self.run_dir)
         finally:
             with suppress(OSError):  # a mirror's failure is an event, and the disk may be full
                 self._mirrors.close()
@@ -323,22 +344,29 @@ def _read_run(run_dir: Path, resume: bool) -> dict[str, Any]:
             f"run directory {run_dir}: expected a new or empty folder; got one that holds a run; go on with "
             f"--resume {run_dir}, or set another train.run_dir"
         )
-    strangers = [item.name for item in run_dir.iterdir() if item.name != "lock"]
     if not path.exists():
-        if strangers:
-            raise RunDirError(
-                f"run directory {run_dir}: expected a new or empty folder, or one with a run.json; got "
-                f"{', '.join(sorted(strangers)[:5])}; set another train.run_dir"
-            )
+        _refuse_strangers(run_dir)
         return {}
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        return {"created": before["created"], "id": before["id"], "attempt": int(before["attempt"])}
+        kept = {"created": before["created"], "id": before["id"], "attempt": int(before["attempt"])}
+        return kept | {key: before[key] for key in ("forked_from",) if key in before}
     except (ValueError, KeyError, TypeError) as error:
         raise RunDirError(
             f"run directory {run_dir}: expected a run.json with id, created and attempt; got {error!r}; restore the "
             "file, or start in another train.run_dir"
         ) from error
+
+
+def _refuse_strangers(run_dir: Path) -> None:
+    """Refuse a folder that holds something other than a run; asked before anything is put there, too."""
+    if not run_dir.exists() or (run_dir / "run.json").exists():
+        return
+    if strangers := sorted(item.name for item in run_dir.iterdir() if item.name != "lock"):
+        raise RunDirError(
+            f"run directory {run_dir}: expected a new or empty folder, or one with a run.json; got "
+            f"{', '.join(strangers[:5])}; set another train.run_dir"
+        )
 
 
 def _now() -> str:

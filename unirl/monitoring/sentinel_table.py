@@ -36,6 +36,7 @@ class Sentinel:
 
 _STEPS = "three steps; after a resume from metrics.jsonl"
 _LINES = "two steps; after a resume from metrics.jsonl"
+_GO_BACK = "go on from an older checkpoint: unirl runs fork RUN NEW --step N."
 
 SENTINELS: tuple[Sentinel, ...] = (
     Sentinel(
@@ -186,7 +187,7 @@ SENTINELS: tuple[Sentinel, ...] = (
         "them: above 0.5 nats.",
         normal="0 during a single update; below 0.05 else.",
         why="So long a step usually cannot be taken back.",
-        remedy="Lower learner.lr or algorithm.updates_per_step; resume from an older checkpoint.",
+        remedy=f"Lower learner.lr or algorithm.updates_per_step; {_GO_BACK}",
         find=detectors.far_kl,
     ),
     Sentinel(
@@ -218,7 +219,7 @@ SENTINELS: tuple[Sentinel, ...] = (
         watches="Entropy and surprisal of either modality: below a tenth of the median of the first, or last, 5 steps.",
         normal="A slow fall, to a half over a run.",
         why="Samples of a prompt become alike, and groups lose their signal for good.",
-        remedy="See that temperatures were not changed; lower learner.lr; resume from an older checkpoint.",
+        remedy=f"See that temperatures were not changed; lower learner.lr; {_GO_BACK}",
         find=detectors.entropy_collapse,
         needs=_LINES,
     ),
@@ -483,8 +484,9 @@ Made from the table in `unirl/monitoring/sentinel_table.py` by
 `python -m unirl.monitoring.sentinel_table > docs/sentinels.md`.
 
 Sentinels look at every step of a PairGRPO run (`unirl train`) and of fine-tuning (`unirl sft`) after it is recorded.
-What one of them finds is an `alert` in `events.jsonl`, a line in the terminal and in `logs/driver.log`, and red on the
-dashboard:
+What one of them finds is an `alert` in `events.jsonl`, a line `step N, sentinel: message -> remedy` in the terminal, in
+`logs/driver.log` and in `unirl runs show`, and red on the dashboard. A run that had any ends with a line that counts
+them.
 
 ```json
 {"kind": "alert", "step": 120, "sentinel": "logprob_gap", "severity": "warn", "since": 120,
@@ -495,8 +497,12 @@ dashboard:
 - **A condition that lasts is told when it begins**, then every 100 steps, and once in each new attempt of a run that is
   resumed, always with `since`, its first step. Three steps without it, and an event `alert over` ends it.
 - **`monitoring.on_alert`** is `warn` or `stop`. With `stop`, the first alert that says learning has gone wrong
-  (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1; `--resume RUN` goes on, with
-  `monitoring.on_alert=warn` if you know better.
+  (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1. Mend what it names and go on with
+  `--resume RUN key=value`: as it is, the run ends again after a step. With `monitoring.on_alert=warn` it goes on
+  whatever is found.
+- **A checkpoint from before** the first step of such an alert is kept while it lasts, beside the newest
+  `train.keep_checkpoints`, with `warn` as with `stop`. `unirl runs fork RUN NEW --step N` goes on from there: see
+  [](survival.md).
 - **A sentinel that fails** costs the run nothing but its opinion: one alert of severity `warn` says so, the traceback
   is in `logs/driver.log`, and the others are asked all the same.
 - **After a resume** they go on as if nothing had happened: what they compare with is read from `metrics.jsonl`,

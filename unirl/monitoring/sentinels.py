@@ -116,6 +116,11 @@ class Sentinels:
             del self._lines[step]
         return begun, over
 
+    @property
+    def ruined_since(self) -> int | None:
+        """First step of what lasts and says that learning has gone wrong; None while nothing does."""
+        return min((c.since for name, c in self._conditions.items() if sentinel_of(name).stops), default=None)
+
     def _forget_from(self, step: int) -> None:
         """A run that was resumed may make steps again: what their first making left does not count."""
         if any(known >= step for known in self._lines):
