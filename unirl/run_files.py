@@ -148,8 +148,8 @@ def last_beats(folder: Path) -> list[Record]:
     for actor in actor_names(folder):
         # A file that was just rotated may hold no line yet.
         beat = last_record(folder, f"actors/{actor}.jsonl") or last_record(folder, f"actors/{actor}.1.jsonl")
-        at, role = beat.get("time"), beat.get("role")
-        if isinstance(at, int | float) and not isinstance(at, bool) and abs(at) < 1e11:
+        role = beat.get("role")
+        if _time_of(beat) is not None:
             beats.append(beat | {"actor": actor, "role": role[:80] if isinstance(role, str) else ""})
     return beats
 
@@ -159,11 +159,15 @@ def held_versions(folder: Path) -> list[tuple[float, str, int]]:
     held = []
     for actor in actor_names(folder):
         for beat in islice(last_records(folder, f"actors/{actor}.jsonl", 1 << 13), RECENT_BEATS):
-            at: Any = beat.get("time")
-            version = beat.get("policy_version")
-            if type(version) is int and 0 <= version < 1 << 31 and type(at) in (int, float) and abs(at) < 1e11:
-                held.append((float(at), actor, version))
+            at, version = _time_of(beat), beat.get("policy_version")
+            if at is not None and type(version) is int and 0 <= version < 1 << 31:
+                held.append((at, actor, version))
     return sorted(held)
+
+
+def _time_of(beat: Record) -> float | None:
+    at = beat.get("time")
+    return float(at) if isinstance(at, int | float) and not isinstance(at, bool) and abs(at) < 1e11 else None
 
 
 def silent_after_s(heartbeat_s: float) -> float:
