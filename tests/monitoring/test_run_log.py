@@ -206,7 +206,13 @@ def test_alerts_are_counted_at_the_end_and_the_way_on_is_as_the_run_was_started(
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     counted = Counter(event["sentinel"] for event in read_run(folder).events if event["kind"] == "alert")
     assert counted["far_kl"] == counted["lost_workers"] == 1
-    assert sum(line.startswith("step 1, far_kl: the policy is 0.9 nats") and " -> " in line for line in lines) == 1
+    assert (
+        sum(
+            line.startswith("step 1, far_kl: during the updates the policy is 0.9 nats") and " -> " in line
+            for line in lines
+        )
+        == 1
+    )
     assert lines[-1].startswith(f"alerts: {counted.total()} (")
     assert "far_kl 1" in lines[-1]
     assert lines[-1].endswith(f"see {folder / 'events.jsonl'}")

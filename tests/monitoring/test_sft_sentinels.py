@@ -139,11 +139,11 @@ def test_an_alert_is_an_event_which_a_resumed_run_goes_on_with(tmp_path):
 
 def test_what_is_to_end_the_run_names_the_command_that_goes_on(tmp_path):
     config = SftConfig()
-    with RunLog(tmp_path, config, config.monitoring) as log:
-        log.check_alerts("sft")
+    with RunLog(tmp_path, config, config.monitoring, facts={"job": "sft"}) as log:
+        log.check_alerts()
         log.stopping = "no_gradient: text has none;"
         with pytest.raises(StoppedByAlertError, match=f"unirl sft --resume {tmp_path}"):
-            log.check_alerts("sft")
+            log.check_alerts()
 
 
 def test_the_table_says_of_each_sentinel_what_it_looks_at():

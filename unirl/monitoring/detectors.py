@@ -46,7 +46,8 @@ FAR_KL = 0.5
 FALLEN = 0.25
 """Share of the usual range of a step's rewards by which the mean may fall."""
 FALLEN_STEPS, USUAL_STEPS = 2, 5
-"""Steps running that it must have fallen in, and most steps before them that it is compared with."""
+"""Steps running that it must have fallen in, more where they are of few pairs, and most steps before them that it is
+compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,18 +405,20 @@ def quarantined(look: Look) -> Iterator[str]:
 
 
 def fallen_reward(look: Look) -> Iterator[str]:
-    """A task that was learned, and is not any more: the mean of two steps, against that of those before."""
+    """A task that was learned, and is not any more: the mean of two steps or more, against that of those before."""
     for task in TASKS:
         name = f"reward/{task}"
         columns = (name, f"{name}/spread", f"{name}/range")
         lines = [[line[column] or 0.0 for column in columns] for line in (*look.past, look.now)
                  if all(line.get(column) is not None for column in columns)]  # fmt: skip
-        before, now = lines[:-FALLEN_STEPS][-USUAL_STEPS:], lines[-FALLEN_STEPS:]
+        num_now = max(FALLEN_STEPS, math.ceil(FLAT_PAIRS / look.rules.pairs_per_step))
+        before, now = lines[:-num_now][-USUAL_STEPS:], lines[-num_now:]
         if not before or look.now.get(name) is None:
             continue
         (usual, spread, extent), (value, *_) = np.mean(before, axis=0), np.mean(now, axis=0)
         # By chance a step's mean varies as the prompts do, and at least as it did.
-        step = max(spread / math.sqrt(look.rules.pairs_per_step), float(np.std(before, axis=0)[0]))
+        varied = float(np.std(before, axis=0, ddof=1)[0]) if len(before) > 1 else 0.0
+        step = max(spread / math.sqrt(look.rules.pairs_per_step), varied)
         by_chance = step * math.sqrt(1 / len(before) + 1 / len(now))
         if usual - value > max(FALLEN * extent, BY_CHANCE * by_chance) > 0:
             yield f"{name} is {value:.3g} in {len(now)} steps, where it was {usual:.3g} before"

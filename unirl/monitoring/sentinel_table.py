@@ -61,7 +61,7 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="fallen_reward",
-        watches="Mean reward of a task over two steps: lower than in the five before by a quarter of the range of "
+        watches="Mean reward of a task over two steps, and 12 pairs: lower than in the five before by a quarter of the range of "
         "rewards, and beyond chance.",
         normal="A rise, with ups and downs of a few hundredths.",
         why="The policy has lost what it could; checkpoints saved from now on hold it as it is.",
