@@ -178,6 +178,18 @@ def test_twelve_groups_without_a_signal_are_enough(name, value):
     assert heard([flat(step, value) for step in (1, 2, 3)]) == [name]
 
 
+def test_a_condition_that_comes_to_the_other_task_is_told_again():
+    watch = Sentinels(RULES)
+    found = []
+    for step in range(1, 10):
+        data, line = healthy(step)
+        for task, since in (("understanding", 2), ("generation", 4)):
+            line |= {f"reward/{task}/unjudged_fraction": 0.2 if step >= since else 0.0}
+        found += [(alert.step, alert.since, alert.message) for alert in watch.look(data, line)[0]]
+    one, other = (f"20.0% of the {task} completions could not be judged" for task in ("understanding", "generation"))
+    assert found == [(2, 2, one), (4, 2, f"{one}; {other}")]
+
+
 def test_a_task_whose_rows_never_arrive_and_rows_that_are_lost():
     data, line = healthy(1)
     without = {name: value for name, value in data.learner.items() if name != "learner/loss/generation"}

@@ -5,7 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unirl.config import RlConfig, SftConfig
@@ -13,7 +13,7 @@ from unirl.monitoring.detectors import Line, Look, Rules
 from unirl.monitoring.durable_files import read_lines
 from unirl.monitoring.sentinel_table import SENTINELS, Sentinel, sentinel_of
 from unirl.monitoring.step_data import StepData
-from unirl.types import GenerationSample, UnderstandingSample
+from unirl.types import TASKS, GenerationSample, UnderstandingSample
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ REMIND_EVERY = 100
 QUIET_STEPS = 3
 """Steps without it after which a condition is over."""
 KEPT_LINES, FIRST_LINES = 50, 5
+TOPICS = (*TASKS, "text", "image")
+"""Words by which a message says what it is about: a condition that comes to another one is told of it at once."""
 
 
 class StoppedByAlertError(ValueError):
@@ -48,6 +50,8 @@ class _Condition:
     told: int | None
     """Step at which it was told last; None when another process told it."""
     failed: bool = False
+    topics: set[str] = field(default_factory=set)
+    """Tasks and modalities that it was told of."""
 
 
 class Sentinels:
@@ -135,9 +139,11 @@ class Sentinels:
         if condition is None or condition.failed != failed:
             condition = self._conditions[sentinel.name] = _Condition(step, step, None, failed)
         condition.seen = step
-        if condition.told is not None and step - condition.told < REMIND_EVERY:
+        topics = {word for word in TOPICS if word in message}
+        if condition.told is not None and step - condition.told < REMIND_EVERY and topics <= condition.topics:
             return None
         condition.told = step
+        condition.topics |= topics
         return Alert(step, sentinel, message, condition.since, failed)
 
     def _over(self, step: int) -> list[str]:
