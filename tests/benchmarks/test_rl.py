@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from unirl import cli
 from unirl.benchmarks.hf_loop import draw_pictures
 from unirl.benchmarks.janus_folder import JanusSize, word, write_janus
 from unirl.benchmarks.learner import LearnerBench, LearnerCase, measure_learner
@@ -143,3 +144,11 @@ def test_a_step_of_a_shape_moves_its_weights(options):
     assert found["largest gap of log-probabilities, nats"] < 0.3
     assert found["pictures/s of the Hugging Face loop"] > 0
     assert (found["of them trained, millions"] < 1) == bool(options)
+
+
+@pytest.mark.parametrize(("name", "known"), [("rollout", "lab, middle, narrow, 1b, 7b"), ("learner", "lab, middle")])
+def test_an_unknown_model_is_a_mistake_of_usage(name, known, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", name, "--model", "nope"])
+    assert ended.value.code == 2
+    assert f"--model: expected one of {known} or a Janus checkpoint folder; got nope" in capsys.readouterr().err

@@ -92,6 +92,23 @@ def test_names_are_those_of_runs_in_the_usual_folder(run, tmp_path, unirl, monke
     assert (tmp_path / "runs" / "second" / "run.json").is_file()
 
 
+def test_a_fine_tuning_run_is_forked_alike(run, tmp_path, unirl):
+    facts = json.loads((run / "run.json").read_text()) | {"job": "sft", "local": True}
+    (run / "run.json").write_text(json.dumps(facts))
+    shutil.rmtree(run / "journal")
+    image = "evaluations/images/0123abcd.webp"
+    (run / image).write_bytes(b"a picture")
+    for name in ("heldout_000000", "heldout_000004", "heldout_000008", "exam_000000", "exam_000012"):
+        (run / "evaluations" / f"{name}.json").write_text(json.dumps({"items": [{"reply": [{"image": image}]}]}))
+    new = tmp_path / "new"
+    code, out, err = unirl("runs", "fork", run, new, "--step", 4)
+    assert code == 0, err
+    assert out.endswith(f"go on with: unirl sft --resume {new} --local key=value\n")
+    names = {path.name for path in (new / "evaluations").glob("*.json")}
+    assert names == {"step_000000.json", "heldout_000000.json", "heldout_000004.json", "exam_000000.json"}
+    assert (new / image).read_bytes() == b"a picture"
+
+
 def test_events_without_a_step_are_kept_where_they_came_before(run, tmp_path):
     def event(kind, **fields):
         return json.dumps({"v": 1, "kind": kind, "message": kind, "time": 1.0, "attempt": 0, **fields}) + "\n"

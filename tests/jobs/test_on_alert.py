@@ -1,7 +1,7 @@
 """`monitoring.on_alert=stop`: a checkpoint, a clear error, and a run that can go on."""
 
 import json
-import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,11 +22,10 @@ def config(tmp_path):
     return load_config([], [*SMALL, *own, "monitoring.on_alert=stop"])
 
 
-def test_an_alert_saves_and_ends_the_run_which_then_goes_on(config, tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
+def test_an_alert_saves_and_ends_the_run_which_then_goes_on(config, tmp_path, capsys):
     run_dir = tmp_path / "run"
     assert rl.main(replace(config, train=replace(config.train, num_steps=1)), local=True) == 0
-    assert "alerts:" not in caplog.text
+    assert "alerts:" not in capsys.readouterr().err
     for step in (2, 3):  # gone on with as it is, it ends again
         with reward_faults.sign_lost(), pytest.raises(StoppedByAlertError) as caught:
             rl.main(config, local=True, resume=str(run_dir))
@@ -39,7 +38,7 @@ def test_an_alert_saves_and_ends_the_run_which_then_goes_on(config, tmp_path, ca
     assert run["reason"].startswith("StoppedByAlertError: monitoring.on_alert=stop: disordered_advantages")
     kept = [step_of(folder) for folder in committed(run_dir / "checkpoints")]
     assert kept == [1, 3], "one checkpoint, and one from before"
-    caplog.clear()
+    assert "WARNING unirl.monitoring.run_log: step 3, disordered_advantages: in " in capsys.readouterr().err
     assert rl.main(config, local=True, resume=str(run_dir)) == 0
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["attempt"]) for line in lines] == [(1, 0), (2, 1), (3, 2), (4, 3)]
@@ -47,7 +46,10 @@ def test_an_alert_saves_and_ends_the_run_which_then_goes_on(config, tmp_path, ca
     alerts = [(e["step"], e["since"], e["severity"]) for e in events if e["kind"] == "alert"]
     assert alerts == [(2, 2, "stop"), (3, 2, "stop")]
     told = f"alerts: 2 (disordered_advantages 2), see {run_dir / 'events.jsonl'}"
-    assert [r.getMessage() for r in caplog.records if "alerts:" in r.getMessage()] == [told]
+    assert told in capsys.readouterr().err
+    driver = (run_dir / "logs" / "driver.log").read_text()
+    assert told in driver
+    assert len(re.findall(r"WARNING .*: step \d, disordered_advantages: in .* -> A defect of the code", driver)) == 2
 
 
 def test_an_alert_of_what_does_no_harm_ends_nothing(config, tmp_path):

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,10 @@ def rollout(names: Sequence[str], *, in_flight: Sequence[int], dtype: str | None
         dtype: None takes each case's own.
         eager: without torch.compile and CUDA graphs.
     """
-    cases = [ROLLOUT_CASES.get(name) or RolloutCase(name=Path(name).name, model=_folder(name)) for name in names]
+    cases = [
+        ROLLOUT_CASES.get(name) or RolloutCase(name=Path(name).name, model=_folder(name, ROLLOUT_CASES))
+        for name in names
+    ]
     changed = {"concurrency": tuple(in_flight)} if in_flight else {}
     changed |= {"dtype": dtype} if dtype else {}
     return measure_rollout(
@@ -76,7 +79,10 @@ def learner(names: Sequence[str], *, rounds: int | None) -> Report:
         names: of `LEARNER_CASES`, or Janus checkpoint folders.
         rounds: None takes each case's own.
     """
-    cases = [LEARNER_CASES.get(name) or LearnerCase(name=Path(name).name, model=_folder(name)) for name in names]
+    cases = [
+        LEARNER_CASES.get(name) or LearnerCase(name=Path(name).name, model=_folder(name, LEARNER_CASES))
+        for name in names
+    ]
     return measure_learner(LearnerBench(cases=tuple(replace(c, rounds=rounds or c.rounds) for c in cases)))
 
 
@@ -112,9 +118,10 @@ def everything() -> int:
     return next((code for code in codes if code), 0)
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, known: Iterable[str]) -> Path:
     folder = Path(name)
     if not (folder / "config.json").is_file():
-        known = ", ".join(dict.fromkeys([*ROLLOUT_CASES, *LEARNER_CASES]))
-        raise OptionError(f"--model: expected one of {known} or a Janus checkpoint folder; got {name}; correct it")
+        raise OptionError(
+            f"--model: expected one of {', '.join(known)} or a Janus checkpoint folder; got {name}; correct it"
+        )
     return folder

@@ -214,6 +214,8 @@ class _Copy:
     def _link(self, place: Path, folder: Path) -> None:
         """Give a file of the run, which is never changed in place, a second name; copy it where that cannot be."""
         real, target = self._inside(place), folder / place
+        if target.exists():  # evaluations share pictures
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(real, target)

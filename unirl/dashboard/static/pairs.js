@@ -274,7 +274,8 @@ const askFor = (pair) => ({
 /** Have the pair ready that comes next if the reader goes on in the same direction from the one at `before`. */
 function lookAhead(before) {
   const at = found.pairs.findIndex((pair) => keyOf(pair) === shownKey);
-  const next = state.pair ? found.pairs[at + (at < before ? -1 : 1)] : null; // who follows the run sees what is new
+  // Who follows the run sees what is new: after the first pair, nothing is fetched ahead of each step.
+  const next = state.pair || before < 0 ? found.pairs[at + (at < before ? -1 : 1)] : null;
   if (!next || ahead?.key === keyOf(next)) return;
   ahead = askFor(next);
   ahead.made.catch(() => null); // asked again when it is wanted
