@@ -184,7 +184,7 @@ def test_a_condition_that_comes_to_the_other_task_is_told_again():
     for step in range(1, 10):
         data, line = healthy(step)
         for task, since in (("understanding", 2), ("generation", 4)):
-            line |= {f"reward/{task}/unjudged_fraction": 0.2 if step >= since else 0.0}
+            line = line | {f"reward/{task}/unjudged_fraction": 0.2 if step >= since else 0.0}
         found += [(alert.step, alert.since, alert.message) for alert in watch.look(data, line)[0]]
     one, other = (f"20.0% of the {task} completions could not be judged" for task in ("understanding", "generation"))
     assert found == [(2, 2, one), (4, 2, f"{one}; {other}")]

@@ -61,8 +61,8 @@ SENTINELS: tuple[Sentinel, ...] = (
     ),
     Sentinel(
         name="fallen_reward",
-        watches="Mean reward of a task over two steps, and 12 pairs: lower than in the five steps before by a quarter of "
-        "the range of rewards, and beyond chance.",
+        watches="Mean reward of a task over two steps, and 12 pairs: lower than in the five steps before by a quarter "
+        "of the range of rewards, and beyond chance.",
         normal="A rise, with ups and downs of a few hundredths.",
         why="The policy has lost what it could; checkpoints saved from now on hold it as it is.",
         remedy="Go on from before the fall with a lower learner.lr: unirl runs fork RUN NEW --step N.",
@@ -494,9 +494,9 @@ them.
  "remedy": "Run unirl verify on the checkpoint: it says which part differs. ..."}
 ```
 
-- **A condition that lasts is told when it begins**, when it comes to another task or modality, then every 100 steps, and
-  once in each new attempt of a run that is resumed, always with `since`, its first step. Three steps without it, and an
-  event `alert over` ends it.
+- **A condition that lasts is told when it begins**, when it comes to another task or modality, then every 100 steps,
+  and once in each new attempt of a run that is resumed, always with `since`, its first step. Three steps without it,
+  and an event `alert over` ends it.
 - **`monitoring.on_alert`** is `warn` or `stop`. With `stop`, the first alert that says learning has gone wrong
   (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1. Mend what it names and go on with
   `--resume RUN key=value`: as it is, the run ends again after a step. With `monitoring.on_alert=warn` it goes on
