@@ -218,7 +218,7 @@ def check_actors(run_dir):
     assert len({beat["pid"] for beat in beats.values()}) == len(beats)
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     up = {event["actor"] for event in events if event["kind"] == "actor" and event["state"] == "up"}
-    assert up == {*roles, "learner-0"}
+    assert up == {*roles, "learner-0", "pairing"}
 
 
 def test_ray_vllm_and_deepspeed_run_the_step_with_evaluation_before_and_after(folder, undisturbed, capsys):
