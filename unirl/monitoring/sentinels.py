@@ -123,7 +123,8 @@ class Sentinels:
     @property
     def ruined_since(self) -> int | None:
         """First step of what lasts and says that learning has gone wrong; None while nothing does."""
-        return min((c.since for name, c in self._conditions.items() if sentinel_of(name).stops), default=None)
+        lasting = (c.since for name, c in self._conditions.items() if sentinel_of(name).stops and not c.failed)
+        return min(lasting, default=None)
 
     def _forget_from(self, step: int) -> None:
         """A run that was resumed may make steps again: what their first making left does not count."""
