@@ -23,6 +23,8 @@ MAX_SETTINGS_BYTES = 1 << 18
 MAX_ACTORS = 1000
 RECENT_BEATS = 12
 _TAIL_BYTES = 1 << 18
+BEAT_BYTES = 1 << 13
+"""Read from the end of a file of heartbeats for the newest ones."""
 _ACTOR = re.compile(r"(?!\.)([\w.-]{1,200}?)\.jsonl", re.ASCII)
 _ROTATED = re.compile(r".*\.\d+\.jsonl")
 _CHUNK = 1 << 18
@@ -147,7 +149,8 @@ def last_beats(folder: Path) -> list[Record]:
     beats = []
     for actor in actor_names(folder):
         # A file that was just rotated may hold no line yet.
-        beat = last_record(folder, f"actors/{actor}.jsonl") or last_record(folder, f"actors/{actor}.1.jsonl")
+        names = (f"actors/{actor}.jsonl", f"actors/{actor}.1.jsonl")
+        beat = next((found for name in names for found in last_records(folder, name, BEAT_BYTES)), {})
         role = beat.get("role")
         if _time_of(beat) is not None:
             beats.append(beat | {"actor": actor, "role": role[:80] if isinstance(role, str) else ""})
@@ -158,7 +161,7 @@ def held_versions(folder: Path) -> list[tuple[float, str, int]]:
     """Unix time, actor and policy version of the newest heartbeats of each actor that holds weights, in order."""
     held = []
     for actor in actor_names(folder):
-        for beat in islice(last_records(folder, f"actors/{actor}.jsonl", 1 << 13), RECENT_BEATS):
+        for beat in islice(last_records(folder, f"actors/{actor}.jsonl", BEAT_BYTES), RECENT_BEATS):
             at, version = _time_of(beat), beat.get("policy_version")
             if at is not None and type(version) is int and 0 <= version < 1 << 31:
                 held.append((at, actor, version))

@@ -58,22 +58,23 @@ def test_newest_checkpoints_are_kept(make_learner, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keep", "ruined_since", "left"),
+    ("keep", "onsets", "left"),
     [
-        (2, None, [8, 10]),
-        (2, 7, [6, 8, 10]),
-        (2, 6, [4, 8, 10]),
-        (2, 9, [8, 10]),
-        (2, 2, [8, 10]),
-        (0, 2, [2, 4, 6, 8, 10]),
+        (2, [], [8, 10]),
+        (2, [7], [6, 8, 10]),
+        (2, [6], [4, 8, 10]),
+        (2, [9], [8, 10]),
+        (2, [2], [8, 10]),
+        (2, [2, 3, 7], [2, 6, 8, 10]),
+        (0, [2], [2, 4, 6, 8, 10]),
     ],
 )
-def test_the_newest_from_before_a_run_went_wrong_is_kept(tmp_path, keep, ruined_since, left):
+def test_the_newest_from_before_a_run_went_wrong_is_kept(tmp_path, keep, onsets, left):
     for step in (2, 4, 6, 8, 10):
         folder = tmp_path / f"step_{step:08d}"
         folder.mkdir()
         (folder / "COMMIT.json").write_text('{"files": {}}')
-    prune(tmp_path, keep, ruined_since=ruined_since)
+    prune(tmp_path, keep, onsets=onsets)
     assert [step_of(folder) for folder in committed(tmp_path)] == left
 
 

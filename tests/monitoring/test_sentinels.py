@@ -355,10 +355,50 @@ def test_while_something_is_wrong_its_first_step_is_known(run_dir):
     steps = [healthy(step) for step in range(1, 8)]
     bad = [(replace(data, learner=dict(data.learner) | {"policy/kl": 0.9}), {}) for data, _ in steps]
     harmless = (replace(steps[0][0], learner=dict(steps[0][0].learner) | {"learner/num_restarts": 1}), {})
-    assert go_on(run_dir, [harmless, steps[1]], resume=False).ruined_since is None
-    assert go_on(run_dir, [bad[2]], resume=True).ruined_since == 3
-    assert go_on(run_dir, [steps[3], steps[4]], resume=True).ruined_since == 3
-    assert go_on(run_dir, [steps[5]], resume=True).ruined_since is None
+    assert go_on(run_dir, [harmless, steps[1]], resume=False).onsets == []
+    assert go_on(run_dir, [bad[2]], resume=True).onsets == [3]
+    assert go_on(run_dir, [steps[3], steps[4], steps[5]], resume=True).onsets == [3]
+    assert [line[1] for line in alerts_of(run_dir, "alert over") if line[2] == "far_kl"] == [6]
+    assert go_on(run_dir, [bad[6]], resume=True).onsets == [3], "what comes again soon began then"
+
+
+def test_each_time_that_learning_went_wrong_counts():
+    watch = Sentinels(RULES)
+    for step in range(1, 400):
+        data, line = healthy(step)
+        far = {"policy/kl": 0.9} if step in (30, 40, 41, 300) else {}
+        flat = {"reward/generation/zero_variance_fraction": 1.0} if step > 4 else {}
+        watch.look(data, line | far | flat)
+        if step == 60:
+            assert watch.onsets == [6, 30], "an early one hides no later one, and one that flaps is one"
+    assert watch.onsets == [6, 300]
+
+
+def test_a_step_that_measures_nothing_is_no_sign_that_a_condition_is_over():
+    watch = Sentinels(RULES)
+    told = []
+    for step in range(1, 61):
+        data, line = healthy(step)
+        measured = {"policy/kl_update": 0.9 if step < 40 else 0.01} if step % 10 == 0 else {}
+        begun, over = watch.look(data, line | measured)
+        told += [(alert.step, "alert") for alert in begun] + [(alert.step, "over") for alert in over]
+    assert told == [(10, "alert"), (60, "over")]
+
+
+def test_a_sentinel_that_fails_forgets_nothing():
+    watch = Sentinels(RULES)
+    for step in range(1, 10):
+        data, line = healthy(step)
+        with pytest.MonkeyPatch.context() as patch:
+            if step == 5:
+                patch.setitem(watch._finders, "far_kl", lambda look: 1 / 0)
+            begun, over = watch.look(data, line | ({"policy/kl": 0.9} if step > 2 else {}))
+        assert [(alert.step, alert.failed) for alert in begun] == {3: [(3, False)], 5: [(5, True)]}.get(step, [])
+        assert [alert.message for alert in over] == (
+            ["sentinel far_kl failed no more; it began at step 5"] if step == 8 else []
+        )
+    assert watch._conditions["far_kl"].since == 3
+    assert watch.onsets == [3]
 
 
 def test_an_error_by_which_a_run_ends_is_an_alert_of_the_sentinel_that_refused(run_dir):

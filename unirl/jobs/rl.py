@@ -63,7 +63,7 @@ class Run:
         with self.clock.phase("save"):
             checkpoints = self.record.run_dir / "checkpoints"
             parts.learner.save(checkpoints, step, {"step": step, "pairs": parts.pairs.state()})
-            prune(checkpoints, self.config.train.keep_checkpoints, ruined_since=self.record.ruined_since)
+            prune(checkpoints, self.config.train.keep_checkpoints, onsets=self.record.onsets)
             self.record.sync()
             if parts.ahead is not None:
                 parts.ahead.sync()

@@ -133,7 +133,7 @@ class Run:
         with self.clock.phase("save"):
             checkpoints = self.record.run_dir / "checkpoints"
             ranks.save(checkpoints, step, {"step": step, "data": self.data})
-            prune(checkpoints, self.config.train.keep_checkpoints, ruined_since=self.record.ruined_since)
+            prune(checkpoints, self.config.train.keep_checkpoints, onsets=self.record.onsets)
             self.record.sync()
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -42,16 +43,16 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
-def prune(root: Path, keep: int, *, ruined_since: int | None = None) -> None:
-    """Delete all but the newest checkpoints, and but the newest from before a run went wrong.
+def prune(root: Path, keep: int, *, onsets: Sequence[int] = ()) -> None:
+    """Delete all but the newest checkpoints, and but the newest from before each time that a run went wrong.
 
     Args:
         root: folder of the run's checkpoints.
         keep: how many; 0 keeps all.
-        ruined_since: first step with which something is wrong; None while nothing is.
+        onsets: first steps with which something was wrong.
     """
     whole = committed(root) if keep else []
-    sound = [folder for folder in whole if ruined_since is not None and step_of(folder) < ruined_since][-1:]
+    sound = [found for onset in onsets for found in [own for own in whole if step_of(own) < onset][-1:]]
     for old in whole[:-keep]:
         if old not in sound:
             (old / COMMIT).unlink()

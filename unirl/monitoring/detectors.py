@@ -408,9 +408,10 @@ def fallen_reward(look: Look) -> Iterator[str]:
     """A task that was learned, and is not any more: the mean of two steps or more, against that of those before."""
     for task in TASKS:
         name = f"reward/{task}"
+        # A step of one pair has no spread: then the steps' own variation counts alone.
         columns = (name, f"{name}/spread", f"{name}/range")
-        lines = [[line[column] or 0.0 for column in columns] for line in (*look.past, look.now)
-                 if all(line.get(column) is not None for column in columns)]  # fmt: skip
+        lines = [[line.get(column) or 0.0 for column in columns] for line in (*look.past, look.now)
+                 if line.get(name) is not None and line.get(f"{name}/range") is not None]  # fmt: skip
         num_now = max(FALLEN_STEPS, math.ceil(FLAT_PAIRS / look.rules.pairs_per_step))
         before, now = lines[:-num_now][-USUAL_STEPS:], lines[-num_now:]
         if not before or look.now.get(name) is None:

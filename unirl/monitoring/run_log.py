@@ -286,9 +286,9 @@ class RunLog:
         return self.run_dir / "evaluations" / f"step_{step:06d}.json"
 
     @property
-    def ruined_since(self) -> int | None:
-        """First step with which sentinels say something is wrong that lasts; None while they do not."""
-        return None if self.sentinels is None else self.sentinels.ruined_since
+    def onsets(self) -> list[int]:
+        """Steps at which learning went wrong, by the sentinels; a checkpoint from before each is worth keeping."""
+        return [] if self.sentinels is None else self.sentinels.onsets
 
     def sync(self) -> None:
         """Make all lines so far survive a power cut; call it with each checkpoint."""

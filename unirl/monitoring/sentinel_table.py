@@ -32,6 +32,8 @@ class Sentinel:
     """Whether it ends a run with `monitoring.on_alert=stop`."""
     needs: str = "nothing"
     """What it must have seen before it can speak, also after a resume."""
+    looks_at: tuple[str, ...] = ()
+    """Metrics that not every step has, without which it knows nothing of the step."""
 
 
 _STEPS = "three steps; after a resume from metrics.jsonl"
@@ -189,6 +191,7 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="So long a step usually cannot be taken back.",
         remedy=f"Lower learner.lr or algorithm.updates_per_step; {_GO_BACK}",
         find=detectors.far_kl,
+        looks_at=("policy/kl_update",),
     ),
     Sentinel(
         name="dominating_modality",
@@ -197,6 +200,7 @@ SENTINELS: tuple[Sentinel, ...] = (
         why="Clipping and Adam follow the longer one; the other task is not trained.",
         remedy="Look at token_aggregation, the tasks' numbers of completions, and their advantages' sizes.",
         find=detectors.dominating_modality,
+        looks_at=("learner/grad_norm/understanding", "learner/grad_norm/generation"),
         sft="Gradients at the states that predict text and image codes: one 100 times shorter in two steps running, "
         "though it has a tenth of the targets and 0.1 nats to learn.",
         find_sft=sft_detectors.dominating_modality,
@@ -501,9 +505,9 @@ them.
   (`severity` is then `stop`) saves a checkpoint and ends the run with exit code 1. Mend what it names and go on with
   `--resume RUN key=value`: as it is, the run ends again after a step. With `monitoring.on_alert=warn` it goes on
   whatever is found.
-- **A checkpoint from before** the first step of such an alert is kept while it lasts, beside the newest
-  `train.keep_checkpoints`, with `warn` as with `stop`. `unirl runs fork RUN NEW --step N` goes on from there: see
-  [](survival.md).
+- **A checkpoint from before** the first step of such an alert is kept, one for each sentinel that spoke, beside the
+  newest `train.keep_checkpoints`, with `warn` as with `stop`. `unirl runs fork RUN NEW --step N` goes on from there:
+  see [](survival.md).
 - **A sentinel that fails** costs the run nothing but its opinion: one alert of severity `warn` says so, the traceback
   is in `logs/driver.log`, and the others are asked all the same.
 - **After a resume** they go on as if nothing had happened: what they compare with is read from `metrics.jsonl`,

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 REMIND_EVERY = 100
 """Steps after which a condition that lasts is told again."""
 QUIET_STEPS = 3
-"""Steps without it after which a condition is over."""
+"""Steps without it after which a condition is over; a step that lacks the metrics that told it does not count."""
+SAME_ONSET = 100
+"""Steps after which a condition that comes again is another one, for which another checkpoint is kept."""
 KEPT_LINES, FIRST_LINES = 50, 5
 TOPICS = (*TASKS, "text", "image")
 """Words by which a message says what it is about: a condition that comes to another one is told of it at once."""
@@ -46,10 +48,12 @@ class Alert:
 @dataclass(slots=True)
 class _Condition:
     since: int
-    seen: int
-    told: int | None
+    told: int | None = None
     """Step at which it was told last; None when another process told it."""
-    failed: bool = False
+    quiet: int = 0
+    """Steps since it was there."""
+    columns: tuple[str, ...] = ()
+    """Metrics without which a step says nothing of it."""
     topics: set[str] = field(default_factory=set)
     """Tasks and modalities that it was told of."""
 
@@ -74,6 +78,9 @@ class Sentinels:
         self._newest_use = 0
         """Step whose pairs were counted last."""
         self._conditions: dict[str, _Condition] = {}
+        self._failures: dict[str, _Condition] = {}
+        self._onsets: dict[str, tuple[int, int]] = {}
+        """First and last step at which a sentinel spoke that says that learning has gone wrong."""
         self._checksum = ""
         self._heldout: dict[str, str] = {}
         if run_dir is not None:
@@ -86,11 +93,15 @@ class Sentinels:
             name, step = event.get("sentinel"), event.get("step")
             if name not in self._finders or not isinstance(name, str) or not isinstance(step, int):
                 continue
+            failed = str(event.get("message")).startswith(_failure(name))
+            known = self._failures if failed else self._conditions
+            since = event.get("since", step)
             if event.get("kind") == "alert over":
-                self._conditions.pop(name, None)
+                known.pop(name, None)
             else:
-                since = event.get("since", step)
-                self._conditions[name] = _Condition(since if isinstance(since, int) else step, step, None)
+                known[name] = _Condition(since if isinstance(since, int) else step)
+            if not failed:
+                self._note_onset(name, step)
 
     def hold_out(self, samples: Iterable[UnderstandingSample | GenerationSample]) -> None:
         """Name the samples that evaluations use, so that training on them is seen."""
@@ -111,9 +122,12 @@ class Sentinels:
             repeated=lambda: self._repeated(data, used),
             leaked=lambda: self._leaked(data),
         )
-        found = {name: _ask(name, find, look) for name, find in self._finders.items()}
-        begun = [a for s in SENTINELS if s.name in found and (a := self._tell(s, data.step, *found[s.name]))]
-        over = [self._end(name, data.step) for name in self._over(data.step)]
+        begun: list[Alert] = []
+        over: list[Alert] = []
+        for name, find in self._finders.items():
+            message, failed = _ask(name, find, look)
+            begun += self._tell(name, data.step, message, metrics, failed=failed)
+            over += self._quieten(name, data.step, message, metrics, failed=failed)
         self._lines[data.step] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._checksum = data.weights_checksum
         for step in sorted(self._lines)[FIRST_LINES:-KEPT_LINES]:
@@ -121,10 +135,17 @@ class Sentinels:
         return begun, over
 
     @property
-    def ruined_since(self) -> int | None:
-        """First step of what lasts and says that learning has gone wrong; None while nothing does."""
-        lasting = (c.since for name, c in self._conditions.items() if sentinel_of(name).stops and not c.failed)
-        return min(lasting, default=None)
+    def onsets(self) -> list[int]:
+        """Steps at which what says that learning has gone wrong began, the last time of each sentinel, in order.
+
+        Also of conditions that are over: a reward that fell, and stays down, soon is what is usual.
+        """
+        return sorted({first for first, _ in self._onsets.values()})
+
+    def _note_onset(self, name: str, step: int) -> None:
+        if sentinel_of(name).stops:
+            first, last = self._onsets.get(name, (step, step))
+            self._onsets[name] = (first if step - last <= SAME_ONSET else step), step
 
     def _forget_from(self, step: int) -> None:
         """A run that was resumed may make steps again: what their first making left does not count."""
@@ -132,28 +153,38 @@ class Sentinels:
             self._checksum = ""
         self._lines = {known: line for known, line in self._lines.items() if known < step}
         self._conditions = {n: c for n, c in self._conditions.items() if c.since < step}
+        self._failures = {n: c for n, c in self._failures.items() if c.since < step}
+        self._onsets = {n: (first, min(last, step)) for n, (first, last) in self._onsets.items() if first < step}
 
-    def _tell(self, sentinel: Sentinel, step: int, message: str, failed: bool) -> Alert | None:
+    def _tell(self, name: str, step: int, message: str, metrics: Collection[str], *, failed: bool) -> list[Alert]:
+        """The alert, if there is something new to say."""
         if not message:
-            return None
-        condition = self._conditions.get(sentinel.name)
-        if condition is None or condition.failed != failed:
-            condition = self._conditions[sentinel.name] = _Condition(step, step, None, failed)
-        condition.seen = step
+            return []
+        sentinel, known = sentinel_of(name), self._failures if failed else self._conditions
+        condition = known.setdefault(name, _Condition(step))
+        condition.quiet, condition.columns = 0, tuple(column for column in sentinel.looks_at if column in metrics)
+        if not failed:
+            self._note_onset(name, step)
         topics = {word for word in TOPICS if word in message}
         if condition.told is not None and step - condition.told < REMIND_EVERY and topics <= condition.topics:
-            return None
+            return []
         condition.told = step
         condition.topics |= topics
-        return Alert(step, sentinel, message, condition.since, failed)
+        return [Alert(step, sentinel, message, condition.since, failed)]
 
-    def _over(self, step: int) -> list[str]:
-        return [n for n, c in self._conditions.items() if step - c.seen >= QUIET_STEPS]
-
-    def _end(self, name: str, step: int) -> Alert:
-        condition = self._conditions.pop(name)
-        message = f"{name} is over; it began at step {condition.since}"
-        return Alert(step, sentinel_of(name), message, condition.since)
+    def _quieten(self, name: str, step: int, message: str, metrics: Collection[str], *, failed: bool) -> list[Alert]:
+        """What is over; a sentinel that could not look says nothing of what it watches."""
+        ended = []
+        for known, words in ((self._failures, f"{_failure(name)} no more"), (self._conditions, f"{name} is over")):
+            condition = known.get(name)
+            if condition is None or failed or (message and known is self._conditions):
+                continue
+            condition.quiet += all(column in metrics for column in condition.columns)
+            if condition.quiet >= QUIET_STEPS:
+                del known[name]
+                said = f"{words}; it began at step {condition.since}"
+                ended.append(Alert(step, sentinel_of(name), said, condition.since))
+        return ended
 
     def _use(self, data: StepData) -> list[str]:
         """Count the step's pairs, and return them. Where steps are made again, all before them are counted anew."""
@@ -184,7 +215,11 @@ def _ask(name: str, find: Callable[[Look], Iterator[str]], look: Look) -> tuple[
         return "; ".join(find(look)), False
     except Exception as error:
         log.exception("step %d: sentinel %s failed", look.data.step, name)
-        return f"sentinel {name} failed: {type(error).__name__}: {error}", True
+        return f"{_failure(name)}: {type(error).__name__}: {error}", True
+
+
+def _failure(name: str) -> str:
+    return f"sentinel {name} failed"
 
 
 def _uses_before(step: int, run_dir: Path | None) -> Counter[str]:

@@ -3,6 +3,7 @@
 Workers are seen through their heartbeats: what one has done is a sign of life; that its heart beats is none.
 """
 
+import logging
 import math
 import threading
 import time
@@ -15,6 +16,8 @@ from unirl.monitoring.heartbeat import Heartbeat
 from unirl.monitoring.run_log import RunLog
 from unirl.monitoring.terminal import format_duration
 from unirl.run_files import last_beats
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 3.0
 """Times the longest wait that ended well, up to which another of its kind is waited for."""
@@ -132,8 +135,11 @@ class StallWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(self._every_s):
-            if found := self._stalls.look(self.signs(), self._now()):
-                self._on_stall("; ".join(found))
+            try:
+                if found := self._stalls.look(self.signs(), self._now()):
+                    self._on_stall("; ".join(found))
+            except OSError as error:  # a full disk ends no watch
+                log.warning("stalls: %s", error)
 
     def signs(self) -> dict[str, Sign]:
         """Signs of the driver, which moves when anyone does, and of each worker."""
