@@ -418,7 +418,8 @@ def fallen_reward(look: Look) -> Iterator[str]:
             continue
         (usual, spread, extent), (value, *_) = np.mean(before, axis=0), np.mean(now, axis=0)
         # By chance a step's mean varies as the prompts do, and at least as it did.
-        varied = float(np.std(before, axis=0, ddof=1)[0]) if len(before) > 1 else 0.0
+        changes = np.diff([value for value, *_ in lines[:-num_now]])
+        varied = float(np.sqrt(np.mean(changes**2) / 2)) if len(changes) else 0.0
         step = max(spread / math.sqrt(look.rules.pairs_per_step), varied)
         by_chance = step * math.sqrt(1 / len(before) + 1 / len(now))
         if usual - value > max(FALLEN * extent, BY_CHANCE * by_chance) > 0:
