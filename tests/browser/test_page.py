@@ -90,6 +90,46 @@ def test_filters_find_pairs(url, made, watched):
     until(page, f"document.querySelectorAll('.pair-list a').length === {flat}")
 
 
+def test_filter_fields_say_what_is_filtered(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
+    fields = {"kind": "retrieved", "zero": "1", "task": "generation"}
+    texts = {"min": "0.1", "max": "0.9", "at": "7", "text": "a"}
+
+    def shown():
+        return [page.locator(f"#filter-{name}").input_value() for name in (*fields, *texts)]
+
+    total = page.locator("#pair-count").inner_text()
+    for name, value in fields.items():
+        page.locator(f"#filter-{name}").select_option(value)
+    for name, value in texts.items():
+        page.locator(f"#filter-{name}").fill(value)
+        page.keyboard.press("Tab")
+    until(page, "location.hash.includes('text=a')")
+    page.get_by_role("button", name="Clear").click()
+    assert shown() == [""] * 7
+    until(page, f"document.getElementById('pair-count').textContent === '{total}'")
+    page.go_back()
+    until(page, "document.getElementById('filter-zero').value === '1'")
+    assert shown() == [*fields.values(), *texts.values()]
+    page.go_forward()
+    until(page, "document.getElementById('filter-zero').value === ''")
+    assert shown() == [""] * 7
+    page.get_by_label("Zero variance").select_option("1")
+    until(page, "location.hash.includes('zero=1')")
+
+
+def test_the_search_begins_while_it_is_typed_and_keeps_what_is_typed(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
+    total = page.locator("#pair-count").inner_text()
+    page.locator("#filter-text").press_sequentially("pair-7", delay=40)
+    until(page, "location.hash.includes('text=pair-7')")
+    until(page, f"document.getElementById('pair-count').textContent !== '{total}'")
+    page.locator("#filter-min").press_sequentially("0.")  # no number yet: it is not taken, and not taken away
+    page.wait_for_timeout(2500)
+    page.locator("#filter-min").press_sequentially("25")
+    assert page.locator("#filter-min").input_value() == "0.25"
+
+
 def test_beats_of_a_node_whose_clock_is_late_are_shown(tmp_path, watched):
     folder, now = make_run(tmp_path / "runs" / "one", num_steps=2, num=5), time.time()
     (folder / "actors").mkdir(exist_ok=True)
