@@ -130,6 +130,36 @@ def test_the_search_begins_while_it_is_typed_and_keeps_what_is_typed(url, watche
     assert page.locator("#filter-min").input_value() == "0.25"
 
 
+def test_only_what_is_open_is_red(tmp_path, watched):
+    folder = make_run(tmp_path / "runs" / "one", num_steps=8, num=5)
+
+    def tell(*events):
+        with (folder / "events.jsonl").open("a") as file:
+            file.writelines(json.dumps({"v": 1, "time": time.time()} | event) + "\n" for event in events)
+
+    first = {"kind": "alert", "step": 3, "since": 3, "severity": "warn", "message": "look"}
+    tell(first | {"sentinel": "far_kl", "severity": "stop"}, first | {"sentinel": "equal_images"})
+    tile = "[...document.querySelectorAll('#strip > div')].find((d) => d.innerText.startsWith('Alerts'))"
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(url)
+        assert "far_kl" in page.locator("#alerts > ul").inner_text(), "what ends the run leads"
+        assert page.evaluate(f"[{tile}.innerText.split('\\n').slice(1).join(' '), {tile}.className]") == [
+            "2 open 2 in all", "bad"
+        ]  # fmt: skip
+        tell(*({"kind": "alert over", "step": 7, "sentinel": name} for name in ("far_kl", "equal_images")))
+        until(page, f"{tile}.innerText.includes('0 open')", 15)
+        assert page.evaluate(f"{tile}.className") == ""
+        assert page.locator("#alerts > ul").count() == 0
+        page.get_by_text("Alerts: 2 over").click()
+        assert "over at step 7" in page.locator("#alerts li").first.inner_text()
+        bad = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--bad')")
+        page.evaluate(f"document.body.append(Object.assign(document.createElement('i'), {{id: 'red'}}))")
+        page.evaluate(f"document.getElementById('red').style.color = '{bad.strip()}'")
+        colours = "['#red', '#alerts b'].map((one) => getComputedStyle(document.querySelector(one)).color)"
+        assert len(set(page.evaluate(colours))) == 2
+        assert_accessible(page)
+
+
 def test_beats_of_a_node_whose_clock_is_late_are_shown(tmp_path, watched):
     folder, now = make_run(tmp_path / "runs" / "one", num_steps=2, num=5), time.time()
     (folder / "actors").mkdir(exist_ok=True)

@@ -100,7 +100,7 @@ class RunView:
         """The status strip; its "overview" is another one as soon as anything else in the overview is.
 
         Args:
-            known_alerts: how many alerts the page knows of; when there are no others, they are left out.
+            known_alerts: `num_alerts.changes` of before; when nothing changed since, alerts are left out.
         """
         with self._turn:
             self._metrics.refresh()
@@ -130,7 +130,7 @@ class RunView:
                 "version": max((version for _, _, version in held), default=self._version(None)),
                 "lag": {"max": max(lags.values(), default=None), "by_actor": lags},
                 "num_alerts": self._events.num_alerts,
-                "alerts": None if known_alerts == self._events.num_alerts else self._events.alerts,
+                "alerts": None if known_alerts == self._events.num_alerts["changes"] else self._events.alerts,
                 "cost": self._cost(running=status == "running"),
                 "skipped": self._skipped(),
             }

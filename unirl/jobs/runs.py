@@ -24,6 +24,7 @@ from unirl.evaluation.exam import ExamRow, exam_rows
 from unirl.evaluation.run_reader import RunRecord, read_run
 from unirl.jobs.run_dirs import RUNS, is_run
 from unirl.monitoring.alerts import alert_line
+from unirl.monitoring.conditions import Conditions
 from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import reduce_values
 from unirl.monitoring.run_state import state_now
@@ -102,7 +103,7 @@ def show(name: Path, *, as_json: bool) -> int:
     """
     record = _read(name)
     state = state_of(record.folder)
-    alerts = [event for event in record.events if event.get("kind") == "alert"]
+    conditions = Conditions(record.events)
     values = {metric: [value for _, value in record.series(metric)] for metric in dict.fromkeys(_SHOWN)}
     means = {metric: _first_and_last(metric, found) for metric, found in values.items() if found}
     measures = compare_evaluations(_ends(record))
@@ -112,7 +113,8 @@ def show(name: Path, *, as_json: bool) -> int:
             "metrics": means,
             "evaluations": {step: _estimates(result) for step, result in record.evaluations.items()},
             "exam": [asdict(row) for row in _exam_of_run(record)],
-            "alerts": alerts,
+            "alerts": [event for event in record.events if event.get("kind") == "alert"],
+            "num_alerts": {"open": conditions.num_open, "all": conditions.num},
             "num_bad_lines": record.num_bad_lines,
         }
         _print_json(document)
@@ -136,7 +138,10 @@ def show(name: Path, *, as_json: bool) -> int:
     first_last = [str(step) for step in list(record.evaluations)[:1] + list(record.evaluations)[1:][-1:]]
     _print_evaluations([f"step {step}" for step in first_last], measures, "evaluation, 95 % intervals")
     _print_exam(["before", "after"], _exam_of_run(record))
-    _print_table((f"last of {len(alerts)} alerts",), [(alert_line(alert),) for alert in alerts[-5:]])
+    told = [
+        (alert_line(c.alert) if c.is_open else f"over at step {c.over}: {alert_line(c.alert)}",) for c in conditions.all[:5]
+    ]
+    _print_table((f"alerts: {conditions.num_open} open, {conditions.num} in all",), told)
     return 0
 
 

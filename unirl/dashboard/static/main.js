@@ -72,7 +72,7 @@ async function refresh() {
     await context.series.load(view.names(context));
   } else {
     const { series, summary } = context;
-    const fresh = await series.load(view.names(context), summary.strip.num_alerts);
+    const fresh = await series.load(view.names(context), summary.strip.num_alerts.changes);
     if (fresh || performance.now() - stripAt > STRIP_MS) await restrip(run, fresh && series.strip);
     if (summary.strip.overview !== summary.mark) {
       await summarize(run);
@@ -92,7 +92,7 @@ async function summarize(run) {
 /** The strip alone, with alerts when there are new ones. */
 async function restrip(run, given) {
   const { strip: before } = context.summary;
-  const strip = given || (await getRun(run, "strip", { alerts: before.num_alerts })).strip;
+  const strip = given || (await getRun(run, "strip", { alerts: before.num_alerts.changes })).strip;
   context.summary.strip = { ...strip, alerts: strip.alerts ?? before.alerts };
   stripped();
 }
