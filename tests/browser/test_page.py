@@ -281,6 +281,20 @@ def test_a_lost_server_is_said_and_found_again(made, watched):
     watched.errors = [error for error in watched.errors if "ERR_CONNECTION_REFUSED" not in error]
 
 
+def test_a_run_that_is_removed_is_said_to_be_gone(made, tmp_path, watched):
+    for name in ("one", "two"):
+        shutil.copytree(made / "one", tmp_path / "runs" / name)
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
+        page.locator("[data-pair]").wait_for()
+        shutil.rmtree(tmp_path / "runs" / "one")
+        page.locator(".empty-title", has_text="This run's folder is gone").wait_for(timeout=15_000)
+        assert page.locator("#strip > div, [data-pair]").count() == 0
+        page.locator("#run").select_option("two")
+        page.locator("[data-pair]").wait_for()
+    watched.errors = [error for error in watched.errors if "404" not in error]
+
+
 def test_the_page_works_below_a_prefix(made, watched):
     with serving(made, wrap=lambda app: Starlette(routes=[Mount("/lab/runs", app)])) as url:
         page = watched.open(f"{url}lab/runs/#view=pairs&runs=one", "pairs")

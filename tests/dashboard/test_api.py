@@ -54,6 +54,17 @@ def test_a_run_that_begins_later_is_found(own_runs, finished_run, monkeypatch):
     assert ids == {"one", "two"}, "links to folders are not followed"
 
 
+def test_a_run_whose_folder_is_gone_is_said_to_be(own_runs):
+    client = ask(own_runs)
+    assert client.get("/api/run/one").status_code == 200
+    shutil.rmtree(own_runs / "one")
+    assert client.get("/api/runs").json()["runs"] == []
+    for path in ("", "/strip", "/metrics", "/pairs", "/events"):
+        answer = client.get(f"/api/run/one{path}")
+        assert (answer.status_code, "this run's folder is gone" in answer.json()["error"]) == (404, True)
+    assert "expected the id of a run" in client.get("/api/run/never").json()["error"]
+
+
 def test_only_the_runs_that_were_looked_at_last_stay_in_memory(own_runs, finished_run, monkeypatch):
     monkeypatch.setattr("unirl.dashboard.runs.MAX_HELD", 1)
     shutil.copytree(finished_run, own_runs / "two")
@@ -350,7 +361,7 @@ def test_runs_are_compared_by_settings_and_last_evaluation(own_runs):
     assert found["config"]["monitoring.pairs_every"] == {"one": 2}, "what a run lacks is not null"
     assert found["config"]["monitoring.elsewhere"] == {"two": 7}
     last = read_run(own_runs / "one").evaluations[12].estimates["generation/sampled/reward"]
-    assert found["evaluations"]["one"]["generation/sampled/reward"]["value"] == last.mean
+    assert found["evaluations"]["one"]["tasks"]["generation/sampled/reward"]["value"] == last.mean
     assert found["evaluations"]["two"] == {}
 
 

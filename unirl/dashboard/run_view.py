@@ -21,6 +21,7 @@ from unirl.dashboard.metric_table import MetricTable, as_number, plain
 from unirl.dashboard.shown_pairs import PairFilter, ShownPairs, as_list, cut_texts
 from unirl.dashboard.used_pairs import UsedPairs
 from unirl.monitoring.metrics import lookup
+from unirl.monitoring.run_facts import resume_command
 from unirl.monitoring.run_state import GONE, WRITTEN, modified, state_now
 from unirl.run_files import (
     MAX_SETTINGS_BYTES,
@@ -65,6 +66,11 @@ class RunView:
             self._evaluations = Evaluations(self.folder)
             self._fleet = Fleet(self.folder)
             self._is_warm = False
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the run directory was not removed since it was found."""
+        return (self.folder / "run.json").is_file()
 
     # What stands in the list of runs.
 
@@ -121,6 +127,7 @@ class RunView:
             return {
                 "overview": self._overview_mark(),
                 "status": status,
+                "resume": resume_command(self.folder, self._run()) if status == "killed" else None,
                 "step": step,
                 "num_steps": num_steps,
                 "eta_s": None if left is None or usual is None else round(max(0, left) * usual, 1),
@@ -199,11 +206,11 @@ class RunView:
             return self._used.similarities(step, window)
 
     def summary(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Settings, and the means of the last evaluation."""
+        """Settings, and the last evaluation: step and means; {} where there is none."""
         with self._turn:
             self._evaluations.refresh()
             evaluations = self._evaluations.all()
-            return cut_texts(self._config()), evaluations[-1]["tasks"] if evaluations else {}
+            return cut_texts(self._config()), evaluations[-1] if evaluations else {}
 
     def warm_later(self) -> None:
         """Read what will be asked for soon, once the page had time to draw what it asked for first."""

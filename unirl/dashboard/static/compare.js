@@ -1,4 +1,4 @@
-// Several runs over one another: curves, final evaluation, settings that differ.
+// Several runs over one another: curves, last evaluation, settings that differ.
 
 import { get } from "./api.js";
 import { Chart } from "./charts.js";
@@ -42,7 +42,7 @@ export const compare = {
       context.summary.metrics.length,
     ]);
     if (charts?.key !== key) build(key, context);
-    await Promise.all([draw(context), drawTables()]);
+    await Promise.all([draw(context), drawTables(context)]);
   },
   hide() {
     charts?.made.forEach((chart) => chart.destroy());
@@ -227,27 +227,32 @@ function join(each) {
   return filled.length ? window.uPlot.join(filled) : [[]];
 }
 
-async function drawTables() {
+async function drawTables(context) {
   const runs = compared();
-  const key = JSON.stringify(runs);
+  const steps = new Map(context.runs.map((run) => [run.id, run.step]));
+  const key = JSON.stringify(runs.map((run) => [run, steps.get(run)])); // a live run may have been evaluated again
   const mine = tables;
   if (mine.key === key) return;
   mine.key = key;
   const { config, evaluations } = await get("compare", { runs: runs.join(",") });
-  const tasks = [...new Set(runs.flatMap((run) => Object.keys(evaluations[run] ?? {})))].sort();
+  const tasks = [...new Set(runs.flatMap((run) => Object.keys(evaluations[run]?.tasks ?? {})))].sort();
+  const heads = runs.map((run) => {
+    const { step } = evaluations[run] ?? {};
+    return step === undefined ? `${run}, not evaluated` : `${run}, step ${step}`;
+  });
   const differing = Object.entries(config);
   mine.holder.replaceChildren(
     el(
       "section",
-      { "aria-label": "Final evaluation" },
-      el("h2", {}, "Final evaluation"),
+      { "aria-label": "Last evaluation" },
+      el("h2", {}, "Last evaluation"),
       tasks.length
         ? table(
-            "Final evaluation with 95 % intervals",
-            ["held-out", ...runs],
+            "Last evaluation with 95 % intervals",
+            ["held-out", ...heads],
             tasks.map((task) => [
               task,
-              ...runs.map((run) => (evaluations[run]?.[task] ? interval(evaluations[run][task]) : "–")),
+              ...runs.map((run) => (evaluations[run]?.tasks?.[task] ? interval(evaluations[run].tasks[task]) : "–")),
             ]),
           )
         : empty("No evaluation yet", "evaluation.enabled=true measures before the first step and after the last."),
