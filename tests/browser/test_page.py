@@ -245,6 +245,23 @@ def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):
         assert said == [["0", ""], ["0.25", "+0.25"], ["0.5", "+0.50"], ["1", "+1.00"]]
 
 
+def test_wall_time_has_a_unit_and_no_line_where_nothing_ran(tmp_path, watched):
+    folder = make_run(tmp_path / "runs" / "one", num_steps=8, num=5)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line |= {"time": 1e9 + 60 * number + (600 if number > 3 else 0), "time/step_s": 60.0, "attempt": number // 4}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=compare&runs=one&x=time", "compare")
+        page.locator(".plot canvas").first.wait_for()
+        plot = "document.querySelector('.plot').chart.plot"
+        assert page.evaluate(f"{plot}.axes[0].label()") == "minutes since the first step"
+        assert page.evaluate(f"{plot}.data[0].at(-1)") == pytest.approx(17)
+        gaps = f"{plot}.series[1]._paths.gaps.map((ends) => ends.map((at) => {plot}.posToVal(at, 'x', true)))"
+        until(page, f"{plot}.series[1]._paths?.gaps.length > 0")
+        assert page.evaluate(gaps) == [[pytest.approx(3, abs=0.1), pytest.approx(14, abs=0.1)]]
+
+
 def test_theme_and_keys_are_the_readers_choice(url, watched):
     page = watched.open(f"{url}#runs=one")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -70,7 +70,7 @@ class RunView:
     @property
     def is_there(self) -> bool:
         """Whether the run directory was not removed since it was found."""
-        return (self.folder / "run.json").is_file()
+        return (self.folder / "run.json").exists()
 
     # What stands in the list of runs.
 
@@ -156,6 +156,7 @@ class RunView:
         return found | {
             "steps": steps,
             "times": np.round(found["times"], 2).tolist(),
+            "starts": sorted(round(attempt.shown, 2) for attempt in self._metrics.attempts.values()),
             "samples": [None if per_step is None else step * per_step for step in steps],
             "values": {name: plain(values) for name, values in found["values"].items()},
         }

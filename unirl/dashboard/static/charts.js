@@ -48,6 +48,7 @@ export class Chart {
     this.marks = [];
     this.xs = [];
     this.columns = [];
+    this.breaks = [];
     this.values = lines.map(() => el("span", { class: "value" }));
     this.box = el("div", { class: "plot", role: "img" });
     this.box.style.height = `${this.options.height}px`;
@@ -85,8 +86,12 @@ export class Chart {
     resize.observe(this.box);
   }
 
-  /** `columns` one array per line beside `xs`; `marks` are {x, value, low, high, of}; `meaning` explains the metric. */
-  draw(xs, columns, { marks = [], meaning = "" } = {}) {
+  /**
+   * `columns` one array per line beside `xs`; `marks` are {x, value, low, high, of}; `meaning` explains the metric;
+   * `breaks` are stretches of x in which a line is not drawn, one list of [from, to] a line.
+   */
+  draw(xs, columns, { marks = [], meaning = "", breaks = [] } = {}) {
+    this.breaks = breaks;
     this.xs = xs;
     this.columns = columns;
     this.marks = marks;
@@ -160,6 +165,11 @@ export class Chart {
           gap: 2,
           space: 60,
           values: (_, splits) => (x === "time" ? timeTicks(splits) : ticks(splits)),
+          ...(this.options.xLabel && {
+            label: () => this.options.xLabel(),
+            labelSize: 16,
+            labelFont: "11px system-ui, sans-serif",
+          }),
           ...(x === "step" && {
             incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000],
           }),
@@ -201,7 +211,10 @@ export class Chart {
       stroke: () => colour(name, stacked ? 0.9 : 1),
       width: faint || stacked ? (stacked ? 1 : 0) : width,
       dash,
-      spanGaps: !stacked,
+      // Steps without a value are bridged; only breaks are not.
+      ...(!stacked && {
+        gaps: (plot) => (this.breaks[i] ?? []).map((ends) => ends.map((at) => plot.valToPos(at, "x", true))),
+      }),
       ...(stacked && i === 0 && { fill: () => colour(name, 0.75) }),
       points: { show: (plot, at) => !faint && isSparse(plot.data[at]), size: 5 },
     };

@@ -34,12 +34,13 @@ export function drawStrip(summary) {
   const cost = strip.cost ?? {};
   const age = el("span", { id: "age" });
   const tiles = [
-    ["Status", el("span", { class: `badge ${status}` }, status), run.reason || null],
+    ["Status", el("span", { class: `badge ${status}` }, status), strip.resume ? null : run.reason || null],
     [
       "Step",
       `${num(strip.step, 7)} / ${num(strip.num_steps, 7)}`,
       el("progress", { max: strip.num_steps || 1, value: strip.step ?? 0, "aria-label": "Steps done" }),
     ],
+    strip.resume && ["Go on with", el("code", {}, strip.resume), null, "broad"],
     ["Time left", running ? duration(strip.eta_s) : "–"],
     [running ? "Last write" : "Written", age, null, strip.stalled && "bad"],
     ["Workers", ...crew(workers, running), down && running && "warn"],
