@@ -184,7 +184,7 @@ def test_the_directory_of_a_killed_driver_opens_and_says_what_was_skipped(live, 
         page = watched.open(f"{url}#runs=live")
         assert page.locator("#strip .badge").inner_text() == "killed"
         tiles = dict(zip(*(page.locator(f"#strip {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
-        assert tiles["Time left"] == "–"
+        assert tiles["Time left"] == "\u2013"
         assert tiles["Go on with"].startswith(f"unirl train --resume {run_dir}")
         said = page.locator("#skipped").inner_text()
         page.goto(f"{url}#view=pairs&runs=live&step={first['step']}&pair={first['pair_id']}")

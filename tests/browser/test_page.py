@@ -90,6 +90,46 @@ def test_filters_find_pairs(url, made, watched):
     until(page, f"document.querySelectorAll('.pair-list a').length === {flat}")
 
 
+def test_a_link_to_no_pair_says_so_in_place_of_another_pair(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one&step=7&pair=none", "pairs")
+    page.locator(".empty-title", has_text="not shown such a pair").wait_for()
+    assert "none" in page.locator("#pair-card").inner_text()
+    assert not page.locator("#connection").is_visible()
+    page.get_by_role("button", name="Newest").click()
+    page.locator("[data-pair]").wait_for()
+    page.evaluate("location.hash = location.hash + '&step=7&pair=none'")
+    page.locator(".empty-title", has_text="not shown such a pair").wait_for()
+    assert page.locator("[data-pair]").count() == 0
+    watched.errors = [error for error in watched.errors if "404" not in error]
+
+
+def test_under_the_cursor_the_evaluation_is_that_of_then(url, watched):
+    page = watched.open(f"{url}#runs=one")
+    chart = page.locator(".plot").first
+    chart.locator("canvas").wait_for()
+    marks = page.evaluate("document.querySelector('.plot').chart.marks.map(({ value }) => value)")
+    said = page.locator(".mark .value").first
+    assert float(said.inner_text()) == pytest.approx(marks[-1], abs=0.01)
+    chart.locator(".u-over").hover(position={"x": 60, "y": 40})
+    until(page, "document.querySelector('.plot').chart.plot.cursor.idx !== null")
+    assert float(said.inner_text()) == pytest.approx(marks[0], abs=0.01)
+
+
+def test_changed_settings_are_named_among_the_events(tmp_path, watched):
+    folder = make_run(tmp_path / "runs" / "one", num_steps=2, num=5)
+    event = {
+        "kind": "settings",
+        "time": 1.0,
+        "message": "resumed with other settings",
+        "changed": {"learner.lr": [0.5, 0.25]},
+    }
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=fleet", "fleet")
+        page.get_by_text("resumed with other settings: learner.lr 0.5 → 0.25").wait_for()
+
+
 def test_filter_fields_say_what_is_filtered(url, watched):
     page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
     fields = {"kind": "retrieved", "zero": "1", "task": "generation"}
@@ -153,7 +193,7 @@ def test_only_what_is_open_is_red(tmp_path, watched):
         page.get_by_text("Alerts: 2 over").click()
         assert "over at step 7" in page.locator("#alerts li").first.inner_text()
         bad = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--bad')")
-        page.evaluate(f"document.body.append(Object.assign(document.createElement('i'), {{id: 'red'}}))")
+        page.evaluate("document.body.append(Object.assign(document.createElement('i'), {id: 'red'}))")
         page.evaluate(f"document.getElementById('red').style.color = '{bad.strip()}'")
         colours = "['#red', '#alerts b'].map((one) => getComputedStyle(document.querySelector(one)).color)"
         assert len(set(page.evaluate(colours))) == 2

@@ -188,9 +188,16 @@ def test_what_a_run_took_leaves_out_the_pause_before_it_was_resumed(unirl, runs)
     steps = [json.loads(line) for line in lines[:4]]
     start = steps[0]["time"]
     for number, line in enumerate(steps):
-        line |= {"time/step_s": 10.0, "time": start + 10 * number + (36_000 if number > 1 else 0), "attempt": number // 2}
+        line |= {
+            "time/step_s": 10.0,
+            "time": start + 10 * number + (36_000 if number > 1 else 0),
+            "attempt": number // 2,
+        }
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
-    events = [{"kind": "start", "attempt": 0, "time": start - 10}, {"kind": "resume", "attempt": 1, "time": start + 36_010}]
+    events = [
+        {"kind": "start", "attempt": 0, "time": start - 10},
+        {"kind": "resume", "attempt": 1, "time": start + 36_010},
+    ]
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     change(folder, attempt=1)
     took = {Path(run["folder"]).name: run["duration_s"] for run in json.loads(unirl("runs", "list", runs, "--json")[1])}

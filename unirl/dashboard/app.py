@@ -136,7 +136,9 @@ def _add_pairs(app: FastAPI, runs: Runs) -> None:
     def pair(request: Request, run: str, pair_id: str, step: Annotated[int, Query(ge=0, lt=1 << 53)]) -> Response:
         line = _find(runs, run).pair(step, pair_id)
         if line is None:
-            raise HTTPException(404, "expected a pair that was shown in this step; got another; see api/run/ID/pairs")
+            raise HTTPException(
+                404, "expected a pair that was shown in this step; got another; choose one in the list of pairs"
+            )
         return _answer(request, line)
 
     @app.get("/api/run/{run}/pair_history")

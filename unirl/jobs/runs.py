@@ -141,9 +141,8 @@ def show(name: Path, *, as_json: bool) -> int:
     first_last = [str(step) for step in list(record.evaluations)[:1] + list(record.evaluations)[1:][-1:]]
     _print_evaluations([f"step {step}" for step in first_last], measures, "evaluation, 95 % intervals")
     _print_exam(["before", "after"], _exam_of_run(record))
-    told = [
-        (alert_line(c.alert) if c.is_open else f"over at step {c.over}: {alert_line(c.alert)}",) for c in conditions.all[:5]
-    ]
+    told = [(alert_line(c.alert) if c.is_open else f"over at step {c.over}: {alert_line(c.alert)}",)
+            for c in conditions.all[:5]]  # fmt: skip
     _print_table((f"alerts: {conditions.num_open} open, {conditions.num} in all",), told)
     return 0
 

@@ -61,7 +61,7 @@ class Conditions:
 
     @property
     def all(self) -> list[Condition]:
-        """Open ones first: what ends the run, then the newest step, in the order told; then the others, newest first."""
+        """Open ones first: what ends the run, then the newest step, in the order told; others follow, newest first."""
         first = sorted(self._open.values(), key=lambda c: (c.rank, -(_step(c.alert) or 0)))
         return first + list(self._over)[::-1]
 

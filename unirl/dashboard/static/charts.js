@@ -292,7 +292,12 @@ export class Chart {
     };
     const { digits } = this.options;
     this.columns.forEach((column, i) => setText(this.values[i], num(at(column), digits)));
-    const mark = this.marks.at(-1);
+    const under = index === null || index === undefined ? Infinity : this.xs[index];
+    const mark = this.marks.findLast(({ x }) => x <= under);
+    if (!mark && this.marks.length) {
+      setText(this.markNote.children[1], "held-out evaluation ");
+      setText(this.markNote.lastChild, "none yet");
+    }
     if (mark) {
       const said = this.marks.filter(({ x }) => x === mark.x).map(({ of, value }) => [of, num(value)].filter(Boolean).join(" "));
       setText(this.markNote.children[1], `held-out evaluation${isKnown(mark.low) ? ", 95 % interval" : ""} `);

@@ -284,6 +284,9 @@ async function drawChosen() {
   let drawn;
   try {
     drawn = await made;
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    drawn = noSuchPair(pair);
   } finally {
     if (asked?.made === made) asked = null;
     if (ahead?.made === made) ahead = null;
@@ -293,7 +296,8 @@ async function drawChosen() {
   shownKey = key;
   dropChart();
   holder.replaceChildren(drawn);
-  if (historyOpen) drawn.querySelector(".history").open = true;
+  const past = drawn.querySelector(".history");
+  if (historyOpen && past) past.open = true;
   lookAhead(at);
 }
 
@@ -312,6 +316,12 @@ function lookAhead(before) {
   ahead = askFor(next);
   ahead.made.catch(() => null); // asked again when it is wanted
 }
+
+const noSuchPair = ({ step, pair_id: name }) =>
+  empty(
+    "This run has not shown such a pair",
+    el("span", {}, `The address asks for step ${step}, pair `, untrusted(name), ". Choose one in the list, or press Newest."),
+  );
 
 function noPairs() {
   const filtered = FILTERS.some((name) => state[name]);
