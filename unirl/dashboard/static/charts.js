@@ -259,6 +259,7 @@ export class Chart {
     }
     ctx.strokeStyle = ctx.fillStyle = colour("ink");
     ctx.lineWidth = 1.5 * ratio;
+    ctx.setLineDash([]); // the last line drawn may have been dashed
     const inset = 5 * ratio;
     for (const { x, value, low, high } of this.marks) {
       const at = plot.valToPos(x, "x", true);

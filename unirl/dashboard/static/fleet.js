@@ -267,6 +267,8 @@ function told(event) {
 }
 
 function drawEvents() {
+  const over = new Map(events.map(({ kind, sentinel }, i) => [kind === "alert over" ? sentinel : null, i]));
+  const isOpen = (event) => event.kind === "alert" && !(over.get(event.sentinel) > events.indexOf(event));
   holders.events.replaceChildren(
     events.length
       ? table(
@@ -278,7 +280,7 @@ function drawEvents() {
               clock(event.time),
               el(
                 "span",
-                { class: event.kind === "alert" || event.kind === "stall" ? "bad" : null },
+                { class: event.kind === "stall" || isOpen(event) ? "bad" : null },
                 String(event.kind ?? "–"),
               ),
               event.step ?? "–",
