@@ -169,9 +169,11 @@ def test_no_view_has_a_serious_accessibility_violation(live, watched):
 
 
 def test_the_directory_of_a_killed_driver_opens_and_says_what_was_skipped(live, watched):
-    runs, _, run = live
+    runs, address, run = live
+    page = watched.open(f"{address}#runs=live")
     os.killpg(run.pid, signal.SIGKILL)
     run.wait(20)
+    until(page, "document.querySelector('#strip .badge').innerText === 'killed'", 15)
     run_dir = runs / "live"
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     again = json.loads(lines[0]) | {"attempt": 1, "time": json.loads(lines[-1])["time"] - 86_400}

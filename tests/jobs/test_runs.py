@@ -94,6 +94,8 @@ def test_show_says_what_a_run_was_did_and_scored(unirl, runs):
     row = next(line for line in out.splitlines() if line.startswith(measure))
     low, high = (getattr(record.evaluations[12].estimates[measure], end) for end in ("low", "high"))
     assert f"[{low:.3f}, {high:.3f}] (n 40)" in row
+    assert f"unirl train --resume {runs / 'b-killed'}" in unirl("runs", "show", runs / "b-killed")[1]
+    assert "--resume" not in out
 
 
 @pytest.mark.parametrize("damage", ["run.json", "evaluations/step_000012.json"])

@@ -30,6 +30,7 @@ from unirl.monitoring.alerts import alert_line
 from unirl.monitoring.conditions import Conditions
 from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import reduce_values
+from unirl.monitoring.run_facts import resume_command
 from unirl.monitoring.run_state import state_now
 from unirl.monitoring.terminal import format_duration, step_line
 from unirl.run_files import Tail, find_runs, last_records, read_settings
@@ -131,6 +132,8 @@ def show(name: Path, *, as_json: bool) -> int:
         "where": f"{run.get('host')}, process {run.get('pid')}, commit {run.get('git_commit')}",
         "changed": " ".join(f"{k}={default_text(v[1])}" for k, v in (run.get("changed") or {}).items()) or "nothing",
     }
+    if state.status == "killed":
+        facts["go on"] = resume_command(record.folder, run)
     if record.num_bad_lines:
         facts["skipped"] = f"{record.num_bad_lines} lines that could not be read"
     sys.stdout.write("".join(f"{key:<8} {value}\n" for key, value in facts.items()))
