@@ -148,7 +148,7 @@ def test_two_runs_are_compared(live, watched):
     assert page.locator("figure:first-child .legend li").all_inner_texts()[0].startswith("live")
     table = page.get_by_role("region", name="Settings that differ").get_by_role("row", name="train.num_steps")
     assert table.inner_text().split() == ["train.num_steps", "1000", "12"]
-    evaluation = page.get_by_role("region", name="Final evaluation with 95 % intervals").first
+    evaluation = page.get_by_role("region", name="Last evaluation with 95 % intervals").first
     assert re.search(r"understanding/sampled/reward\s+\u2013\s+0\.\d+ \[0\.\d+, ", evaluation.inner_text())
     page.locator("#x-axis").select_option("time")
     until(page, "location.hash.includes('x=time')")
@@ -169,9 +169,11 @@ def test_no_view_has_a_serious_accessibility_violation(live, watched):
 
 
 def test_the_directory_of_a_killed_driver_opens_and_says_what_was_skipped(live, watched):
-    runs, _, run = live
+    runs, address, run = live
+    page = watched.open(f"{address}#runs=live")
     os.killpg(run.pid, signal.SIGKILL)
     run.wait(20)
+    until(page, "document.querySelector('#strip .badge').innerText === 'killed'", 15)
     run_dir = runs / "live"
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     again = json.loads(lines[0]) | {"attempt": 1, "time": json.loads(lines[-1])["time"] - 86_400}
@@ -183,6 +185,9 @@ def test_the_directory_of_a_killed_driver_opens_and_says_what_was_skipped(live, 
     with serving(runs) as url:
         page = watched.open(f"{url}#runs=live")
         assert page.locator("#strip .badge").inner_text() == "killed"
+        tiles = dict(zip(*(page.locator(f"#strip {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
+        assert tiles["Time left"] == "\u2013"
+        assert tiles["Go on with"].startswith(f"unirl train --resume {run_dir}")
         said = page.locator("#skipped").inner_text()
         page.goto(f"{url}#view=pairs&runs=live&step={first['step']}&pair={first['pair_id']}")
         page.locator(".und .missing").wait_for()

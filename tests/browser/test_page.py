@@ -90,6 +90,116 @@ def test_filters_find_pairs(url, made, watched):
     until(page, f"document.querySelectorAll('.pair-list a').length === {flat}")
 
 
+def test_a_link_to_no_pair_says_so_in_place_of_another_pair(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one&step=7&pair=none", "pairs")
+    page.locator(".empty-title", has_text="not shown such a pair").wait_for()
+    assert "none" in page.locator("#pair-card").inner_text()
+    assert not page.locator("#connection").is_visible()
+    page.get_by_role("button", name="Newest").click()
+    page.locator("[data-pair]").wait_for()
+    page.evaluate("location.hash = location.hash + '&step=7&pair=none'")
+    page.locator(".empty-title", has_text="not shown such a pair").wait_for()
+    assert page.locator("[data-pair]").count() == 0
+    watched.errors = [error for error in watched.errors if "404" not in error]
+
+
+def test_under_the_cursor_the_evaluation_is_that_of_then(url, watched):
+    page = watched.open(f"{url}#runs=one")
+    chart = page.locator(".plot").first
+    chart.locator("canvas").wait_for()
+    marks = page.evaluate("document.querySelector('.plot').chart.marks.map(({ value }) => value)")
+    said = page.locator(".mark .value").first
+    assert float(said.inner_text()) == pytest.approx(marks[-1], abs=0.01)
+    chart.locator(".u-over").hover(position={"x": 60, "y": 40})
+    until(page, "document.querySelector('.plot').chart.plot.cursor.idx !== null")
+    assert float(said.inner_text()) == pytest.approx(marks[0], abs=0.01)
+
+
+def test_changed_settings_are_named_among_the_events(tmp_path, watched):
+    folder = make_run(tmp_path / "runs" / "one", num_steps=2, num=5)
+    event = {
+        "kind": "settings",
+        "time": 1.0,
+        "message": "resumed with other settings",
+        "changed": {"learner.lr": [0.5, 0.25]},
+    }
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=fleet", "fleet")
+        page.get_by_text("resumed with other settings: learner.lr 0.5 → 0.25").wait_for()
+
+
+def test_filter_fields_say_what_is_filtered(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
+    fields = {"kind": "retrieved", "zero": "1", "task": "generation"}
+    texts = {"min": "0.1", "max": "0.9", "at": "7", "text": "a"}
+
+    def shown():
+        return [page.locator(f"#filter-{name}").input_value() for name in (*fields, *texts)]
+
+    total = page.locator("#pair-count").inner_text()
+    for name, value in fields.items():
+        page.locator(f"#filter-{name}").select_option(value)
+    for name, value in texts.items():
+        page.locator(f"#filter-{name}").fill(value)
+        page.keyboard.press("Tab")
+    until(page, "location.hash.includes('text=a')")
+    page.get_by_role("button", name="Clear").click()
+    assert shown() == [""] * 7
+    until(page, f"document.getElementById('pair-count').textContent === '{total}'")
+    page.go_back()
+    until(page, "document.getElementById('filter-zero').value === '1'")
+    assert shown() == [*fields.values(), *texts.values()]
+    page.go_forward()
+    until(page, "document.getElementById('filter-zero').value === ''")
+    assert shown() == [""] * 7
+    page.get_by_label("Zero variance").select_option("1")
+    until(page, "location.hash.includes('zero=1')")
+
+
+def test_the_search_begins_while_it_is_typed_and_keeps_what_is_typed(url, watched):
+    page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
+    total = page.locator("#pair-count").inner_text()
+    page.locator("#filter-text").press_sequentially("pair-7", delay=40)
+    until(page, "location.hash.includes('text=pair-7')")
+    until(page, f"document.getElementById('pair-count').textContent !== '{total}'")
+    page.locator("#filter-min").press_sequentially("0.")  # no number yet: it is not taken, and not taken away
+    page.wait_for_timeout(2500)
+    page.locator("#filter-min").press_sequentially("25")
+    assert page.locator("#filter-min").input_value() == "0.25"
+
+
+def test_only_what_is_open_is_red(tmp_path, watched):
+    folder = make_run(tmp_path / "runs" / "one", num_steps=8, num=5)
+
+    def tell(*events):
+        with (folder / "events.jsonl").open("a") as file:
+            file.writelines(json.dumps({"v": 1, "time": time.time()} | event) + "\n" for event in events)
+
+    first = {"kind": "alert", "step": 3, "since": 3, "severity": "warn", "message": "look"}
+    tell(first | {"sentinel": "far_kl", "severity": "stop"}, first | {"sentinel": "equal_images"})
+    tile = "[...document.querySelectorAll('#strip > div')].find((d) => d.innerText.startsWith('Alerts'))"
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(url)
+        assert "far_kl" in page.locator("#alerts > ul").inner_text(), "what ends the run leads"
+        assert page.evaluate(f"[{tile}.innerText.split('\\n').slice(1).join(' '), {tile}.className]") == [
+            "2 open 2 in all", "bad"
+        ]  # fmt: skip
+        tell(*({"kind": "alert over", "step": 7, "sentinel": name} for name in ("far_kl", "equal_images")))
+        until(page, f"{tile}.innerText.includes('0 open')", 15)
+        assert page.evaluate(f"{tile}.className") == ""
+        assert page.locator("#alerts > ul").count() == 0
+        page.get_by_text("Alerts: 2 over").click()
+        assert "over at step 7" in page.locator("#alerts li").first.inner_text()
+        bad = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--bad')")
+        page.evaluate("document.body.append(Object.assign(document.createElement('i'), {id: 'red'}))")
+        page.evaluate(f"document.getElementById('red').style.color = '{bad.strip()}'")
+        colours = "['#red', '#alerts b'].map((one) => getComputedStyle(document.querySelector(one)).color)"
+        assert len(set(page.evaluate(colours))) == 2
+        assert_accessible(page)
+
+
 def test_beats_of_a_node_whose_clock_is_late_are_shown(tmp_path, watched):
     folder, now = make_run(tmp_path / "runs" / "one", num_steps=2, num=5), time.time()
     (folder / "actors").mkdir(exist_ok=True)
@@ -175,6 +285,23 @@ def test_the_history_of_a_pair_shows_each_use(tmp_path, watched):
         assert said == [["0", ""], ["0.25", "+0.25"], ["0.5", "+0.50"], ["1", "+1.00"]]
 
 
+def test_wall_time_has_a_unit_and_no_line_where_nothing_ran(tmp_path, watched):
+    folder = make_run(tmp_path / "runs" / "one", num_steps=8, num=5)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line |= {"time": 1e9 + 60 * number + (600 if number > 3 else 0), "time/step_s": 60.0, "attempt": number // 4}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=compare&runs=one&x=time", "compare")
+        page.locator(".plot canvas").first.wait_for()
+        plot = "document.querySelector('.plot').chart.plot"
+        assert page.evaluate(f"{plot}.axes[0].label()") == "minutes since the first step"
+        assert page.evaluate(f"{plot}.data[0].at(-1)") == pytest.approx(17)
+        gaps = f"{plot}.series[1]._paths.gaps.map((ends) => ends.map((at) => {plot}.posToVal(at, 'x', true)))"
+        until(page, f"{plot}.series[1]._paths?.gaps.length > 0")
+        assert page.evaluate(gaps) == [[pytest.approx(3, abs=0.1), pytest.approx(14, abs=0.1)]]
+
+
 def test_theme_and_keys_are_the_readers_choice(url, watched):
     page = watched.open(f"{url}#runs=one")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -209,6 +336,20 @@ def test_a_lost_server_is_said_and_found_again(made, watched):
     with serving(made, int(url.rstrip("/").rpartition(":")[2])):
         page.locator("#connection", has_text="Connection lost").wait_for(state="hidden", timeout=10_000)
     watched.errors = [error for error in watched.errors if "ERR_CONNECTION_REFUSED" not in error]
+
+
+def test_a_run_that_is_removed_is_said_to_be_gone(made, tmp_path, watched):
+    for name in ("one", "two"):
+        shutil.copytree(made / "one", tmp_path / "runs" / name)
+    with serving(tmp_path / "runs") as url:
+        page = watched.open(f"{url}#view=pairs&runs=one", "pairs")
+        page.locator("[data-pair]").wait_for()
+        shutil.rmtree(tmp_path / "runs" / "one")
+        page.locator(".empty-title", has_text="This run's folder is gone").wait_for(timeout=15_000)
+        assert page.locator("#strip > div, [data-pair]").count() == 0
+        page.locator("#run").select_option("two")
+        page.locator("[data-pair]").wait_for()
+    watched.errors = [error for error in watched.errors if "404" not in error]
 
 
 def test_the_page_works_below_a_prefix(made, watched):

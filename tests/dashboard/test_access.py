@@ -111,6 +111,28 @@ def test_a_prefix_without_its_slash_leads_to_the_page(finished_runs, token):
     assert client.get("/proxy/8000/api/runs/", follow_redirects=False).status_code == 404
 
 
+@pytest.mark.parametrize("prefix", ["", "/proxy/8000"])
+def test_with_a_prefix_the_page_and_its_parts_are_there_with_and_without_it(finished_runs, prefix):
+    client = ask(finished_runs, root_path="/proxy/8000/")
+    for path in ("/", "/static/main.js", "/static/vendor/uPlot.min.css", "/api/runs", "/api/run/grid~1seed~00/strip"):
+        assert client.get(prefix + path).status_code == 200, path
+    assert client.get("/proxy/80001/api/runs").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--root-path", "pre/fix"], "write --root-path /pre/fix"), (["--host", "no.such.invalid"], "leave it out")],
+)
+def test_an_address_that_cannot_be_is_refused_in_a_line(finished_runs, capsys, options, said):
+    with pytest.raises(SystemExit) as end:
+        main(["dashboard", str(finished_runs), "--token", "x", *options])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"unirl: error: {' '.join(options)}: expected")
+    assert said in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("host", "yes"),
     [("127.0.0.1", True), ("127.0.0.2", True), ("127.255.255.254", True), ("128.0.0.1", False), ("localhost", True),
@@ -155,6 +177,7 @@ def test_the_command_serves_and_never_tells_its_token(finished_runs, monkeypatch
     lines = [server.stdout.readline() for _ in range(4)]
     port = int(lines[1].split(":")[2].split("/")[0])
     assert f"ssh -L {port}:127.0.0.1:{port}" in lines[2]
+    assert f"http://127.0.0.1:{port}/?token=TOKEN" in lines[2]
     request = urllib.request.Request(f"http://127.0.0.1:{port}/api/runs", headers={"Authorization": f"Bearer {TOKEN}"})
     assert b"grid/seed~0" in wait_for(request)
     wait_for(f"http://127.0.0.1:{port}/?token={TOKEN}")

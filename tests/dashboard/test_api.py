@@ -11,6 +11,7 @@ from tests.monitoring.made_run import make_config, make_step
 from unirl.config import flatten
 from unirl.dashboard.runs import quoted
 from unirl.evaluation.run_reader import read_run
+from unirl.monitoring.conditions import Conditions
 from unirl.monitoring.run_log import RunLog
 
 RUN = "/api/run/grid~1seed~00"
@@ -19,7 +20,8 @@ RUN = "/api/run/grid~1seed~00"
 def test_runs_are_listed_by_their_path_below_the_folder(client, finished_run):
     (row,) = client.get("/api/runs").json()["runs"]
     assert row.pop("updated") == (finished_run / "run.json").stat().st_mtime
-    assert row.pop("num_alerts") == sum(event["kind"] == "alert" for event in read_run(finished_run).events)
+    conditions = Conditions(read_run(finished_run).events)
+    assert row.pop("num_alerts") == {"open": conditions.num_open, "all": conditions.num, "changes": conditions.changes}
     assert row == {"id": "grid/seed~0", "status": "finished", "stalled": False, "step": 12, "num_steps": 12}
 
 
@@ -50,6 +52,17 @@ def test_a_run_that_begins_later_is_found(own_runs, finished_run, monkeypatch):
     (own_runs / "linked").symlink_to(finished_run)
     ids = {row["id"] for row in client.get("/api/runs").json()["runs"]}
     assert ids == {"one", "two"}, "links to folders are not followed"
+
+
+def test_a_run_whose_folder_is_gone_is_said_to_be(own_runs):
+    client = ask(own_runs)
+    assert client.get("/api/run/one").status_code == 200
+    shutil.rmtree(own_runs / "one")
+    assert client.get("/api/runs").json()["runs"] == []
+    for path in ("", "/strip", "/metrics", "/pairs", "/events"):
+        answer = client.get(f"/api/run/one{path}")
+        assert (answer.status_code, "this run's folder is gone" in answer.json()["error"]) == (404, True)
+    assert "expected the id of a run" in client.get("/api/run/never").json()["error"]
 
 
 def test_only_the_runs_that_were_looked_at_last_stay_in_memory(own_runs, finished_run, monkeypatch):
@@ -90,9 +103,9 @@ def test_the_overview_says_what_the_files_say(client, finished_run):
     assert set(found["skipped"].values()) == {0}
     strip = found["strip"]
     assert (strip["step"], strip["num_steps"], strip["eta_s"], strip["stalled"]) == (12, 12, None, False)
-    alerts = [event for event in record.events if event["kind"] == "alert"]
-    assert strip["num_alerts"] == len(alerts)
-    assert strip["alerts"] == alerts[-20:]
+    conditions = Conditions(record.events)
+    assert strip["num_alerts"]["all"] == conditions.num
+    assert strip["alerts"] == [dict(c.alert) | {"over": c.over, "told": c.num_told} for c in conditions.all[:20]]
     assert client.get(f"{RUN}/strip").json()["strip"].keys() == strip.keys()
 
 
@@ -148,7 +161,7 @@ def test_a_poll_needs_no_names_and_brings_the_strip_with_a_step(own_runs):
     more = client.get(poll + first["cursor"]).json()
     assert more["values"] == {"reward/understanding": [0.25], "learner/loss": [None]}
     assert client.get(poll + other["cursor"]).json()["values"] == {"learner/lr": [0.5]}
-    assert (more["strip"]["step"], more["strip"]["num_alerts"], more["strip"]["alerts"]) == (13, 0, None)
+    assert (more["strip"]["step"], more["strip"]["num_alerts"]["all"], more["strip"]["alerts"]) == (13, 0, None)
     for lost in ("x.3.y", first["cursor"].rpartition(".")[0], f"{first['cursor']}x"):
         assert client.get(poll + lost).json()["reset"] is True
 
@@ -156,9 +169,23 @@ def test_a_poll_needs_no_names_and_brings_the_strip_with_a_step(own_runs):
 def test_alerts_come_when_there_are_others(own_runs):
     client, alert = ask(own_runs), {"kind": "alert", "message": "look"}
     add_lines(own_runs / "one" / "events.jsonl", alert, alert)
-    assert client.get("/api/run/one/strip?alerts=1").json()["strip"]["alerts"] == [alert, alert]
+    told = client.get("/api/run/one/strip?alerts=1").json()["strip"]["alerts"]
+    assert told == [alert | {"over": None, "told": 1}] * 2
     strip = client.get("/api/run/one/strip?alerts=2").json()["strip"]
-    assert (strip["num_alerts"], strip["alerts"]) == (2, None)
+    assert (strip["num_alerts"], strip["alerts"]) == ({"open": 2, "all": 2, "changes": 2}, None)
+
+
+def test_an_alert_that_is_over_is_open_no_more(own_runs):
+    client, events = ask(own_runs), own_runs / "one" / "events.jsonl"
+    alert = {"kind": "alert", "step": 4, "since": 4, "severity": "warn", "message": "look"}
+    add_lines(events, alert | {"sentinel": "far_kl"}, alert | {"sentinel": "equal_images", "severity": "stop"})
+    add_lines(events, {"kind": "checkpoint", "step": 4}, {"kind": "resume"}, alert | {"sentinel": "far_kl", "step": 5})
+    assert client.get("/api/runs").json()["runs"][0]["num_alerts"]["open"] == 2
+    add_lines(events, {"kind": "alert over", "sentinel": "far_kl", "step": 8})
+    strip = client.get("/api/run/one/strip?alerts=3").json()["strip"]
+    assert (strip["num_alerts"]["open"], strip["num_alerts"]["all"]) == (1, 2)
+    told = [(one["sentinel"], one["over"], one["told"]) for one in strip["alerts"]]
+    assert told == [("equal_images", None, 1), ("far_kl", 8, 2)]
 
 
 def test_the_strip_says_when_the_overview_is_another(own_runs):
@@ -334,7 +361,7 @@ def test_runs_are_compared_by_settings_and_last_evaluation(own_runs):
     assert found["config"]["monitoring.pairs_every"] == {"one": 2}, "what a run lacks is not null"
     assert found["config"]["monitoring.elsewhere"] == {"two": 7}
     last = read_run(own_runs / "one").evaluations[12].estimates["generation/sampled/reward"]
-    assert found["evaluations"]["one"]["generation/sampled/reward"]["value"] == last.mean
+    assert found["evaluations"]["one"]["tasks"]["generation/sampled/reward"]["value"] == last.mean
     assert found["evaluations"]["two"] == {}
 
 

@@ -94,6 +94,8 @@ def test_show_says_what_a_run_was_did_and_scored(unirl, runs):
     row = next(line for line in out.splitlines() if line.startswith(measure))
     low, high = (getattr(record.evaluations[12].estimates[measure], end) for end in ("low", "high"))
     assert f"[{low:.3f}, {high:.3f}] (n 40)" in row
+    assert f"unirl train --resume {runs / 'b-killed'}" in unirl("runs", "show", runs / "b-killed")[1]
+    assert "--resume" not in out
 
 
 @pytest.mark.parametrize("damage", ["run.json", "evaluations/step_000012.json"])
@@ -176,6 +178,32 @@ def test_a_run_without_an_evaluation_is_compared_by_its_settings(unirl, runs):
     document = json.loads(unirl("runs", "compare", runs / "b-killed", runs / "a-finished", "--json")[1])
     assert document["settings"] == {}
     assert all(row["estimates"][0] is None and row["differences"] == [None] for row in document["evaluation"])
+    assert document["evaluated_at"] == {"b-killed": None, "a-finished": 12}
+    out = unirl("runs", "compare", runs / "b-killed", runs / "a-finished")[1]
+    assert "b-killed has no evaluation" in out
+    assert "different held-out items" not in out
+    assert "a-finished, step 12" in out
+
+
+def test_what_a_run_took_leaves_out_the_pause_before_it_was_resumed(unirl, runs):
+    folder, lines = runs / "b-killed", (runs / "b-killed" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines[:4]]
+    start = steps[0]["time"]
+    for number, line in enumerate(steps):
+        line |= {
+            "time/step_s": 10.0,
+            "time": start + 10 * number + (36_000 if number > 1 else 0),
+            "attempt": number // 2,
+        }
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    events = [
+        {"kind": "start", "attempt": 0, "time": start - 10},
+        {"kind": "resume", "attempt": 1, "time": start + 36_010},
+    ]
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    change(folder, attempt=1)
+    took = {Path(run["folder"]).name: run["duration_s"] for run in json.loads(unirl("runs", "list", runs, "--json")[1])}
+    assert took["b-killed"] == pytest.approx(10 + 10 + 10 + 10)
 
 
 def test_compare_wants_two(unirl, runs):

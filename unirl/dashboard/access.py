@@ -72,7 +72,7 @@ class Access:
 
         refusal = self._refusal(scope)
         if refusal is None:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(self._without_prefix(scope), receive, send_with_headers)
             return
         status, headers, body = refusal
         headers = [*headers, (b"content-length", str(len(body)).encode())]
@@ -100,6 +100,11 @@ class Access:
             return self._slash(scope)
         return _error(401, "expected the dashboard's token; got none, or another one; open the page once as "
                       "/?token=TOKEN, or send it as Authorization: Bearer")  # fmt: skip
+
+    def _without_prefix(self, scope: Scope) -> Scope:
+        """The request as it would be without a proxy; one that came past the proxy is so already."""
+        prefix, path = self._pages[1], scope["path"]
+        return {**scope, "path": path.removeprefix(prefix)} if prefix and path.startswith(f"{prefix}/") else scope
 
     def _slash(self, scope: Scope) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
         """Where the page lies when its prefix was asked for without the slash, against which its addresses are told."""

@@ -41,13 +41,13 @@ def create_app(runs_dir: Path, token: str | None = None, *, root_path: str = "")
     Args:
         runs_dir: folder of runs at any depth down to 4, or a run.
         token: asked of everybody; None answers requests to loopback names only.
-        root_path: prefix that a proxy in front leaves in the paths.
+        root_path: prefix that a proxy in front leaves in the paths; they are answered without it too.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
     runs = Runs(runs_dir)
-    app = FastAPI(openapi_url=None, root_path=root_path, lifespan=_few_threads, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, lifespan=_few_threads, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(Exception, _server_error)
@@ -136,7 +136,9 @@ def _add_pairs(app: FastAPI, runs: Runs) -> None:
     def pair(request: Request, run: str, pair_id: str, step: Annotated[int, Query(ge=0, lt=1 << 53)]) -> Response:
         line = _find(runs, run).pair(step, pair_id)
         if line is None:
-            raise HTTPException(404, "expected a pair that was shown in this step; got another; see api/run/ID/pairs")
+            raise HTTPException(
+                404, "expected a pair that was shown in this step; got another; choose one in the list of pairs"
+            )
         return _answer(request, line)
 
     @app.get("/api/run/{run}/pair_history")
@@ -193,7 +195,10 @@ async def _few_threads(_: FastAPI) -> AsyncIterator[None]:
 
 
 def _find(runs: Runs, name: str) -> RunView:
-    view = runs.find(name)
+    try:
+        view = runs.find(name)
+    except FileNotFoundError as error:
+        raise HTTPException(404, str(error)) from error
     if view is None:
         raise HTTPException(404, "expected the id of a run; got another; see api/runs")
     return view
@@ -209,7 +214,7 @@ def _compare(views: dict[str, RunView]) -> dict[str, Any]:
         for key, row in rows.items()
         if len(row) < len(found) or len({json.dumps(value) for value in row.values()}) > 1
     }
-    return {"config": differing, "evaluations": {name: tasks for name, (_, tasks) in found.items()}}
+    return {"config": differing, "evaluations": {name: last for name, (_, last) in found.items()}}
 
 
 def _answer(request: Request, document: object, background: BackgroundTask | None = None) -> Response:

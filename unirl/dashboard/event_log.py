@@ -2,13 +2,13 @@
 
 import secrets
 from array import array
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unirl.dashboard.metric_table import as_number
 from unirl.dashboard.shown_pairs import cut_texts
+from unirl.monitoring.conditions import Conditions
 from unirl.run_files import Record, Tail, parse
 
 NUM_ALERTS = 20
@@ -21,8 +21,7 @@ MAX_TEXT = 2000
 class _Facts:
     offsets: array = field(default_factory=lambda: array("q"))
     lengths: array = field(default_factory=lambda: array("q"))
-    alerts: deque[Record] = field(default_factory=lambda: deque(maxlen=NUM_ALERTS))
-    num_alerts: int = 0
+    conditions: Conditions = field(default_factory=Conditions)
     attempts: dict[int, tuple[float, float]] = field(default_factory=dict)
     scaled: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
@@ -50,9 +49,8 @@ class EventLog:
         attempt, time = record.get("attempt"), as_number(record.get("time"))
         if type(attempt) is int and time is not None:
             facts.attempts[attempt] = (facts.attempts.get(attempt, (time, time))[0], time)
-        if kind == "alert":
-            facts.num_alerts += 1
-            facts.alerts.append(cut_texts(record, MAX_TEXT))
+        if kind in ("alert", "alert over", "checkpoint", "resume"):
+            facts.conditions.add(cut_texts(record, MAX_TEXT))
         elif kind == "scale" and isinstance(record.get("workers"), dict):
             facts.scaled = {str(role): n for role, n in record["workers"].items() if type(n) is int}
         elif kind in ("restart", "actor") and record.get("state") in (None, "restart"):
@@ -61,14 +59,15 @@ class EventLog:
                 facts.restarts[actor] = facts.restarts.get(actor, 0) + 1
 
     @property
-    def num_alerts(self) -> int:
-        """Alerts so far."""
-        return self._facts.num_alerts
+    def num_alerts(self) -> dict[str, int]:
+        """Conditions that were told: how many are open, how many there were, and a number that changes with any."""
+        found = self._facts.conditions
+        return {"open": found.num_open, "all": found.num, "changes": found.changes}
 
     @property
     def alerts(self) -> list[Record]:
-        """The last of them."""
-        return list(self._facts.alerts)
+        """What told each of them last, gravest and newest first; "over" is the step of its end, None while open."""
+        return [dict(c.alert) | {"over": c.over, "told": c.num_told} for c in self._facts.conditions.all[:NUM_ALERTS]]
 
     @property
     def attempts(self) -> dict[int, tuple[float, float]]:

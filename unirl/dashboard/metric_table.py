@@ -34,6 +34,8 @@ class Attempt:
     first: float
     """Unix time of its first line."""
     last: float
+    shown: float
+    """Time of the first one as the curves have it."""
     seconds: float = 0.0
     """Between them, jumps of the clock left out."""
 
@@ -228,7 +230,7 @@ class MetricTable:
                 shown = expected
         rows.times.append(shown)
         if attempt is None:
-            rows.attempts[number] = Attempt(time, time)
+            rows.attempts[number] = Attempt(time, time, shown)
         else:
             attempt.seconds += shown - (before or shown)
             attempt.last = time

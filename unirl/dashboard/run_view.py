@@ -21,6 +21,7 @@ from unirl.dashboard.metric_table import MetricTable, as_number, plain
 from unirl.dashboard.shown_pairs import PairFilter, ShownPairs, as_list, cut_texts
 from unirl.dashboard.used_pairs import UsedPairs
 from unirl.monitoring.metrics import lookup
+from unirl.monitoring.run_facts import resume_command
 from unirl.monitoring.run_state import GONE, WRITTEN, modified, state_now
 from unirl.run_files import (
     MAX_SETTINGS_BYTES,
@@ -66,6 +67,11 @@ class RunView:
             self._fleet = Fleet(self.folder)
             self._is_warm = False
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the run directory was not removed since it was found."""
+        return (self.folder / "run.json").exists()
+
     # What stands in the list of runs.
 
     def brief(self) -> dict[str, Any]:
@@ -100,7 +106,7 @@ class RunView:
         """The status strip; its "overview" is another one as soon as anything else in the overview is.
 
         Args:
-            known_alerts: how many alerts the page knows of; when there are no others, they are left out.
+            known_alerts: `num_alerts.changes` of before; when nothing changed since, alerts are left out.
         """
         with self._turn:
             self._metrics.refresh()
@@ -121,6 +127,7 @@ class RunView:
             return {
                 "overview": self._overview_mark(),
                 "status": status,
+                "resume": resume_command(self.folder, self._run()) if status == "killed" else None,
                 "step": step,
                 "num_steps": num_steps,
                 "eta_s": None if left is None or usual is None else round(max(0, left) * usual, 1),
@@ -130,7 +137,7 @@ class RunView:
                 "version": max((version for _, _, version in held), default=self._version(None)),
                 "lag": {"max": max(lags.values(), default=None), "by_actor": lags},
                 "num_alerts": self._events.num_alerts,
-                "alerts": None if known_alerts == self._events.num_alerts else self._events.alerts,
+                "alerts": None if known_alerts == self._events.num_alerts["changes"] else self._events.alerts,
                 "cost": self._cost(running=status == "running"),
                 "skipped": self._skipped(),
             }
@@ -149,6 +156,7 @@ class RunView:
         return found | {
             "steps": steps,
             "times": np.round(found["times"], 2).tolist(),
+            "starts": sorted(round(attempt.shown, 2) for attempt in self._metrics.attempts.values()),
             "samples": [None if per_step is None else step * per_step for step in steps],
             "values": {name: plain(values) for name, values in found["values"].items()},
         }
@@ -199,11 +207,11 @@ class RunView:
             return self._used.similarities(step, window)
 
     def summary(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Settings, and the means of the last evaluation."""
+        """Settings, and the last evaluation: step and means; {} where there is none."""
         with self._turn:
             self._evaluations.refresh()
             evaluations = self._evaluations.all()
-            return cut_texts(self._config()), evaluations[-1]["tasks"] if evaluations else {}
+            return cut_texts(self._config()), evaluations[-1] if evaluations else {}
 
     def warm_later(self) -> None:
         """Read what will be asked for soon, once the page had time to draw what it asked for first."""

@@ -44,6 +44,7 @@ class Runs:
         self._turn = threading.Lock()
         self._views: dict[str, RunView] = {}
         self._segments: dict[str, str] = {}
+        self._seen: dict[str, None] = {}  # segments that were asked for and found
         self._held: OrderedDict[str, RunView] = OrderedDict()
         self._looked = float("-inf")
         self._look()
@@ -52,18 +53,27 @@ class Runs:
         """Id and state of each run, the newest first."""
         with self._turn:
             self._look()
-            views = list(self._views.items())
+            views = [(name, view) for name, view in self._views.items() if view.is_there]
         rows = [{"id": name} | view.brief() for name, view in views]
         return sorted(rows, key=lambda row: row["updated"] or 0.0, reverse=True)
 
     def find(self, segment: str) -> RunView | None:
-        """The run that a segment of a path names; see `quoted`."""
+        """The run that a segment of a path names, see `quoted`; None when there is none.
+
+        Raises:
+            FileNotFoundError: there was one, and its folder is gone.
+        """
         with self._turn:
             if segment not in self._segments:
                 self._look()
             name = self._segments.get(segment)
+            if segment in self._seen and (name is None or not self._views[name].is_there):
+                raise FileNotFoundError("expected a run's folder; got none: this run's folder is gone; choose another")
             if name is None:
                 return None
+            self._seen[segment] = None
+            if len(self._seen) > MAX_RUNS:
+                del self._seen[next(iter(self._seen))]
             view = self._held[name] = self._views[name]
             self._held.move_to_end(name)
             idle = self._held.popitem(last=False)[1] if len(self._held) > MAX_HELD else None

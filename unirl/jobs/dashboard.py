@@ -16,8 +16,8 @@ from unirl.dashboard.app import create_app
 _M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
 
 
-class OpenAddressError(ValueError):
-    """Everybody who reaches the address could read the runs."""
+class AddressError(ValueError):
+    """The dashboard cannot be served there, or everybody who reaches the address could read the runs."""
 
     exit_code = 2  # the command line's code for usage
 
@@ -36,14 +36,19 @@ def main(
         open_page: open it in a browser here.
 
     Raises:
-        OpenAddressError: an address beyond loopback without a token.
+        AddressError: an address beyond loopback without a token, an unknown host, or a prefix without its slash.
         FileNotFoundError: there is no such folder.
         OSError: the address is taken, or is not this machine's.
     """
     if not token and not is_loopback(host):
-        raise OpenAddressError(
+        raise AddressError(
             f"--host {host}: expected a token, since anyone who reaches it could read every run; got none; set "
             "UNIRL_DASHBOARD_TOKEN, or listen on 127.0.0.1 and use the ssh line that is printed"
+        )
+    if root_path and not root_path.startswith("/"):
+        raise AddressError(
+            f"--root-path {root_path}: expected a prefix that begins with a slash, as it stands in the address; got "
+            f"none there; write --root-path /{root_path}"
         )
     _keep_one_heap()
     app = create_app(runs_dir, token or None, root_path=root_path.rstrip("/"))
@@ -62,7 +67,13 @@ def main(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise AddressError(
+            f"--host {host}: expected an address or a name of this machine; got one that nobody knows "
+            f"({error.strerror}); leave it out for 127.0.0.1"
+        ) from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,10 +96,11 @@ def _keep_one_heap() -> None:
 
 
 def _banner(runs_dir: Path, url: str, port: int, *, with_token: bool) -> str:
+    query = "?token=TOKEN, with the token that was set" if with_token else ""
     lines = [
         f"runs       {runs_dir}",
-        f"dashboard  {url}" + ("?token=TOKEN, with the token that was set" if with_token else ""),
-        f"elsewhere  ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}, then open http://127.0.0.1:{port}/",
+        f"dashboard  {url}{query}",
+        f"elsewhere  ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}, then open http://127.0.0.1:{port}/{query}",
         "stop       Ctrl-C",
     ]
     return "\n".join(lines) + "\n"

@@ -17,6 +17,9 @@ from statistics import median
 from typing import Any
 
 from unirl.config import default_text
+from unirl.dashboard.cost import spent_s
+from unirl.dashboard.event_log import EventLog
+from unirl.dashboard.metric_table import MetricTable
 from unirl.data.atomic import DataError
 from unirl.evaluation.comparison import ComparedMeasure, compare_evaluations
 from unirl.evaluation.evaluate import Estimate, EvaluationResult
@@ -24,8 +27,10 @@ from unirl.evaluation.exam import ExamRow, exam_rows
 from unirl.evaluation.run_reader import RunRecord, read_run
 from unirl.jobs.run_dirs import RUNS, is_run
 from unirl.monitoring.alerts import alert_line
+from unirl.monitoring.conditions import Conditions
 from unirl.monitoring.folder_lock import is_locked
 from unirl.monitoring.metrics import reduce_values
+from unirl.monitoring.run_facts import resume_command
 from unirl.monitoring.run_state import state_now
 from unirl.monitoring.terminal import format_duration, step_line
 from unirl.run_files import Tail, find_runs, last_records, read_settings
@@ -64,7 +69,7 @@ class RunState:
     num_steps: int | None
     """None where nobody knows yet."""
     duration_s: float
-    """From the first start to the last sign of life, pauses included."""
+    """From the first start to the last sign of life; pauses before it was resumed do not count."""
     last: dict[str, float]
     """Headline metrics, means over the last five steps."""
 
@@ -102,7 +107,7 @@ def show(name: Path, *, as_json: bool) -> int:
     """
     record = _read(name)
     state = state_of(record.folder)
-    alerts = [event for event in record.events if event.get("kind") == "alert"]
+    conditions = Conditions(record.events)
     values = {metric: [value for _, value in record.series(metric)] for metric in dict.fromkeys(_SHOWN)}
     means = {metric: _first_and_last(metric, found) for metric, found in values.items() if found}
     measures = compare_evaluations(_ends(record))
@@ -112,7 +117,8 @@ def show(name: Path, *, as_json: bool) -> int:
             "metrics": means,
             "evaluations": {step: _estimates(result) for step, result in record.evaluations.items()},
             "exam": [asdict(row) for row in _exam_of_run(record)],
-            "alerts": alerts,
+            "alerts": [event for event in record.events if event.get("kind") == "alert"],
+            "num_alerts": {"open": conditions.num_open, "all": conditions.num},
             "num_bad_lines": record.num_bad_lines,
         }
         _print_json(document)
@@ -126,6 +132,8 @@ def show(name: Path, *, as_json: bool) -> int:
         "where": f"{run.get('host')}, process {run.get('pid')}, commit {run.get('git_commit')}",
         "changed": " ".join(f"{k}={default_text(v[1])}" for k, v in (run.get("changed") or {}).items()) or "nothing",
     }
+    if state.status == "killed":
+        facts["go on"] = resume_command(record.folder, run)
     if record.num_bad_lines:
         facts["skipped"] = f"{record.num_bad_lines} lines that could not be read"
     sys.stdout.write("".join(f"{key:<8} {value}\n" for key, value in facts.items()))
@@ -136,12 +144,14 @@ def show(name: Path, *, as_json: bool) -> int:
     first_last = [str(step) for step in list(record.evaluations)[:1] + list(record.evaluations)[1:][-1:]]
     _print_evaluations([f"step {step}" for step in first_last], measures, "evaluation, 95 % intervals")
     _print_exam(["before", "after"], _exam_of_run(record))
-    _print_table((f"last of {len(alerts)} alerts",), [(alert_line(alert),) for alert in alerts[-5:]])
+    told = [(alert_line(c.alert) if c.is_open else f"over at step {c.over}: {alert_line(c.alert)}",)
+            for c in conditions.all[:5]]  # fmt: skip
+    _print_table((f"alerts: {conditions.num_open} open, {conditions.num} in all",), told)
     return 0
 
 
 def compare(names: Sequence[Path], *, as_json: bool) -> int:
-    """Print how runs differ: settings, final evaluation, and what further ones gain over the first; the exit code.
+    """Print how runs differ: settings, last evaluation, and what further ones gain over the first; the exit code.
 
     Raises:
         DataError: no run, or a damaged one.
@@ -151,21 +161,21 @@ def compare(names: Sequence[Path], *, as_json: bool) -> int:
     measures = compare_evaluations([_ends(record)[-1] for record in records])
     exams = {number: _exam_between(records[0], other) for number, other in enumerate(records[1:], 1)}
     labels = _labels(records)
+    steps = [max(record.evaluations, default=None) for record in records]
     if as_json:
         document = {
             "runs": [str(record.folder) for record in records],
             "settings": settings,
+            "evaluated_at": dict(zip(labels, steps, strict=True)),
             "evaluation": [asdict(measure) for measure in measures],
             "exam": {labels[number]: [asdict(row) for row in rows] for number, rows in exams.items() if rows},
         }
         _print_json(document)
         return 0
     _print_table(("setting", *labels), [(key, *values) for key, values in settings.items()])
-    _print_evaluations(labels, measures, "final evaluation, 95 % intervals")
-    if measures and not any(any(measure.differences) for measure in measures):
-        sys.stdout.write(
-            "the runs were evaluated on different held-out items: their difference has no paired interval\n"
-        )
+    _print_evaluations(labels, measures, "last evaluation, 95 % intervals", steps)
+    if measures:
+        _print_what_has_no_difference(labels, measures, steps)
     for number, rows in exams.items():
         _print_exam([labels[0], labels[number]], rows)
     if not settings and not measures:
@@ -243,9 +253,17 @@ def state_of(folder: Path) -> RunState:
         created=created,
         step=lines[-1]["step"] if lines else 0,
         num_steps=run.get("num_steps") or settings.get("train.num_steps"),
-        duration_s=max(ends) - ends[0] if ends[0] else 0.0,
+        duration_s=_resumed_s(folder) if run.get("attempt") else max(ends) - ends[0] if ends[0] else 0.0,
         last={name: reduce_values(name, found) for name, found in values.items() if found},
     )
+
+
+def _resumed_s(folder: Path) -> float:
+    """Seconds that all starts of a run took."""
+    events, metrics = EventLog(folder), MetricTable(folder)
+    events.refresh()
+    metrics.refresh()
+    return spent_s(events.attempts, metrics.attempts)
 
 
 def find_run(name: Path) -> Path:
@@ -340,8 +358,26 @@ def _labels(records: Sequence[RunRecord]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(record.folder) for record in records]
 
 
-def _print_evaluations(labels: Sequence[str], measures: Sequence[ComparedMeasure], title: str) -> None:
-    head = (title, *labels, *(f"{label} - {labels[0]}" for label in labels[1:]))
+def _print_what_has_no_difference(
+    labels: Sequence[str], measures: Sequence[ComparedMeasure], steps: Sequence[int | None]
+) -> None:
+    missing = [label for label, step in zip(labels, steps, strict=True) if step is None]
+    if missing:
+        sys.stdout.write("".join(f"{label} has no evaluation\n" for label in missing))
+    for number, label in enumerate(labels[1:]):
+        if {labels[0], label}.isdisjoint(missing) and not any(measure.differences[number] for measure in measures):
+            sys.stdout.write(
+                f"{label} and {labels[0]} were evaluated on different held-out items: their difference has no paired "
+                "interval\n"
+            )
+
+
+def _print_evaluations(
+    labels: Sequence[str], measures: Sequence[ComparedMeasure], title: str, steps: Sequence[int | None] = ()
+) -> None:
+    at = ["" if step is None else f", step {step}" for step in steps] or [""] * len(labels)
+    sides = [label + step for label, step in zip(labels, at, strict=True)]
+    head = (title, *sides, *(f"{label} - {labels[0]}" for label in labels[1:]))
     rows = [
         (measure.name, *(_interval(e) for e in measure.estimates), *(_interval(d, "+") for d in measure.differences))
         for measure in measures

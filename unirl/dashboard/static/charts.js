@@ -48,6 +48,7 @@ export class Chart {
     this.marks = [];
     this.xs = [];
     this.columns = [];
+    this.breaks = [];
     this.values = lines.map(() => el("span", { class: "value" }));
     this.box = el("div", { class: "plot", role: "img" });
     this.box.style.height = `${this.options.height}px`;
@@ -85,8 +86,12 @@ export class Chart {
     resize.observe(this.box);
   }
 
-  /** `columns` one array per line beside `xs`; `marks` are {x, value, low, high, of}; `meaning` explains the metric. */
-  draw(xs, columns, { marks = [], meaning = "" } = {}) {
+  /**
+   * `columns` one array per line beside `xs`; `marks` are {x, value, low, high, of}; `meaning` explains the metric;
+   * `breaks` are stretches of x in which a line is not drawn, one list of [from, to] a line.
+   */
+  draw(xs, columns, { marks = [], meaning = "", breaks = [] } = {}) {
+    this.breaks = breaks;
     this.xs = xs;
     this.columns = columns;
     this.marks = marks;
@@ -160,6 +165,11 @@ export class Chart {
           gap: 2,
           space: 60,
           values: (_, splits) => (x === "time" ? timeTicks(splits) : ticks(splits)),
+          ...(this.options.xLabel && {
+            label: () => this.options.xLabel(),
+            labelSize: 16,
+            labelFont: "11px system-ui, sans-serif",
+          }),
           ...(x === "step" && {
             incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000],
           }),
@@ -201,7 +211,10 @@ export class Chart {
       stroke: () => colour(name, stacked ? 0.9 : 1),
       width: faint || stacked ? (stacked ? 1 : 0) : width,
       dash,
-      spanGaps: !stacked,
+      // Steps without a value are bridged; only breaks are not.
+      ...(!stacked && {
+        gaps: (plot) => (this.breaks[i] ?? []).map((ends) => ends.map((at) => plot.valToPos(at, "x", true))),
+      }),
       ...(stacked && i === 0 && { fill: () => colour(name, 0.75) }),
       points: { show: (plot, at) => !faint && isSparse(plot.data[at]), size: 5 },
     };
@@ -246,6 +259,7 @@ export class Chart {
     }
     ctx.strokeStyle = ctx.fillStyle = colour("ink");
     ctx.lineWidth = 1.5 * ratio;
+    ctx.setLineDash([]); // the last line drawn may have been dashed
     const inset = 5 * ratio;
     for (const { x, value, low, high } of this.marks) {
       const at = plot.valToPos(x, "x", true);
@@ -279,7 +293,12 @@ export class Chart {
     };
     const { digits } = this.options;
     this.columns.forEach((column, i) => setText(this.values[i], num(at(column), digits)));
-    const mark = this.marks.at(-1);
+    const under = index === null || index === undefined ? Infinity : this.xs[index];
+    const mark = this.marks.findLast(({ x }) => x <= under);
+    if (!mark && this.marks.length) {
+      setText(this.markNote.children[1], "held-out evaluation ");
+      setText(this.markNote.lastChild, "none yet");
+    }
     if (mark) {
       const said = this.marks.filter(({ x }) => x === mark.x).map(({ of, value }) => [of, num(value)].filter(Boolean).join(" "));
       setText(this.markNote.children[1], `held-out evaluation${isKnown(mark.low) ? ", 95 % interval" : ""} `);

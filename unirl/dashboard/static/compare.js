@@ -1,4 +1,4 @@
-// Several runs over one another: curves, final evaluation, settings that differ.
+// Several runs over one another: curves, last evaluation, settings that differ.
 
 import { get } from "./api.js";
 import { Chart } from "./charts.js";
@@ -18,6 +18,11 @@ const FIRST = [
 ];
 const HUES = ["a", "b", "c", "d", "e", "f", "g", "h"];
 const MOST = 8;
+const CLOCKS = [
+  [7200, "hours", 3600],
+  [300, "minutes", 60],
+  [0, "seconds", 1],
+];
 
 let root, here, current, all, charts, tables;
 
@@ -42,7 +47,7 @@ export const compare = {
       context.summary.metrics.length,
     ]);
     if (charts?.key !== key) build(key, context);
-    await Promise.all([draw(context), drawTables()]);
+    await Promise.all([draw(context), drawTables(context)]);
   },
   hide() {
     charts?.made.forEach((chart) => chart.destroy());
@@ -69,12 +74,13 @@ function build(key, context) {
   const { names, shown } = metricsOf(context);
   const units = new Map(context.summary.metrics.map((metric) => [metric.name, metric.unit]));
   const runs = compared();
-  const x = { step: "step", time: "hours", samples: "samples" }[state.x] ?? "step";
+  const x = { step: "step", time: "wall time", samples: "samples" }[state.x] ?? "step";
+  const xLabel = x === "step" ? null : () => (x === "samples" ? x : `${clockOf().name} since the first step`);
   const made = shown.map((name) => {
     const chart = new Chart(
       name,
       runs.map((run, i) => ({ label: run, colour: hue(i), dash: i % 2 ? [6, 3] : null })),
-      { height: 190, x, unit: units.get(name) === "1" ? "" : units.get(name), synced: false },
+      { height: 190, x, xLabel, unit: units.get(name) === "1" ? "" : units.get(name), synced: false },
     );
     chart.figure.querySelector("figcaption").append(
       el(
@@ -205,7 +211,8 @@ async function draw({ summary }) {
   made.forEach((chart, c) => {
     const each = runs.map((run) => [axis(all.get(run)), smooth(all.get(run).column(shown[c]), state.smooth)]);
     const [xs, ...columns] = join(each);
-    chart.draw(xs, columns, { meaning: meanings.get(shown[c]) ?? "" });
+    const breaks = state.x === "time" ? runs.map((run) => pauses(all.get(run))) : [];
+    chart.draw(xs, columns, { meaning: meanings.get(shown[c]) ?? "", breaks });
   });
   const failed = loaded.find((result) => result.status === "rejected");
   if (failed) throw failed.reason;
@@ -213,8 +220,30 @@ async function draw({ summary }) {
 
 function axis(series) {
   if (state.x === "samples") return series.samples.map((value) => value ?? 0);
-  if (state.x === "time") return series.times.map((time) => (time - series.times[0]) / 3600);
+  if (state.x === "time") return series.times.map(since(series));
   return series.steps;
+}
+
+const since = (series) => {
+  const { unit } = clockOf();
+  return (time) => (time - series.times[0]) / unit;
+};
+
+/** The unit of wall time that suits the longest of the runs. */
+function clockOf() {
+  const longest = Math.max(0, ...compared().map((run) => (all.get(run)?.times.at(-1) ?? 0) - (all.get(run)?.times[0] ?? 0)));
+  const [, name, unit] = CLOCKS.find(([least]) => longest >= least);
+  return { name, unit };
+}
+
+/** From the last step before each resume to the first one after it: nothing ran there. */
+function pauses(series) {
+  const { times, starts } = series;
+  const at = since(series);
+  return starts
+    .map((start) => [times.findLast((time) => time < start), times.find((time) => time >= start)])
+    .filter(([before, after]) => before !== undefined && after !== undefined)
+    .map((ends) => ends.map(at));
 }
 
 /** One ascending x for all runs; a run has null where only another has a value. */
@@ -227,27 +256,32 @@ function join(each) {
   return filled.length ? window.uPlot.join(filled) : [[]];
 }
 
-async function drawTables() {
+async function drawTables(context) {
   const runs = compared();
-  const key = JSON.stringify(runs);
+  const steps = new Map(context.runs.map((run) => [run.id, run.step]));
+  const key = JSON.stringify(runs.map((run) => [run, steps.get(run)])); // a live run may have been evaluated again
   const mine = tables;
   if (mine.key === key) return;
   mine.key = key;
   const { config, evaluations } = await get("compare", { runs: runs.join(",") });
-  const tasks = [...new Set(runs.flatMap((run) => Object.keys(evaluations[run] ?? {})))].sort();
+  const tasks = [...new Set(runs.flatMap((run) => Object.keys(evaluations[run]?.tasks ?? {})))].sort();
+  const heads = runs.map((run) => {
+    const { step } = evaluations[run] ?? {};
+    return step === undefined ? `${run}, not evaluated` : `${run}, step ${step}`;
+  });
   const differing = Object.entries(config);
   mine.holder.replaceChildren(
     el(
       "section",
-      { "aria-label": "Final evaluation" },
-      el("h2", {}, "Final evaluation"),
+      { "aria-label": "Last evaluation" },
+      el("h2", {}, "Last evaluation"),
       tasks.length
         ? table(
-            "Final evaluation with 95 % intervals",
-            ["held-out", ...runs],
+            "Last evaluation with 95 % intervals",
+            ["held-out", ...heads],
             tasks.map((task) => [
               task,
-              ...runs.map((run) => (evaluations[run]?.[task] ? interval(evaluations[run][task]) : "–")),
+              ...runs.map((run) => (evaluations[run]?.tasks?.[task] ? interval(evaluations[run].tasks[task]) : "–")),
             ]),
           )
         : empty("No evaluation yet", "evaluation.enabled=true measures before the first step and after the last."),

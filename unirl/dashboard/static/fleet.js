@@ -3,7 +3,7 @@
 import { getRun } from "./api.js";
 import { Chart } from "./charts.js";
 import { el, empty, svg, table } from "./dom.js";
-import { clock, duration, num } from "./format.js";
+import { clock, duration, num, setting } from "./format.js";
 import { isLive } from "./strip.js";
 
 const STATES = ["idle", "sampling", "decoding", "scoring", "updating", "publishing", "loading", "down"];
@@ -37,7 +37,11 @@ const MOST_EVENTS = 500;
 const MOST_BEATS = 4000;
 const SKEW_S = 60;
 
-const UNITS = { "Other work per second": "completions, updates or steps", "Weights held": "policy version" };
+const UNITS = {
+  "Tokens per second": "from one heartbeat to the next",
+  "Other work per second": "completions, updates or steps, from one heartbeat to the next",
+  "Weights held": "policy version",
+};
 
 let root, holders, charts, events, cursor, histories;
 
@@ -113,8 +117,8 @@ function drawWorkers(actors, summary) {
   const counted = [
     ["weights", "policy_version", 7],
     ["restarts", "restarts"],
-    ["tokens/s", "tokens_per_s"],
-    ["images/s", "images_per_s"],
+    ["tokens/s, last minute", "tokens_per_s"],
+    ["images/s, last minute", "images_per_s"],
     ["queue", "queue"],
   ].filter(([, name]) => has(name)); // fine-tuning hands on no weights
   const rows = actors.map((actor) => [
@@ -250,7 +254,21 @@ function drawRates(actors) {
   });
 }
 
+/** What an event says; of changed settings, which. */
+function told(event) {
+  const said = String(event.message ?? [event.actor, event.state].filter(Boolean).join(" "));
+  const { changed } = event;
+  if (typeof changed !== "object" || changed === null) return said;
+  const each = Object.entries(changed).map(([key, values]) => {
+    const [before, now] = Array.isArray(values) ? values : [null, values];
+    return `${key} ${setting(before)} → ${setting(now)}`;
+  });
+  return each.length ? `${said}: ${each.join(", ")}` : said;
+}
+
 function drawEvents() {
+  const over = new Map(events.map(({ kind, sentinel }, i) => [kind === "alert over" ? sentinel : null, i]));
+  const isOpen = (event) => event.kind === "alert" && !(over.get(event.sentinel) > events.indexOf(event));
   holders.events.replaceChildren(
     events.length
       ? table(
@@ -262,11 +280,11 @@ function drawEvents() {
               clock(event.time),
               el(
                 "span",
-                { class: event.kind === "alert" || event.kind === "stall" ? "bad" : null },
+                { class: event.kind === "stall" || isOpen(event) ? "bad" : null },
                 String(event.kind ?? "–"),
               ),
               event.step ?? "–",
-              String(event.message ?? [event.actor, event.state].filter(Boolean).join(" ")),
+              told(event),
             ]),
           { words: 4 },
         )

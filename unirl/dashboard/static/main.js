@@ -45,6 +45,7 @@ async function round() {
     document.body.dataset.ready = "1";
   } catch (error) {
     if (error.status === undefined) console.error(error);
+    if (error.status === 404) runsAt = -Infinity; // perhaps the run is gone
     lost(error);
   }
   working = false;
@@ -58,6 +59,7 @@ async function refresh() {
     runsAt = now;
     drawRuns();
   }
+  if (context.run && state.runs.includes(context.run) && !state.runs.some(isHere)) return gone();
   const run = state.runs.find(isHere) ?? (isHere(context.run) ? context.run : latest());
   if (!run) return nothingYet();
   if (!state.runs.length) go({ runs: [run] }, { replace: true }); // so that the address names what is shown
@@ -72,7 +74,7 @@ async function refresh() {
     await context.series.load(view.names(context));
   } else {
     const { series, summary } = context;
-    const fresh = await series.load(view.names(context), summary.strip.num_alerts);
+    const fresh = await series.load(view.names(context), summary.strip.num_alerts.changes);
     if (fresh || performance.now() - stripAt > STRIP_MS) await restrip(run, fresh && series.strip);
     if (summary.strip.overview !== summary.mark) {
       await summarize(run);
@@ -92,7 +94,7 @@ async function summarize(run) {
 /** The strip alone, with alerts when there are new ones. */
 async function restrip(run, given) {
   const { strip: before } = context.summary;
-  const strip = given || (await getRun(run, "strip", { alerts: before.num_alerts })).strip;
+  const strip = given || (await getRun(run, "strip", { alerts: before.num_alerts.changes })).strip;
   context.summary.strip = { ...strip, alerts: strip.alerts ?? before.alerts };
   stripped();
 }
@@ -131,10 +133,8 @@ function close() {
 }
 
 function nothingYet() {
-  close();
-  drawNavigation(overview);
-  byId("strip").replaceChildren();
-  byId("panel").replaceChildren(
+  blank(
+    overview,
     empty(
       "No run here yet",
       "Start one, for example unirl train -c configs/rl/lab.yaml, and it appears within ten seconds.",
@@ -143,12 +143,34 @@ function nothingYet() {
   );
 }
 
+/** The run that stands here was removed: nothing of it is shown on, and no other one in its place. */
+function gone() {
+  blank(
+    VIEWS[state.view] ?? overview,
+    empty(
+      "This run's folder is gone",
+      `${context.run} was removed or moved while it was shown. Choose another run above; if it comes back, it is shown again.`,
+    ),
+  );
+}
+
+function blank(view, said) {
+  close();
+  drawRuns();
+  drawNavigation(view);
+  byId("strip").replaceChildren();
+  byId("alerts").hidden = byId("skipped").hidden = true;
+  byId("panel").replaceChildren(said);
+}
+
 function drawRuns() {
   const select = byId("run");
   const key = JSON.stringify([context.run, context.runs.map((run) => [run.id, run.status])]);
   if (select.dataset.key === key || document.activeElement === select) return;
   select.dataset.key = key;
+  const absent = context.run && !isHere(context.run);
   select.replaceChildren(
+    ...(absent ? [el("option", { value: context.run, selected: true, disabled: true }, `${context.run} · gone`)] : []),
     ...context.runs.map((run) =>
       el(
         "option",

@@ -131,10 +131,15 @@ function plan(summary) {
           unit: "nats",
           floor: true,
         }),
-        chart("Learner − sampler log-prob", [line("policy/logprob_gap_max", "largest gap", "a")], {
-          unit: "nats",
-          floor: true,
-        }),
+        chart(
+          "Learner − sampler log-prob",
+          [
+            line("policy/logprob_gap_max", "largest gap", "a"),
+            line("policy/logprob_gap/text", "mean, text", "und"),
+            line("policy/logprob_gap/image", "mean, image", "gen", { dash: [5, 3] }),
+          ],
+          { unit: "nats", floor: true },
+        ),
       ],
     ],
     [

@@ -9,7 +9,9 @@ import { go, link, state } from "./state.js";
 
 const PAGE = 50;
 const FILTERS = ["kind", "zero", "task", "min", "max", "text", "at"];
+const TYPED_MS = 300;
 
+let typed = null;
 let root, run, tuning, list, found, shownKey, asked, ahead, historyOpen, historyChart;
 
 export const pairs = {
@@ -53,6 +55,7 @@ export const pairs = {
   },
   /** Look for new pairs at little cost; the list is asked for again only when there are some. */
   async update() {
+    writeFilters();
     const filter = JSON.stringify([...FILTERS.map((name) => state[name]), atStep()]);
     const probe = found?.filter === filter ? await ask({ limit: 1 }) : null;
     if (!probe || probe.total !== found.total || keyOf(probe.pairs[0]) !== keyOf(found.pairs[0])) {
@@ -68,7 +71,10 @@ export const pairs = {
     drawChosen().catch(() => null); // the next round says what went wrong
     return true;
   },
-  hide: dropChart,
+  hide() {
+    clearTimeout(typed);
+    dropChart();
+  },
   keys: {
     j: () => move(1),
     ArrowDown: () => move(1),
@@ -98,9 +104,25 @@ const ask = (params) =>
     ...params,
   });
 
+/** Let the fields say what is filtered, however the state came about; one that is being typed in is left alone. */
+function writeFilters() {
+  for (const name of FILTERS) {
+    const field = byId(`filter-${name}`);
+    if (field.dataset.shown !== state[name]) field.value = field.dataset.shown = state[name];
+  }
+}
+
 function filters() {
-  const change = (name) => (event) =>
-    go({ [name]: event.target.value.trim(), step: null, pair: null }, { replace: true });
+  const change = (name) => (event) => {
+    clearTimeout(typed);
+    const value = event.target.value.trim();
+    event.target.dataset.shown = value;
+    go({ [name]: value, step: null, pair: null }, { replace: true });
+  };
+  const search = (event) => {
+    clearTimeout(typed);
+    typed = setTimeout(change("text"), TYPED_MS, event);
+  };
   const select = (name, label, choices) =>
     el(
       "label",
@@ -108,8 +130,8 @@ function filters() {
       label,
       el(
         "select",
-        { on: { change: change(name) } },
-        choices.map(([value, text]) => el("option", { value, selected: state[name] === value }, text)),
+        { id: `filter-${name}`, on: { change: change(name) } },
+        choices.map(([value, text]) => el("option", { value }, text)),
       ),
     );
   const input = (name, label, props) =>
@@ -117,7 +139,12 @@ function filters() {
       "label",
       { class: props.class },
       label,
-      el("input", { id: `filter-${name}`, value: state[name], on: { change: change(name) }, ...props, class: null }),
+      el("input", {
+        id: `filter-${name}`,
+        on: { change: change(name), input: name === "text" ? search : () => null },
+        ...props,
+        class: null,
+      }),
     );
   return el(
     "form",
@@ -151,7 +178,12 @@ function filters() {
       {
         type: "button",
         on: {
-          click: () => go(Object.fromEntries([...FILTERS, "pair"].map((name) => [name, ""]).concat([["step", null]]))),
+          click: () => {
+            clearTimeout(typed);
+            for (const name of FILTERS) delete byId(`filter-${name}`).dataset.shown;
+            go(Object.fromEntries([...FILTERS, "pair"].map((name) => [name, ""]).concat([["step", null]])));
+            writeFilters();
+          },
         },
       },
       "Clear",
@@ -252,6 +284,9 @@ async function drawChosen() {
   let drawn;
   try {
     drawn = await made;
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    drawn = noSuchPair(pair);
   } finally {
     if (asked?.made === made) asked = null;
     if (ahead?.made === made) ahead = null;
@@ -261,7 +296,8 @@ async function drawChosen() {
   shownKey = key;
   dropChart();
   holder.replaceChildren(drawn);
-  if (historyOpen) drawn.querySelector(".history").open = true;
+  const past = drawn.querySelector(".history");
+  if (historyOpen && past) past.open = true;
   lookAhead(at);
 }
 
@@ -281,6 +317,12 @@ function lookAhead(before) {
   ahead.made.catch(() => null); // asked again when it is wanted
 }
 
+const noSuchPair = ({ step, pair_id: name }) =>
+  empty(
+    "This run has not shown such a pair",
+    el("span", {}, `The address asks for step ${step}, pair `, untrusted(name), ". Choose one in the list, or press Newest."),
+  );
+
 function noPairs() {
   const filtered = FILTERS.some((name) => state[name]);
   root.classList.toggle("none", !filtered);
@@ -290,7 +332,10 @@ function noPairs() {
       "Its losses and held-out scores stand in the overview; report.html in the run directory says more.",
     );
   if (filtered)
-    return empty("No pair matches the filter", "Clear it, or widen the reward range.");
+    return empty(
+      "No pair matches the filter",
+      state.min || state.max ? "Clear it, or widen the reward range." : "Clear it, or change what it asks for.",
+    );
   return empty(
     "No pair has been shown yet",
     "A run shows the first pairs of a step as monitoring.pairs_every and monitoring.pairs_per_step say; 0 shows none.",

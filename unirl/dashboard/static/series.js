@@ -22,6 +22,8 @@ export class Series {
     this.steps = [];
     this.times = [];
     this.samples = [];
+    /** When each start of the run wrote its first step. */
+    this.starts = [];
     this.values = {};
   }
 
@@ -53,6 +55,7 @@ export class Series {
     }
     if (first) this.clear();
     this.cursor = answer.cursor;
+    this.starts = answer.starts;
     answer.steps.forEach((step, i) => this.put(step, answer, i));
     const changed = first || answer.steps.length > 0;
     if (changed) this.revision++;

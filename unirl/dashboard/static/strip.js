@@ -34,12 +34,13 @@ export function drawStrip(summary) {
   const cost = strip.cost ?? {};
   const age = el("span", { id: "age" });
   const tiles = [
-    ["Status", el("span", { class: `badge ${status}` }, status), run.reason || null],
+    ["Status", el("span", { class: `badge ${status}` }, status), strip.resume ? null : run.reason || null],
     [
       "Step",
       `${num(strip.step, 7)} / ${num(strip.num_steps, 7)}`,
       el("progress", { max: strip.num_steps || 1, value: strip.step ?? 0, "aria-label": "Steps done" }),
     ],
+    strip.resume && ["Go on with", el("code", {}, strip.resume), null, "broad"],
     ["Time left", running ? duration(strip.eta_s) : "–"],
     [running ? "Last write" : "Written", age, null, strip.stalled && "bad"],
     ["Workers", ...crew(workers, running), down && running && "warn"],
@@ -49,7 +50,12 @@ export function drawStrip(summary) {
       typeof strip.lag?.max !== "number" ? null : lag ? `lag ${plural(lag, "update")}` : "no lag",
       lag > 1 && "warn",
     ],
-    ["Alerts", String(strip.num_alerts ?? 0), null, strip.num_alerts > 0 && "bad"],
+    [
+      "Alerts",
+      strip.num_alerts.all ? `${strip.num_alerts.open} open` : "0",
+      strip.num_alerts.all ? `${strip.num_alerts.all} in all` : null,
+      strip.num_alerts.open > 0 && "bad",
+    ],
     [
       "Cost",
       cost.gpu_hours ? `${hours(cost.gpu_hours)} GPU-h` : `${hours(cost.cpu_hours ?? 0)} CPU-h`,
@@ -73,7 +79,7 @@ export function drawStrip(summary) {
     ),
   );
   setAge(strip.age_s, running);
-  drawAlerts(strip.alerts ?? [], strip.num_alerts ?? 0);
+  drawAlerts(strip.alerts ?? [], strip.num_alerts);
   drawSkipped(summary.skipped ?? {});
 }
 
@@ -93,48 +99,45 @@ function crew(workers, running) {
 
 let announced = null;
 
-function drawAlerts(alerts, total) {
+/** What is open stands in red, the gravest in sight; what is over is grey and folded away. */
+function drawAlerts(alerts, { open: numOpen, all, changes }) {
   const box = byId("alerts");
   box.hidden = !alerts.length;
+  box.classList.toggle("over", !numOpen);
   if (!alerts.length) return;
-  const newest = alerts.at(-1);
-  const key = JSON.stringify([total, alerts]);
+  const key = JSON.stringify([numOpen, all, changes, alerts]);
   if (announced === key) return;
-  if (announced !== null) announce(`New alert: ${newest.message}`);
+  const known = announced === null ? alerts : JSON.parse(announced)[3];
+  const told = ({ sentinel, step, message }) => JSON.stringify([sentinel, step, message]);
+  const before = new Set(known.map(told));
+  const news = alerts.filter((alert) => alert.over === null && !before.has(told(alert)));
+  if (news.length) announce(`New alert: ${news[0].message}`);
   announced = key;
-  const items = [...alerts]
-    .reverse()
-    .map((alert) =>
-      el(
-        "li",
-        { class: alert.severity === "stop" ? "stop" : "" },
-        el(
-          "b",
-          {},
-          alert.step === undefined || alert.step === null
-            ? (alert.sentinel ?? alert.kind ?? "alert")
-            : `step ${alert.step} · ${alert.sentinel ?? alert.kind ?? "alert"}`,
-        ),
-        " ",
-        String(alert.message ?? ""),
-        alert.remedy ? el("span", { class: "remedy" }, ` ${alert.remedy}`) : null,
-      ),
-    );
-  const open = box.querySelector("details")?.open;
+  const items = alerts.map(alertItem);
+  const lead = numOpen ? items.shift() : null;
+  const rest = [numOpen > 1 && plural(numOpen - 1, "more open", "more open"), all > numOpen && `${all - numOpen} over`];
+  const said = rest.filter(Boolean).join(", ");
+  const cut = all > alerts.length ? `; ${alerts.length} of ${all} here` : "";
+  const isOpen = box.querySelector("details")?.open;
   box.replaceChildren(
-    el("ul", {}, items[0]),
-    total > 1
-      ? el(
-          "details",
-          { open },
-          el(
-            "summary",
-            {},
-            `${plural(total - 1, "earlier alert")}${total > alerts.length ? `, the last ${alerts.length - 1} here` : ""}`,
-          ),
-          el("ul", {}, items.slice(1)),
-        )
-      : null,
+    lead ? el("ul", {}, lead) : "",
+    items.length
+      ? el("details", { open: isOpen }, el("summary", {}, `Alerts: ${said}${cut}`), el("ul", {}, items))
+      : "",
+  );
+}
+
+function alertItem(alert) {
+  const name = alert.sentinel ?? alert.kind ?? "alert";
+  const times = alert.told > 1 ? `, told ${alert.told} times` : "";
+  return el(
+    "li",
+    { class: alert.over === null ? (alert.severity === "stop" ? "stop" : null) : "over" },
+    el("b", {}, alert.step === undefined || alert.step === null ? name : `step ${alert.step} · ${name}`),
+    " ",
+    String(alert.message ?? ""),
+    alert.over === null ? null : el("span", {}, ` (over at step ${alert.over}${times})`),
+    alert.remedy ? el("span", { class: "remedy" }, ` ${alert.remedy}`) : null,
   );
 }
 
