@@ -364,13 +364,13 @@ def test_while_something_is_wrong_its_first_step_is_known(run_dir):
 
 def test_each_time_that_learning_went_wrong_counts():
     watch = Sentinels(RULES)
-    for step in range(1, 111):
+    for step in range(1, 61):
         data, line = healthy(step)
         far = {"policy/kl": 0.9} if step in (8, 15, 16) else {}
         flat = {"reward/generation/zero_variance_fraction": 1.0} if step > 4 else {}
         watch.look(data, line | far | flat)
     assert watch.onsets == [6, 8], "an early one hides no later one, and one that flaps is one"
-    data, line = healthy(115)
+    data, line = healthy(90)
     watch.look(data, line | {"policy/kl": 0.9, "reward/generation/zero_variance_fraction": 0.5})
     assert watch.onsets == [6, 8], "within 100 steps of the last it is the same"
     data, line = healthy(300)
