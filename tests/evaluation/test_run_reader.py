@@ -36,7 +36,7 @@ def test_unreadable_lines_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
-def test_a_file_that_cannot_be_read_is_none_without_lines(tmp_path, monkeypatch, number):
+def test_a_file_that_cannot_be_read_is_not_taken_for_one_without_lines(tmp_path, monkeypatch, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
