@@ -111,9 +111,12 @@ def read_lines(path: Path) -> tuple[list[Record], int]:
     """The objects of a JSON-lines file, and how many whole lines could not be read. No file gives no lines.
 
     What follows the last newline is still being written and not counted.
+
+    Raises:
+        OSError: the file is there, and cannot be read.
     """
     path = path.resolve()
-    tail = Tail(path.parent, path.name)
+    tail = Tail(path.parent, path.name, strict=True)
     return tail.news(), tail.bad_lines
 
 
@@ -218,9 +221,15 @@ def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 class Tail:
     """Hands out each whole line of an append-only JSON-lines file once."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        """Remember the file; it need not exist yet."""
-        self._folder, self._name = folder, name
+    def __init__(self, folder: Path, name: str, *, strict: bool = False) -> None:
+        """Remember the file; it need not exist yet.
+
+        Args:
+            folder: the run directory.
+            name: path below it.
+            strict: a file that is there and cannot be opened is an error, not one without lines.
+        """
+        self._folder, self._name, self._strict = folder, name, strict
         self._start()
 
     def _start(self) -> None:
@@ -236,10 +245,10 @@ class Tail:
     def _open(self) -> int | None:
         try:
             file = open_inside(self._folder, self._name)
-        except PermissionError:
-            self.refused = True
-            return None
-        except OSError:
+        except OSError as error:
+            if self._strict and not isinstance(error, FileNotFoundError):
+                raise
+            self.refused = self.refused or isinstance(error, PermissionError)
             return None
         self.refused = False
         return file

@@ -3,12 +3,20 @@ import numpy as np
 from unirl.data.seen_sequences import SeenSequences
 from unirl.types import TokenKind, TokenSequence
 
+PLACE = 9
+"""Where a feature of a picture goes."""
+
 
 def talk(name, prompt, reply, pixels=()):
     ids = np.array([*prompt, *reply], np.int32)
     in_loss = np.arange(len(ids)) >= len(prompt)
-    kinds = np.full(len(ids), TokenKind.TEXT, np.uint8)
+    kinds = np.where(ids == PLACE, TokenKind.PLACEHOLDER, TokenKind.TEXT).astype(np.uint8)
     return TokenSequence(id=name, ids=ids, kinds=kinds, in_loss=in_loss, pixels=pixels)
+
+
+def filled(value):
+    """A picture of one shade."""
+    return np.full((2, 2, 3), value, np.uint8)
 
 
 A, B, C = (talk(name, [1, place], [7, 8]) for place, name in enumerate("abc", start=2))
@@ -55,6 +63,13 @@ def test_a_prompt_that_several_share_tells_none_of_them():
 
 
 def test_a_picture_that_is_seen_by_its_pixels_counts():
-    white, black = (talk("p", [1, 9], [7], (np.full((2, 2, 3), value, np.uint8),)) for value in (255, 0))
+    white, black = (talk("p", [1, PLACE, PLACE, 2], [7], (filled(value),)) for value in (255, 0))
     assert leaked([white], black) == 0
     assert leaked([white, black], white) == 1
+
+
+def test_a_picture_behind_the_first_target_is_no_part_of_the_prompt():
+    prompt, reply = [1, PLACE, PLACE, 2], [7, 3, PLACE, PLACE, 4]
+    one, other = (talk(name, prompt, reply, (filled(255), filled(value))) for name, value in (("one", 1), ("two", 2)))
+    assert leaked([one], other) == leaked([one], talk("p", prompt, [5], (filled(255),))) == 1
+    assert leaked([one, other], talk("p", prompt, reply, (filled(255), filled(3)))) == 0

@@ -1,10 +1,12 @@
+import errno
 import json
+import os
 import shutil
 
 import pytest
 
 from unirl.evaluation.run_reader import read_run
-from unirl.run_files import read_lines
+from unirl.run_files import Tail, read_lines
 
 
 def test_a_run_is_read_whole(run_dir):
@@ -31,6 +33,18 @@ def test_unreadable_lines_are_counted(tmp_path):
     path.write_bytes(b'{"step": 1}\n{"st\n[1]\n\xff\xfe\n{"step": 2}\n')
     assert read_lines(path) == ([{"step": 1}, {"step": 2}], 3)
     assert read_lines(tmp_path / "none.jsonl") == ([], 0)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
+def test_a_file_that_cannot_be_read_is_not_taken_for_one_without_lines(tmp_path, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        read_lines(tmp_path / "metrics.jsonl")
+    assert Tail(tmp_path, "metrics.jsonl").news() == [], "who watches a run tries again"
 
 
 def test_a_folder_without_a_run_is_a_clear_error(tmp_path):

@@ -140,6 +140,24 @@ def test_what_cannot_be_forked_is_refused_and_leaves_nothing(run, tmp_path, unir
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
 
 
+def test_only_the_words_of_the_command_may_be_missing(run, tmp_path):
+    (run / "overrides.txt").unlink()
+    fork.make_fork(run, tmp_path / "new", 4)
+    (run / "config.yaml").unlink()
+    with pytest.raises(DataError, match=r"expected a config\.yaml in .*; got none; restore the file"):
+        fork.make_fork(run, tmp_path / "other", 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../run.json", "a.webp/..", "run.json"])
+def test_what_is_no_name_of_a_picture_is_passed_over(run, tmp_path, name):
+    line = {"step": 2, "understanding": {"image": name}, "generation": {"samples": [{"image": name}]}}
+    with (run / "pairs.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    fork.make_fork(run, tmp_path / "new", 4)
+    assert all(path.suffix == ".webp" for path in (tmp_path / "new" / "images").iterdir())
+
+
 @pytest.mark.parametrize(
     "name", ["checkpoints/step_00000004/weights.pt", "metrics.jsonl", "journal/step_000002.parquet"]
 )
@@ -161,13 +179,23 @@ def test_a_checkpoint_that_vanishes_meanwhile_is_a_clear_error(run, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_files_are_copied_where_they_cannot_be_linked(run, tmp_path, monkeypatch):
+def test_files_are_copied_and_synced_where_they_cannot_be_linked(run, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
+    new, synced, fsync = tmp_path / "new", set(), os.fsync
+
+    def sync(handle):
+        if not new.exists():
+            synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
     monkeypatch.setattr(os, "link", refuse)
-    fork.make_fork(run, tmp_path / "new", 8)
-    assert (tmp_path / "new/checkpoints/step_00000008/weights.pt").read_bytes() == b"w" * 8
+    monkeypatch.setattr(os, "fsync", sync)
+    fork.make_fork(run, new, 8)
+    assert (new / "checkpoints/step_00000008/weights.pt").read_bytes() == b"w" * 8
+    unsynced = [path for path in (new, *new.rglob("*")) if path.stat().st_ino not in synced]
+    assert not unsynced, "a fork survives a power cut once it has its name"
 
 
 def test_a_run_that_is_being_written_can_be_forked_and_says_so(run, tmp_path, unirl):

@@ -260,6 +260,22 @@ def test_a_run_that_learns_nothing_says_so(config, tmp_path):
     assert {alert["sentinel"] for alert in alerts(tmp_path / "run")} == {"evaluation_leak", "flat_loss"}
 
 
+def test_a_last_evaluation_that_finds_nothing_learned_ends_the_run(config, tmp_path):
+    write_interleaved(tmp_path / "held.jsonl", map(conversation, range(100, 104)))
+    asleep = replace(
+        config,
+        learner=replace(config.learner, lr=1e-9),
+        evaluation=replace(config.evaluation, sources={"held": SourceConfig(path=str(tmp_path / "held.jsonl"))}),
+        monitoring=replace(config.monitoring, on_alert="stop"),
+        train=replace(config.train, samples_per_step=2, max_steps=20),
+    )
+    with pytest.raises(StoppedByAlertError, match="flat_loss: held-out conversations are as likely"):
+        sft.main(asleep, local=True)
+    assert [alert["step"] for alert in alerts(tmp_path / "run")] == [last_step(tmp_path / "run")] == [20]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert not (tmp_path / "run" / "policy").exists()
+
+
 def test_an_alert_saves_and_ends_the_run_which_then_goes_on(config, tmp_path):
     run_dir = tmp_path / "run"
     strict = replace(

@@ -69,6 +69,14 @@ def test_held_out_sequences_that_stay_as_likely_are_said():
     assert unmoved(before, before | {"sft/nats/image": 5.9}) == unmoved({}, before) == ""
 
 
+def test_held_out_sequences_of_other_sources_are_compared_where_they_can_be():
+    both, text, image = (
+        {f"sft/nats/{name}": 2.0 for name in names} for names in (("text", "image"), ("text",), ("image",))
+    )
+    assert unmoved(both, text).endswith(": sft/nats/text was 2 and is 2")
+    assert unmoved(text, image) == unmoved(both, {}) == ""
+
+
 def test_the_setting_that_ends_a_run_is_named():
     steps = Steps(*[BOTH] * 10)
     assert what_ends(of_length(num_epochs=3), steps) == ("train.num_epochs", 3)

@@ -1,7 +1,10 @@
 import dataclasses
 
-from unirl.config import RewardConfig, RewardsConfig, RlConfig, TrainConfig
-from unirl.monitoring.run_facts import changed_settings, describe_run, without_secrets
+import pytest
+
+from unirl.config import RewardConfig, RewardsConfig, RlConfig, SftConfig, TrainConfig
+from unirl.config_loading import to_yaml
+from unirl.monitoring.run_facts import changed_settings, describe_run, resume_command, without_secrets
 
 
 def test_only_changed_settings_are_listed_with_their_defaults():
@@ -38,3 +41,10 @@ def test_a_run_says_where_it_runs_and_from_which_code():
     facts = describe_run(RlConfig())
     assert facts.keys() == {"host", "pid", "python", "versions", "git_commit", "changed"}
     assert "numpy" in facts["versions"]
+
+
+@pytest.mark.parametrize(("config", "job"), [(SftConfig(), "sft"), (RlConfig(), "train")])
+def test_settings_tell_the_job_of_a_run_that_does_not_name_it(tmp_path, config, job):
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert resume_command(tmp_path, {"local": True}) == f"unirl {job} --resume {tmp_path} --local"
+    assert resume_command(tmp_path, {"job": "other"}) == f"unirl other --resume {tmp_path}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from unirl.types import TokenSequence
+from unirl.types import TokenKind, TokenSequence
 
 
 class SeenSequences:
@@ -63,8 +63,11 @@ def _tokens(sequence: TokenSequence, length: int) -> bytes:
 
 
 def _content(sequence: TokenSequence, length: int) -> bytes:
-    """Of the first tokens, and of all pictures that are seen by their pixels."""
-    pictures = [_digest(repr(image.shape).encode() + image.tobytes()) for image in sequence.pixels]
+    """Of the first tokens, and of the pictures among them that are seen by their pixels."""
+    places = sequence.kinds[:length] == TokenKind.PLACEHOLDER  # marks stand between those of two pictures
+    num_pictures = np.count_nonzero(np.diff(places.astype(np.int8), prepend=0) == 1)
+    pixels = (sequence.pixels[index] for index in range(num_pictures))
+    pictures = [_digest(repr(image.shape).encode() + image.tobytes()) for image in pixels]
     return b"".join([_tokens(sequence, length), *pictures])
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unirl.data.atomic import DataError, atomic_folder
+from unirl.data.atomic import DataError, atomic_folder, sync_folder
 from unirl.jobs.interrupts import Interrupts
 from unirl.jobs.run_dirs import RUNS
 from unirl.jobs.runs import find_run
@@ -26,8 +26,8 @@ from unirl.monitoring.run_facts import resume_command
 
 LINES = ("metrics.jsonl", "pairs.jsonl", "used_pairs.jsonl", "quarantine.jsonl")
 """Files with a line or more a step."""
-SETTINGS = ("config.yaml", "overrides.txt")
 _EVALUATION = re.compile(r"[a-z]+_(\d+)\.json")
+_IMAGE = re.compile(r"[\w-]+\.webp")
 _EVALUATION_IMAGE = re.compile(rb"evaluations/images/([\w-]+\.webp)")
 
 Line = dict[str, Any]
@@ -90,6 +90,8 @@ def make_fork(source: Path, new: Path, step: int | None) -> Fork:
         copy.take_evaluations(folder)
         copy.take_steps(folder)
         run = copy.describe(folder, new.resolve().name)
+        for inner, _, _ in os.walk(folder):
+            sync_folder(Path(inner))
     return Fork(copy.last, run)
 
 
@@ -176,9 +178,12 @@ class _Copy:
 
     def describe(self, folder: Path, name: str) -> dict[str, Any]:
         """Settings as they were, an event that says whence the run came, and last of all its run.json."""
-        for file in SETTINGS:
-            with suppress(FileNotFoundError):
-                write_atomic(folder / file, self._inside(Path(file)).read_bytes())
+        try:
+            write_atomic(folder / "config.yaml", self._inside(Path("config.yaml")).read_bytes())
+        except FileNotFoundError as error:
+            raise DataError(f"fork: expected a config.yaml in {self._source}; got none; restore the file") from error
+        with suppress(FileNotFoundError):
+            write_atomic(folder / "overrides.txt", self._inside(Path("overrides.txt")).read_bytes())
         try:
             before = json.loads(self._inside(Path("run.json")).read_bytes())
             origin, attempt = str(before["id"]), int(before["attempt"]) + 1
@@ -190,6 +195,8 @@ class _Copy:
         event = {"v": 1, "time": time.time(), "attempt": attempt, "kind": "fork", "message": message}
         with (folder / "events.jsonl").open("ab") as out:
             out.write(encode_line(event | {"step": self.last}))
+            out.flush()
+            os.fsync(out.fileno())
         run = before | {
             "id": name,
             "forked_from": {"id": origin, "step": self.last},
@@ -223,6 +230,8 @@ class _Copy:
             raise
         except OSError:  # another file system, or one without links
             shutil.copy2(real, target)
+            with target.open("rb") as copied:
+                os.fsync(copied.fileno())
 
     def _inside(self, place: Path) -> Path:
         """The file itself.
@@ -264,4 +273,4 @@ def _images(line: Line) -> Iterator[str]:
             samples = side.get("samples")
             holders = [side, *samples] if isinstance(samples, list) else [side]
             named = [holder.get("image") for holder in holders if isinstance(holder, dict)]
-            yield from (name for name in named if isinstance(name, str) and Path(name).name == name)
+            yield from (name for name in named if isinstance(name, str) and _IMAGE.fullmatch(name))

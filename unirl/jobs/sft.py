@@ -170,6 +170,7 @@ def train(ranks: Ranks, run: Run, first_step: int) -> None:
             run.interrupts.check()
     if not run.is_evaluated(run.last):
         run.evaluate(ranks, run.last)
+        run.record.check_alerts()
     ranks.export(run.record.run_dir / "policy")
 
 

