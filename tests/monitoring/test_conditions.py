@@ -42,6 +42,13 @@ def test_what_a_resume_undid_is_over_unless_it_is_told_again():
     assert told(*undone, {"kind": "checkpoint", "step": 6})[0] == ("far_kl", 6, 1, None), "step 6 may be under way"
 
 
+def test_a_sentinel_that_fails_closes_nothing_that_it_watches():
+    failed = {"message": "sentinel far_kl failed: ZeroDivisionError: division by zero"}
+    no_more = {"message": "sentinel far_kl failed no more; it began at step 5"}
+    events = [alert("far_kl", 3), alert("far_kl", 5) | failed, over("far_kl", 8) | no_more]
+    assert told(*events) == [("far_kl", 3, 1, None), ("far_kl", 5, 1, 8)]
+
+
 def test_alerts_without_a_sentinel_are_each_their_own():
     found = Conditions([{"kind": "alert", "message": "a"}, {"kind": "alert", "sentinel": {}, "message": "b"}])
     assert [c.alert["message"] for c in found.all] == ["a", "b"]

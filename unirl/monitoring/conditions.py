@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unirl.monitoring.sentinel_table import SENTINELS
+from unirl.monitoring.sentinel_table import SENTINELS, failure_of
 
 MOST = 100
 """Conditions of either state that are kept; all are counted."""
@@ -67,15 +67,15 @@ class Conditions:
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one event, in the order in which they were written; most are about no condition."""
-        kind, name, step = event.get("kind"), event.get("sentinel"), _step(event)
+        kind, name, step = event.get("kind"), _name(event), _step(event)
         if kind == "checkpoint":
             self._saved = step or self._saved
         elif kind == "resume":
             for condition in self._open.values():
                 condition.again = condition.since is not None and condition.since > self._saved
         elif kind == "alert":
-            self._tell(name if isinstance(name, str) else f"alert {self.num}", event)
-        elif kind == "alert over" and isinstance(name, str):
+            self._tell(name or f"alert {self.num}", event)
+        elif kind == "alert over" and name:
             self._close(name, step or 0)
         if step is not None:
             for undone in [n for n, c in self._open.items() if c.again and step > (c.since or 0)]:
@@ -99,6 +99,15 @@ class Conditions:
             self.changes += 1
             condition.over = step
             self._over.append(condition)
+
+
+def _name(event: Mapping[str, Any]) -> str:
+    """The sentinel; one that could not look is another condition than what it watches."""
+    name = event.get("sentinel")
+    if not isinstance(name, str):
+        return ""
+    failure = failure_of(name)
+    return failure if str(event.get("message")).startswith(failure) else name
 
 
 def _step(event: Mapping[str, Any], name: str = "step") -> int | None:

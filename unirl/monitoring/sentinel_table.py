@@ -452,6 +452,11 @@ def refusing_sentinel(error: BaseException) -> Sentinel | None:
     return sentinel_of(min(found)[1]) if found else None
 
 
+def failure_of(name: str) -> str:
+    """Words with which an alert begins that is about the sentinel itself, which could not look."""
+    return f"sentinel {name} failed"
+
+
 def severity_of(sentinel: Sentinel, on_alert: str) -> str:
     """What an alert does to a run with this `monitoring.on_alert`: "stop" where it ends it, else "warn"."""
     return "stop" if on_alert == "stop" and sentinel.stops else "warn"

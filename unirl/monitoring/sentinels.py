@@ -11,7 +11,7 @@ from pathlib import Path
 from unirl.config import RlConfig, SftConfig
 from unirl.monitoring.detectors import Line, Look, Rules
 from unirl.monitoring.durable_files import read_lines
-from unirl.monitoring.sentinel_table import SENTINELS, Sentinel, sentinel_of
+from unirl.monitoring.sentinel_table import SENTINELS, Sentinel, failure_of, sentinel_of
 from unirl.monitoring.step_data import StepData
 from unirl.types import TASKS, GenerationSample, UnderstandingSample
 
@@ -93,7 +93,7 @@ class Sentinels:
             name, step = event.get("sentinel"), event.get("step")
             if name not in self._finders or not isinstance(name, str) or not isinstance(step, int):
                 continue
-            failed = str(event.get("message")).startswith(_failure(name))
+            failed = str(event.get("message")).startswith(failure_of(name))
             known = self._failures if failed else self._conditions
             since = event.get("since", step)
             if event.get("kind") == "alert over":
@@ -175,7 +175,7 @@ class Sentinels:
     def _quieten(self, name: str, step: int, message: str, metrics: Collection[str], *, failed: bool) -> list[Alert]:
         """What is over; a sentinel that could not look says nothing of what it watches."""
         ended = []
-        for known, words in ((self._failures, f"{_failure(name)} no more"), (self._conditions, f"{name} is over")):
+        for known, words in ((self._failures, f"{failure_of(name)} no more"), (self._conditions, f"{name} is over")):
             condition = known.get(name)
             if condition is None or failed or (message and known is self._conditions):
                 continue
@@ -215,11 +215,7 @@ def _ask(name: str, find: Callable[[Look], Iterator[str]], look: Look) -> tuple[
         return "; ".join(find(look)), False
     except Exception as error:
         log.exception("step %d: sentinel %s failed", look.data.step, name)
-        return f"{_failure(name)}: {type(error).__name__}: {error}", True
-
-
-def _failure(name: str) -> str:
-    return f"sentinel {name} failed"
+        return f"{failure_of(name)}: {type(error).__name__}: {error}", True
 
 
 def _uses_before(step: int, run_dir: Path | None) -> Counter[str]:
