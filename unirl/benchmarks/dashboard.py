@@ -83,7 +83,8 @@ def measure_dashboard(bench: DashboardBench) -> Report:
         with _server(Path(folder)) as (server, host, start_s):
             client = _Client(host)
             ready = _first_page(client)
-            switches = _switches(client, bench.num_switches)
+            first_history_s = _seconds(lambda: client.get("api/run/long/pair_history", pair_id="of the first"))
+            switches, histories = _switches(client, bench.num_switches)
             polls, poll_bytes = _polls(client, run_dir, bench)
             search_s = _seconds(lambda: client.get("api/run/long/pairs", text="number 77 ?"))
             rows, goals = bench.browser(f"http://{host}/", run_dir) if bench.browser else ([], [])
@@ -94,6 +95,8 @@ def measure_dashboard(bench: DashboardBench) -> Report:
         {"figure": "first page, kB", "value": ready[1] / 1000},
         {"figure": "pair switch with its pictures, median, s", "value": float(np.median(switches))},
         {"figure": "pair switch with its pictures, longest, s", "value": max(switches)},
+        {"figure": "history of a pair, the first after the start, s", "value": first_history_s},
+        {"figure": "history of a pair, longest of the others, s", "value": max(histories)},
         {"figure": "poll with a new step, median, s", "value": float(np.median(polls))},
         {"figure": "poll with a new step, most bytes", "value": max(poll_bytes)},
         {"figure": "search for a text in all pairs, s", "value": search_s},
@@ -120,7 +123,8 @@ def measure_dashboard(bench: DashboardBench) -> Report:
         ],
         limits=[
             "Figures of the first page and of pairs are of the requests that the page makes, six at once, answers "
-            f"unpacked and parsed; drawing comes on top{', as in a browser' if rows else '; no browser was found'}.",
+            "unpacked and parsed; a history is asked for when it is opened; drawing comes on top"
+            f"{', as in a browser' if rows else '; no browser was found'}.",
         ],
     )
 
@@ -143,21 +147,21 @@ def _first_page(client: _Client) -> tuple[float, int]:
     return time.perf_counter() - started, client.num_bytes - before
 
 
-def _switches(client: _Client, num: int) -> list[float]:
-    """Seconds until a pair, its history and its pictures are there, of pairs all over the run."""
+def _switches(client: _Client, num: int) -> tuple[list[float], list[float]]:
+    """Seconds until a pair and its pictures are there, and until its history is, of pairs all over the run."""
     total = client.get("api/run/long/pairs", limit=0)["total"]
-    seconds = []
+    seconds: list[float] = []
+    histories: list[float] = []
     for number in range(num):
         (pair,) = client.get("api/run/long/pairs", offset=number * total // num, limit=1)["pairs"]
         asked = {"step": pair["step"], "pair_id": pair["pair_id"]}
         seconds.append(_seconds(lambda asked=asked: _show_pair(client, asked)))
-    return seconds
+        histories.append(_seconds(lambda name=pair["pair_id"]: client.get("api/run/long/pair_history", pair_id=name)))
+    return seconds, histories
 
 
 def _show_pair(client: _Client, asked: dict[str, Any]) -> None:
-    line, _ = client.together(
-        [("api/run/long/pair", asked), ("api/run/long/pair_history", {"pair_id": asked["pair_id"]})]
-    )
+    line = client.get("api/run/long/pair", **asked)
     names = [line["understanding"]["image"], *(sample["image"] for sample in line["generation"]["samples"])]
     client.together([(f"files/long/images/{name}", {}) for name in names])
 
