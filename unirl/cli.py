@@ -951,7 +951,7 @@ def runs_compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories, or their names in runs/.")],
     as_json: AsJson = False,
 ) -> None:
-    """Settings in which runs differ, final evaluations, and paired differences from the first run."""
+    """Settings in which runs differ, last evaluations, and paired differences from the first run."""
     from unirl.jobs import runs as job
 
     if len(runs) < 2:
