@@ -63,10 +63,11 @@ class Run:
         with self.clock.phase("save"):
             checkpoints = self.record.run_dir / "checkpoints"
             parts.learner.save(checkpoints, step, {"step": step, "pairs": parts.pairs.state()})
-            prune(checkpoints, self.config.train.keep_checkpoints, onsets=self.record.onsets)
             self.record.sync()
             if parts.ahead is not None:
                 parts.ahead.sync()
+            # Last: until the lines are safe too, an older checkpoint may be all that fits them.
+            prune(checkpoints, self.config.train.keep_checkpoints, onsets=self.record.onsets)
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 
     def note(self, parts: Parts, data: StepData) -> None:

@@ -133,8 +133,8 @@ class Run:
         with self.clock.phase("save"):
             checkpoints = self.record.run_dir / "checkpoints"
             ranks.save(checkpoints, step, {"step": step, "data": self.data})
-            prune(checkpoints, self.config.train.keep_checkpoints, onsets=self.record.onsets)
             self.record.sync()
+            prune(checkpoints, self.config.train.keep_checkpoints, onsets=self.record.onsets)
             self.record.event("checkpoint", f"saved after step {step}", {"step": step})
 
 
